@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api by `make protos`; never edited."""

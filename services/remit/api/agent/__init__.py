@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/agent by `make protos`; never edited."""

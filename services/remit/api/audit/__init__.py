@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/audit by `make protos`; never edited."""

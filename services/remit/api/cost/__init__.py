@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/cost by `make protos`; never edited."""

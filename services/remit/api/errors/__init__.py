@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/errors by `make protos`; never edited."""

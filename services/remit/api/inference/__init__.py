@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/inference by `make protos`; never edited."""

@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/options by `make protos`; never edited."""

@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/policy by `make protos`; never edited."""

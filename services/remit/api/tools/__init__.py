@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/tools by `make protos`; never edited."""

@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/usage by `make protos`; never edited."""
