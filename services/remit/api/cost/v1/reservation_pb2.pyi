@@ -102,8 +102,10 @@ class Reservation(_message.Message):
     """Money posted to the path, in nano-USD. 0 until settled."""
     overrun_nanos: _builtins.int
     """Money posted to the operator's overrun account, in nano-USD."""
-    price: _builtins.str
-    """Version of the price that was pinned."""
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """The price that was pinned."""
+
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -118,16 +120,56 @@ class Reservation(_message.Message):
         hold_nanos: _builtins.int = ...,
         posted_nanos: _builtins.int = ...,
         overrun_nanos: _builtins.int = ...,
-        price: _builtins.str = ...,
+        price: Global___Price | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "create_time", b"create_time", "hold_nanos", b"hold_nanos", "item", b"item", "name", b"name", "overrun_nanos", b"overrun_nanos", "posted_nanos", b"posted_nanos", "price", b"price", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
+
+@_typing.final
+class Price(_message.Message):
+    """Price is what an item costs. The cost of a usage is the exact sum of its parts, rounded up once to
+    the next nano-USD.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    INPUT_NANOS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_NANOS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANOS_PER_MILLION_FIELD_NUMBER: _builtins.int
+    CALL_NANOS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """Version of the price: SHA-256 in hex over item and rates."""
+    input_nanos_per_million: _builtins.int
+    """For 1,000,000 input tokens that are not cached, in nano-USD."""
+    cached_input_nanos_per_million: _builtins.int
+    """For 1,000,000 cached input tokens, in nano-USD."""
+    output_nanos_per_million: _builtins.int
+    """For 1,000,000 output tokens, in nano-USD."""
+    call_nanos: _builtins.int
+    """For each call, in nano-USD."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        input_nanos_per_million: _builtins.int = ...,
+        cached_input_nanos_per_million: _builtins.int = ...,
+        output_nanos_per_million: _builtins.int = ...,
+        call_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_nanos_per_million", b"cached_input_nanos_per_million", "call_nanos", b"call_nanos", "input_nanos_per_million", b"input_nanos_per_million", "output_nanos_per_million", b"output_nanos_per_million", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
