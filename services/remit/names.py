@@ -1,0 +1,128 @@
+"""Resource names: the one place that knows how they are built and read.
+
+Names follow AIP-122: collections and identifiers in turn. An account of the ledger is named by its
+whole path, so that its ancestors are its prefixes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_ID: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,98}[A-Za-z0-9])?"
+_UUID: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_PATTERNS: Final = {
+    "org": re.compile(rf"orgs/({_ID})"),
+    "team": re.compile(rf"orgs/({_ID})/teams/({_ID})"),
+    "user": re.compile(rf"orgs/({_ID})/users/({_ID})"),
+    "apiKey": re.compile(rf"orgs/({_ID})/apiKeys/({_ID})"),
+    "agent": re.compile(rf"agents/({_ID})"),
+    "run": re.compile(rf"runs/({_UUID})"),
+    "tool": re.compile(rf"tools/({_ID})"),
+    "model": re.compile(rf"models/({_ID})"),
+    "claim": re.compile(rf"claims/({_UUID})"),
+    "reservation": re.compile(rf"reservations/({_UUID})-([0-9]+)"),
+}
+
+
+def is_name(kind: str, name: str) -> bool:
+    """Whether `name` is a full name of that kind, such as ("run", "runs/0198...")."""
+    return _PATTERNS[kind].fullmatch(name) is not None
+
+
+def parse(kind: str, name: str) -> tuple[str, ...]:
+    """The identifiers inside a full name, outermost first. Raises ValueError if it is none."""
+    match = _PATTERNS[kind].fullmatch(name)
+    if match is None:
+        message = f"{name!r} is not the name of a {kind}"
+        raise ValueError(message)
+    return match.groups()
+
+
+def org_name(org: str) -> str:
+    """`orgs/{org}`."""
+    return _checked("org", f"orgs/{org}")
+
+
+def team_name(org: str, team: str) -> str:
+    """`orgs/{org}/teams/{team}`."""
+    return _checked("team", f"orgs/{org}/teams/{team}")
+
+
+def user_name(org: str, user: str) -> str:
+    """`orgs/{org}/users/{user}`."""
+    return _checked("user", f"orgs/{org}/users/{user}")
+
+
+def api_key_name(org: str, key: str) -> str:
+    """`orgs/{org}/apiKeys/{key}`."""
+    return _checked("apiKey", f"orgs/{org}/apiKeys/{key}")
+
+
+def agent_name(agent: str) -> str:
+    """`agents/{agent}`."""
+    return _checked("agent", f"agents/{agent}")
+
+
+def run_name(run: str) -> str:
+    """`runs/{run}`; {run} is a UUID in canonical text form."""
+    return _checked("run", f"runs/{run}")
+
+
+def tool_name(tool: str) -> str:
+    """`tools/{tool}`."""
+    return _checked("tool", f"tools/{tool}")
+
+
+def model_name(model: str) -> str:
+    """`models/{model}`."""
+    return _checked("model", f"models/{model}")
+
+
+def claim_name(claim: str) -> str:
+    """`claims/{claim}`; {claim} is a UUID in canonical text form."""
+    return _checked("claim", f"claims/{claim}")
+
+
+def reservation_name(claim: str, attempt: int) -> str:
+    """`reservations/{claim}-{attempt}` from the claim's full name."""
+    return _checked("reservation", f"reservations/{parse('claim', claim)[0]}-{attempt}")
+
+
+def org_of(name: str) -> str:
+    """The org `orgs/{org}` that a name or account path begins with. Raises ValueError if none."""
+    parts = name.split("/")
+    return _checked("org", "/".join(parts[:2]))
+
+
+def account_path(user: str, *, team: str = "", agent: str = "", run: str = "") -> tuple[str, ...]:
+    """Accounts that an effect's money is held on, the org first and the leaf last.
+
+    Takes full names; `team`, `agent` and `run` may be empty. Each account's name is its whole path:
+    `orgs/acme`, `orgs/acme/teams/core`, `orgs/acme/teams/core/users/alice`, ...
+    Raises ValueError for a malformed name or a team of another org.
+    """
+    org, user_id = parse("user", user)
+    accounts = [org_name(org)]
+    if team:
+        team_org, team_id = parse("team", team)
+        if team_org != org:
+            message = f"{team} is not a team of {org_name(org)}"
+            raise ValueError(message)
+        accounts.append(f"{accounts[-1]}/teams/{team_id}")
+    accounts.append(f"{accounts[-1]}/users/{user_id}")
+    for kind, name in (("agent", agent), ("run", run)):
+        if name:
+            accounts.append(f"{accounts[-1]}/{kind}s/{parse(kind, name)[0]}")
+    return tuple(accounts)
+
+
+def ancestors(account: str) -> tuple[str, ...]:
+    """All accounts of a leaf's path, the org first and the leaf itself last."""
+    parts = account.split("/")
+    return tuple("/".join(parts[:end]) for end in range(2, len(parts) + 1, 2))
+
+
+def _checked(kind: str, name: str) -> str:
+    parse(kind, name)
+    return name

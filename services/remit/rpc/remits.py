@@ -1,0 +1,261 @@
+"""Remits: signed statements of what a subject may start, verified offline by everybody.
+
+A remit is an EdDSA-signed JWT (RFC 7519, RFC 8037) of at most 4 KiB that lives for minutes. Policy
+issues it; this module holds its claims, its encoding and its verification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from remit import names
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.options.v1 import options_pb2
+from remit.api.options.v1.options_pb2 import Caller
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+
+ISSUER: Final = "policy.remit.internal"
+ALGORITHM: Final = "EdDSA"
+MAX_TOKEN_BYTES: Final = 4096
+LEEWAY_S: Final = 2.0
+"""Tolerated difference between the clocks of issuer and verifier, in seconds."""
+_CACHE_SIZE: Final = 4096
+_CALLER_PREFIX: Final = "CALLER_"
+
+
+@dataclass(frozen=True)
+class Remit:
+    """What a verified token says."""
+
+    remit_id: str
+    subject: str
+    """`orgs/{org}/users/{user}`: the principal."""
+    team: str
+    """`orgs/{org}/teams/{team}`, or empty."""
+    agent: str
+    """`agents/{agent}`, or empty for a client's own remit."""
+    run: str
+    """`runs/{run}`, or empty for a client's own remit."""
+    presenter: Caller.ValueType
+    """The party that may present it: PUBLIC for a client's, AGENT for a run's."""
+    audience: frozenset[Caller.ValueType]
+    """Services that may accept it."""
+    tools: frozenset[str]
+    """For a run: the tools it may call. A client's remit lists none; policy alone decides."""
+    models: frozenset[str]
+    """For a run: the models it may call. A client's remit lists none; policy alone decides."""
+    account: str
+    """Leaf account of the ledger that pays, by its whole path."""
+    max_cost_nanos: int | None
+    """The run's own money limit in nano-USD."""
+    fencing_token: int
+    """Token of the worker that owns the run; 0 outside runs."""
+    policy_epoch: int
+    roles: frozenset[str]
+    key_id: str
+    issue_time: datetime
+    expire_time: datetime
+
+    @property
+    def org(self) -> str:
+        """`orgs/{org}` of the subject."""
+        return names.org_of(self.subject)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it belongs to a run rather than to a client."""
+        return bool(self.run)
+
+    def offers_tool(self, tool: str) -> bool:
+        """Whether the remit names the tool; a client's remit leaves that to policy."""
+        return not self.is_run or tool in self.tools
+
+    def offers_model(self, model: str) -> bool:
+        """Whether the remit names the model; a client's remit leaves that to policy."""
+        return not self.is_run or model in self.models
+
+
+class KeySource(Protocol):
+    """Finds the public key of a key id."""
+
+    async def public_key(self, key_id: str) -> Ed25519PublicKey | None:
+        """The key, or None if no such key signs remits. Raises RemitError if it cannot tell."""
+        ...
+
+
+class RemitVerifier:
+    """Verifies tokens offline. Signatures once verified are remembered; times are checked each time."""
+
+    def __init__(self, keys: KeySource, clock: Clock, *, cache_size: int = _CACHE_SIZE) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._cache_size = cache_size
+        self._verified: OrderedDict[bytes, Remit] = OrderedDict()
+
+    async def verify(
+        self,
+        token: str,
+        *,
+        audience: Caller.ValueType,
+        presenter: Caller.ValueType | None = None,
+    ) -> Remit:
+        """The remit inside `token`, if `audience` may accept it from `presenter` now.
+
+        `presenter` None skips that check: the token arrived inside a request of a service that has
+        already checked it. Raises REMIT_INVALID.
+        """
+        remit = await self._signed(token)
+        self._check_time(remit)
+        if audience not in remit.audience:
+            raise _invalid(f"the remit is not meant for {caller_label(audience)}")
+        if presenter is not None and presenter != remit.presenter:
+            raise _invalid(
+                f"the remit may be presented by {caller_label(remit.presenter)},"
+                f" not by {caller_label(presenter)}"
+            )
+        return remit
+
+    async def _signed(self, token: str) -> Remit:
+        if not token:
+            raise _invalid("no remit was presented")
+        if len(token) > MAX_TOKEN_BYTES:
+            raise _invalid(f"the remit is longer than {MAX_TOKEN_BYTES} bytes")
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._verified.get(digest)
+        if known is None:
+            known = await self._decode(token)
+            self._remember(digest, known)
+        return known
+
+    async def _decode(self, token: str) -> Remit:
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid")
+        except jwt.PyJWTError as error:
+            raise _invalid("the remit is malformed") from error
+        key = await self._keys.public_key(key_id) if isinstance(key_id, str) else None
+        if key is None:
+            raise _invalid("the remit is signed with a key that is not known")
+        try:
+            claims = jwt.decode(token, key, algorithms=[ALGORITHM], options=_DECODE_OPTIONS)
+            return decode_claims(claims, key_id)
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
+            raise _invalid("the remit is malformed or its signature is wrong") from error
+
+    def _check_time(self, remit: Remit) -> None:
+        now = self._clock.now().timestamp()
+        late_s = now - remit.expire_time.timestamp()
+        if late_s > LEEWAY_S:
+            raise _invalid(f"the remit expired {late_s:.0f} s ago")
+        if remit.issue_time.timestamp() - now > LEEWAY_S:
+            raise _invalid("the remit is not valid yet: the clocks differ")
+
+    def _remember(self, digest: bytes, remit: Remit) -> None:
+        self._verified[digest] = remit
+        if len(self._verified) > self._cache_size:
+            self._verified.popitem(last=False)
+
+
+# Times, audience and presenter are checked by RemitVerifier, with an injected clock.
+_DECODE_OPTIONS: Final[Any] = {
+    "verify_signature": True,
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_iss": False,
+}
+
+
+def encode_remit(remit: Remit, key: Ed25519PrivateKey) -> str:
+    """The signed token. Only policy calls this. Raises ValueError beyond 4 KiB."""
+    token = jwt.encode(
+        encode_claims(remit), key, algorithm=ALGORITHM, headers={"kid": remit.key_id}
+    )
+    if len(token) > MAX_TOKEN_BYTES:
+        message = f"the remit has {len(token)} bytes; the limit is {MAX_TOKEN_BYTES}"
+        raise ValueError(message)
+    return token
+
+
+def encode_claims(remit: Remit) -> dict[str, Any]:
+    """The JWT claims of a remit: registered names of RFC 7519 first, then ours."""
+    return {
+        "iss": ISSUER,
+        "sub": remit.subject,
+        "aud": sorted(caller_label(service) for service in remit.audience),
+        "iat": int(remit.issue_time.timestamp()),
+        "exp": int(remit.expire_time.timestamp()),
+        "jti": remit.remit_id,
+        "team": remit.team,
+        "agent": remit.agent,
+        "run": remit.run,
+        "presenter": caller_label(remit.presenter),
+        "tools": sorted(remit.tools),
+        "models": sorted(remit.models),
+        "account": remit.account,
+        "max_cost_nanos": remit.max_cost_nanos,
+        "fence": remit.fencing_token,
+        "epoch": remit.policy_epoch,
+        "roles": sorted(remit.roles),
+    }
+
+
+def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
+    """The remit of verified claims. Raises KeyError, TypeError or ValueError if they are not ours."""
+    if claims["iss"] != ISSUER:
+        message = "another issuer"
+        raise ValueError(message)
+    remit = Remit(
+        remit_id=str(claims["jti"]),
+        subject=str(claims["sub"]),
+        team=str(claims["team"]),
+        agent=str(claims["agent"]),
+        run=str(claims["run"]),
+        presenter=_caller(claims["presenter"]),
+        audience=frozenset(_caller(service) for service in claims["aud"]),
+        tools=frozenset(claims["tools"]),
+        models=frozenset(claims["models"]),
+        account=str(claims["account"]),
+        max_cost_nanos=claims["max_cost_nanos"],
+        fencing_token=int(claims["fence"]),
+        policy_epoch=int(claims["epoch"]),
+        roles=frozenset(claims["roles"]),
+        key_id=key_id,
+        issue_time=datetime.fromtimestamp(claims["iat"], UTC),
+        expire_time=datetime.fromtimestamp(claims["exp"], UTC),
+    )
+    expected = names.account_path(remit.subject, team=remit.team, agent=remit.agent, run=remit.run)
+    if remit.account != expected[-1]:
+        message = "the account is not the subject's"
+        raise ValueError(message)
+    return remit
+
+
+def caller_label(caller: Caller.ValueType) -> str:
+    """The name of a party in tokens, certificates and messages, such as `agent` or `public`."""
+    return Caller.Name(caller).removeprefix(_CALLER_PREFIX).lower()
+
+
+def caller_of_label(label: str) -> Caller.ValueType:
+    """The party of a label. Raises ValueError for an unknown one."""
+    return _caller(label)
+
+
+def _caller(label: str) -> Caller.ValueType:
+    value = Caller.Value(_CALLER_PREFIX + label.upper())
+    if value == options_pb2.CALLER_UNSPECIFIED:
+        message = "no such party"
+        raise ValueError(message)
+    return value
+
+
+def _invalid(message: str) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_REMIT_INVALID, message)

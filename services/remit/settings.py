@@ -1,0 +1,83 @@
+"""Settings that every service has; each area adds its own in `<area>/settings.py`.
+
+Values come from the environment, `REMIT_<AREA>_<FIELD>`. Every default works under `remit up`; a wrong
+value stops the start with a message that names the variable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc.errors import RemitError, Violation
+
+
+class ServiceSettings(BaseSettings):
+    """What every service of the mesh needs to know."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    dsn: str = Field(default="", description="PostgreSQL DSN of the area's database, service role.")
+    host: str = Field(default="127.0.0.1", description="Address that the gRPC server listens on.")
+    port: int = Field(default=0, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    http_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of /health, /ready and /metrics; 0 picks one."
+    )
+    tls_dir: Path = Field(
+        default=Path(), description="Folder with ca.pem, cert.pem and key.pem of this service."
+    )
+    mesh_address: str = Field(
+        default="127.0.0.1:7400", description="host:port of the gateway's mesh listener."
+    )
+    replica: str = Field(default="0", description="Name of this replica, for logs and journals.")
+    log_level: str = Field(default="info", description="Least level that is logged.")
+    max_in_flight: int = Field(
+        default=1024,
+        ge=10,
+        description="RPCs in flight per replica; the last fifth is kept for calls that close.",
+    )
+    drain_s: float = Field(
+        default=10.0, gt=0, le=300, description="Seconds that a drain waits for calls in flight."
+    )
+    pool_size: int = Field(default=8, ge=1, le=100, description="Database connections at most.")
+    statement_timeout_s: float = Field(
+        default=5.0, gt=0, le=60, description="Limit of one database statement in seconds."
+    )
+    allow_unsafe_durability: bool = Field(
+        default=False,
+        description="Start although the database may lose acknowledged commits. Never in production.",
+    )
+    otlp_endpoint: str = Field(
+        default="", description="OTLP/gRPC endpoint for traces; empty turns tracing off."
+    )
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:  # noqa: ANN401 - any field of any subclass
+        """Reads the environment. Raises CONFIGURATION_INVALID that names each wrong variable."""
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            raise configuration_error(cls.model_config.get("env_prefix", ""), error) from error
+
+
+def configuration_error(prefix: str, error: ValidationError) -> RemitError:
+    """CONFIGURATION_INVALID with one violation a field; `prefix` goes before each field's path."""
+    violations = [
+        Violation(
+            f"{prefix}{'.'.join(str(part) for part in fault['loc'])}".upper()
+            if prefix.isupper()
+            else f"{prefix}{'.'.join(str(part) for part in fault['loc'])}",
+            fault["msg"],
+        )
+        for fault in error.errors()
+    ]
+    first = violations[0]
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+        "; ".join(f"{v.field}: {v.description}" for v in violations) or first.description,
+        violations=violations,
+    )
