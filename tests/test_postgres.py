@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
-
 from remit.api.errors.v1 import error_reason_pb2
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
+
 from tests.conftest import PostgresCluster
 
 
 @pytest.fixture
-async def numbers(postgres: PostgresCluster) -> Database:
+async def numbers(postgres: PostgresCluster) -> AsyncIterator[Database]:
     """A database with one table, under a superuser: these tests are about commits, not rights."""
     dsn = postgres.dsn("postgres", "postgres")
     async with Database.open(dsn) as database:

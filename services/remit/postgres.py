@@ -1,7 +1,7 @@
 """PostgreSQL, the only store: pool, migrations, durability check and group commit.
 
-Group commit is why the promise is affordable: while one transaction commits, the next batch gathers,
-so many callers share one fsync, and each is answered only after its own commit.
+Group commit is why the promise is affordable: while one transaction commits, the next batch
+gathers, so many callers share one fsync, and each is answered only after its own commit.
 """
 
 from __future__ import annotations
@@ -197,6 +197,10 @@ def migration_folders(database: str) -> tuple[Path, ...]:
     return tuple(_PACKAGE / folder for folder in DATABASES[database])
 
 
+def _migration_files(database: str) -> list[Path]:
+    return [file for folder in migration_folders(database) for file in sorted(folder.glob("*.sql"))]
+
+
 async def migrate(owner_dsn: str, database: str) -> list[str]:
     """Applies what is missing, each file in its own transaction, and returns the new names.
 
@@ -211,11 +215,11 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
             " digest bytea NOT NULL, apply_time timestamptz NOT NULL DEFAULT now())"
         )
-        known = dict(await connection.fetch("SELECT name, digest FROM schema_migrations"))
+        rows = await connection.fetch("SELECT name, digest FROM schema_migrations")
+        known: dict[str, bytes] = {row["name"]: row["digest"] for row in rows}
         return [
             file.name
-            for folder in migration_folders(database)
-            for file in sorted(folder.glob("*.sql"))
+            for file in _migration_files(database)
             if await _apply(connection, file, known)
         ]
     finally:
@@ -224,7 +228,7 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
 
 async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[str, bytes]) -> bool:
     name = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
-    script = file.read_text()
+    script = file.read_text()  # noqa: ASYNC240 - a few kilobytes, once, before anything serves
     digest = hashlib.sha256(script.encode()).digest()
     if name in known:
         if known[name] != digest:

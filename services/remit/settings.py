@@ -1,7 +1,7 @@
 """Settings that every service has; each area adds its own in `<area>/settings.py`.
 
-Values come from the environment, `REMIT_<AREA>_<FIELD>`. Every default works under `remit up`; a wrong
-value stops the start with a message that names the variable.
+Values come from the environment, `REMIT_<AREA>_<FIELD>`. Every default works under `remit up`; a
+wrong value stops the start with a message that names the variable.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ServiceSettings(BaseSettings):
     )
     allow_unsafe_durability: bool = Field(
         default=False,
-        description="Start although the database may lose acknowledged commits. Never in production.",
+        description="Start although acknowledged commits can be lost. Never in production.",
     )
     otlp_endpoint: str = Field(
         default="", description="OTLP/gRPC endpoint for traces; empty turns tracing off."

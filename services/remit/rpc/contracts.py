@@ -1,8 +1,8 @@
 """The contract of every RPC, read once from the descriptors.
 
-Gateway, servers, clients, policy and docs take deadlines, callers, capacity and permissions from here.
-The standard services that are not ours (health, reflection, Envoy's ext_authz) have no option; their
-facts stand in one table at the end of this file.
+Gateway, servers, clients, policy and docs take deadlines, callers, capacity and permissions from
+here. The standard services that are not ours (health, reflection, Envoy's ext_authz) have no
+option; their facts stand in one table at the end of this file.
 """
 
 from __future__ import annotations

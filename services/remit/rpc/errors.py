@@ -1,8 +1,8 @@
 """The one error of the mesh: raised on the server, sent as google.rpc.Status, raised on the client.
 
-Every error has an ErrorReason; code, retry advice and what to do next come from the reason's contract
-in `protos/remit/api/errors/v1`. Details follow AIP-193: ErrorInfo always; BadRequest, QuotaFailure and
-RetryInfo where apt.
+Every error has an ErrorReason; code, retry advice and what to do next come from the reason's
+contract in `protos/remit/api/errors/v1`. Details follow AIP-193: ErrorInfo always; BadRequest,
+QuotaFailure and RetryInfo where apt.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class ReasonContract:
 class RemitError(Exception):
     """An error with a reason, as every RPC of Remit reports it.
 
-    `message` is one sentence for people and names the thing that is wrong. It must hold no content of
-    sensitive fields. A retryable reason always carries `retry_after_s`.
+    `message` is one sentence for people and names the thing that is wrong. It must hold no content
+    of sensitive fields. A retryable reason always carries `retry_after_s`.
     """
 
-    def __init__(  # noqa: PLR0913 - these are the parts of the standard error details
+    def __init__(
         self,
         reason: ErrorReason.ValueType,
         message: str,

@@ -1,9 +1,9 @@
-"""Who is calling: read from the peer's certificate, and from the gateway's word only if it is the gateway.
+"""Who is calling: the peer's certificate says, and for the gateway's mesh listener its word.
 
-Identities are SPIFFE-style URIs `spiffe://remit.internal/<party>`. The gateway's mesh listener forwards
-the caller's URI in exactly one x-forwarded-client-cert element; a service believes it only from a peer
-that holds the mesh listener's own certificate. The edge listener has another certificate and speaks for
-clients outside the mesh, nobody else.
+Identities are SPIFFE-style URIs `spiffe://remit.internal/<party>`. The mesh listener forwards the
+caller's URI in exactly one x-forwarded-client-cert element; a service believes it only from a peer
+that holds the mesh listener's own certificate. The edge listener has another certificate and
+speaks for clients outside the mesh, nobody else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TlsIdentity:
 
     @classmethod
     def load(cls, folder: Path) -> TlsIdentity:
-        """Reads ca.pem, cert.pem and key.pem. Raises CONFIGURATION_INVALID naming the missing file."""
+        """Reads ca.pem, cert.pem, key.pem. Raises CONFIGURATION_INVALID naming a missing one."""
         try:
             ca, certificate, key = (
                 (folder / name).read_bytes() for name in ("ca.pem", "cert.pem", "key.pem")

@@ -92,7 +92,7 @@ class KeySource(Protocol):
 
 
 class RemitVerifier:
-    """Verifies tokens offline. Signatures once verified are remembered; times are checked each time."""
+    """Verifies tokens offline. A verified signature is remembered; times are checked each time."""
 
     def __init__(self, keys: KeySource, clock: Clock, *, cache_size: int = _CACHE_SIZE) -> None:
         self._keys = keys
@@ -141,7 +141,7 @@ class RemitVerifier:
         except jwt.PyJWTError as error:
             raise _invalid("the remit is malformed") from error
         key = await self._keys.public_key(key_id) if isinstance(key_id, str) else None
-        if key is None:
+        if not isinstance(key_id, str) or key is None:
             raise _invalid("the remit is signed with a key that is not known")
         try:
             claims = jwt.decode(token, key, algorithms=[ALGORITHM], options=_DECODE_OPTIONS)
@@ -209,7 +209,7 @@ def encode_claims(remit: Remit) -> dict[str, Any]:
 
 
 def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
-    """The remit of verified claims. Raises KeyError, TypeError or ValueError if they are not ours."""
+    """The remit of verified claims. Raises KeyError, TypeError or ValueError for others' claims."""
     if claims["iss"] != ISSUER:
         message = "another issuer"
         raise ValueError(message)
