@@ -1,0 +1,174 @@
+"""The two ways in: the edge for clients, the mesh listener for services.
+
+The edge takes from a client nothing that says who it is except its credential, and exchanges that
+for a remit at the policy service. The mesh listener takes nothing but the client certificate, and
+passes its name on.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiVersion,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    Http2ProtocolOptions,
+    HttpProtocolOptions,
+    KeepaliveSettings,
+    TrafficDirection,
+    TransportSocket,
+    TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
+from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthz
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpConnectionManagerForwardClientCertDetails,
+    HttpConnectionManagerInternalAddressConfig,
+    HttpConnectionManagerPathWithEscapedSlashesAction,
+    HttpConnectionManagerSetCurrentClientCertDetails,
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
+    HeaderMutation as EarlyHeaderMutation,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
+from envoy_data_plane.google.protobuf import Any
+
+from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
+from remit.gateway.local_replies import local_replies
+from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
+from remit.gateway.tls import mesh_downstream_tls
+from remit.gateway.topology import Address, Resilience, Topology
+from remit.rpc.calls import REMIT_KEY
+from remit.rpc.contracts import STANDARD_CONTRACTS
+
+EXT_AUTHZ_PATH: Final = "/envoy.service.auth.v3.Authorization/Check"
+_MAX_STREAMS_PER_CONNECTION: Final = 1024
+_STREAM_WINDOW_BYTES: Final = 1 << 20
+_CONNECTION_WINDOW_BYTES: Final = 4 << 20
+_BUFFER_BYTES: Final = 1 << 20
+_HEADERS_TIMEOUT: Final = timedelta(seconds=10)
+_CONNECTION_IDLE: Final = timedelta(hours=1)
+_DRAIN_TIMEOUT: Final = timedelta(seconds=5)
+_NO_LIMIT: Final = timedelta(0)
+
+
+def edge_listener(topology: Topology) -> Listener:
+    """Clients: plain HTTP/2 and HTTP/1.1, credentials exchanged, public RPCs only."""
+    manager = _manager(EDGE, edge_routes(topology), topology.resilience)
+    manager.early_header_mutation_extensions = [_strip_identity()]
+    manager.http_filters = [_ext_authz(), *manager.http_filters]
+    return _listener(EDGE, topology.edge, manager, None)
+
+
+def mesh_listener(topology: Topology) -> Listener:
+    """Services: mTLS, and exactly one `x-forwarded-client-cert` element with the caller's URI."""
+    manager = _manager(MESH, mesh_routes(topology), topology.resilience)
+    manager.forward_client_cert_details = HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET
+    manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
+        uri=True
+    )
+    return _listener(MESH, topology.mesh, manager, mesh_downstream_tls(topology.tls_dir))
+
+
+def _listener(
+    name: str,
+    address: Address,
+    manager: HttpConnectionManager,
+    transport_socket: TransportSocket | None,
+) -> Listener:
+    network_filter = Filter(
+        name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager)
+    )
+    return Listener(
+        name=name,
+        address=socket_address(address.host, address.port),
+        # `/drain_listeners` and health checks treat what comes from outside as inbound.
+        traffic_direction=TrafficDirection.INBOUND,
+        per_connection_buffer_limit_bytes=_BUFFER_BYTES,
+        filter_chains=[FilterChain(filters=[network_filter], transport_socket=transport_socket)],
+    )
+
+
+def _manager(way: str, routes: RouteConfiguration, resilience: Resilience) -> HttpConnectionManager:
+    return HttpConnectionManager(
+        stat_prefix=way,
+        route_config=routes,
+        http_filters=[_router()],
+        local_reply_config=local_replies(),
+        http2_protocol_options=_http2(resilience),
+        common_http_protocol_options=HttpProtocolOptions(idle_timeout=_CONNECTION_IDLE),
+        request_headers_timeout=_HEADERS_TIMEOUT,
+        stream_idle_timeout=_NO_LIMIT,  # each route states its own
+        drain_timeout=_DRAIN_TIMEOUT,
+        use_remote_address=True,
+        # Nobody is internal: a caller cannot set retries or time limits by x-envoy-* headers.
+        internal_address_config=HttpConnectionManagerInternalAddressConfig(),
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action=(
+            HttpConnectionManagerPathWithEscapedSlashesAction.REJECT_REQUEST
+        ),
+    )
+
+
+def _http2(resilience: Resilience) -> Http2ProtocolOptions:
+    return Http2ProtocolOptions(
+        max_concurrent_streams=_MAX_STREAMS_PER_CONNECTION,
+        initial_stream_window_size=_STREAM_WINDOW_BYTES,
+        initial_connection_window_size=_CONNECTION_WINDOW_BYTES,
+        connection_keepalive=KeepaliveSettings(
+            interval=timedelta(seconds=resilience.keepalive_interval_s),
+            timeout=timedelta(seconds=resilience.keepalive_timeout_s),
+        ),
+    )
+
+
+def _strip_identity() -> TypedExtensionConfig:
+    """Removes what only the mesh may say, before anything else looks at the request."""
+    mutation = EarlyHeaderMutation(
+        mutations=[
+            HeaderMutation(remove=REMIT_KEY),
+            HeaderMutation(remove="x-forwarded-client-cert"),
+            HeaderMutation(
+                remove_on_match=HeaderMutationRemoveOnMatch(
+                    key_matcher=StringMatcher(prefix="x-remit-", ignore_case=True)
+                )
+            ),
+        ]
+    )
+    return TypedExtensionConfig(
+        name="envoy.http.early_header_mutation.header_mutation", typed_config=Any.pack(mutation)
+    )
+
+
+def _ext_authz() -> HttpFilter:
+    """Asks the policy service to exchange the credential; without its answer nothing passes."""
+    contract = STANDARD_CONTRACTS[EXT_AUTHZ_PATH]
+    service = GrpcService(
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=cluster_name(EDGE, contract.area)),
+        timeout=timedelta(seconds=contract.deadline_s),
+    )
+    check = ExtAuthz(
+        grpc_service=service,
+        transport_api_version=ApiVersion.V3,
+        failure_mode_allow=False,
+        status_on_error=HttpStatus(code=StatusCode.ServiceUnavailable),
+        clear_route_cache=True,
+        validate_mutations=True,
+    )
+    return HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(check))
+
+
+def _router() -> HttpFilter:
+    return HttpFilter(name="envoy.filters.http.router", typed_config=Any.pack(Router()))
