@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+
 from remit.postgres import DATABASES, Database, migrate
 
 OpenDatabase = Callable[[str], Awaitable[Database]]

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
-
 from tests.conftest import PostgresCluster
 
 

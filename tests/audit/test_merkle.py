@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from remit.audit import merkle
 from remit.audit.merkle import Frontier, LeafRange, Node, ProofError
 
@@ -96,7 +97,8 @@ def subproof(m: int, start: int, stop: int, *, known: bool) -> list[bytes]:
 
 def build(leaves: list[bytes]) -> tuple[Frontier, dict[Node, bytes]]:
     """Append one by one, keeping what a store keeps."""
-    frontier, stored = Frontier(), {}
+    frontier = Frontier()
+    stored: dict[Node, bytes] = {}
     for leaf in leaves:
         completed = frontier.append(merkle.leaf_hash(leaf))
         stored |= {node: hashed for node, hashed in completed if merkle.is_stored(node)}
