@@ -1,0 +1,213 @@
+"""What every call passes before its method runs, whichever transport brought it.
+
+Caller allow-list, capacity by phase, remit, deadline, error translation and metrics, all from the
+method's contract. The gRPC server and the in-memory mesh of the tests share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Final
+
+import grpc
+
+from remit import telemetry
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.options.v1 import options_pb2
+from remit.api.options.v1.options_pb2 import Caller
+from remit.rpc.calls import REMIT_KEY, TRACE_KEY, Call, serving
+from remit.rpc.clock import Clock
+from remit.rpc.contracts import MethodContract
+from remit.rpc.errors import RemitError
+from remit.rpc.remits import Remit, RemitVerifier, caller_label
+
+# The inner time limit is shorter than the caller's, so that its report still arrives.
+SHAVE_SHARE: Final = 0.05
+SHAVE_MOST_S: Final = 0.25
+_SHARE_OF_PHASE: Final = {
+    options_pb2.PHASE_OPEN: 0.8,
+    options_pb2.PHASE_OTHER: 0.9,
+    options_pb2.PHASE_CLOSE: 1.0,
+}
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
+_NO_TRACE: Final = "0" * 32
+
+log = telemetry.logger(__name__)
+
+
+class Admission:
+    """Counts calls in flight; opening calls are shed first, closing ones last."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self._max_in_flight = max_in_flight
+        self._total = 0
+        self._by_method: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def admitted(self, contract: MethodContract) -> Iterator[None]:
+        """Holds a place for the body. Raises OVERLOADED at once when there is none."""
+        limit = int(self._max_in_flight * _SHARE_OF_PHASE[contract.phase])
+        if self._total >= limit:
+            raise _overloaded(contract.path, f"the replica serves {self._total} calls")
+        if self._by_method[contract.path] >= contract.max_in_flight:
+            raise _overloaded(contract.path, f"{contract.max_in_flight} calls are in flight")
+        self._total += 1
+        self._by_method[contract.path] += 1
+        try:
+            yield
+        finally:
+            self._total -= 1
+            self._by_method[contract.path] -= 1
+
+    @property
+    def in_flight(self) -> int:
+        """Calls being served, health checks and reflection not counted."""
+        return sum(n for path, n in self._by_method.items() if path.startswith("/remit."))
+
+
+class Guard:
+    """Admits calls to one service."""
+
+    def __init__(
+        self,
+        *,
+        audience: Caller.ValueType,
+        verifier: RemitVerifier,
+        clock: Clock,
+        max_in_flight: int,
+    ) -> None:
+        self._audience = audience
+        self._verifier = verifier
+        self._clock = clock
+        self.admission = Admission(max_in_flight)
+
+    @contextlib.asynccontextmanager
+    async def serve(
+        self,
+        contract: MethodContract,
+        caller: Caller.ValueType,
+        metadata: Iterable[tuple[str, str | bytes]],
+        time_remaining_s: float | None,
+    ) -> AsyncIterator[None]:
+        """Runs the body as the method of `contract`. Raises nothing but RemitError."""
+        started = self._clock.monotonic()
+        code = grpc.StatusCode.OK
+        telemetry.RPC_IN_FLIGHT.labels(contract.path).inc()
+        try:
+            with self.admission.admitted(contract), _reported(contract.path):
+                self._check_caller(contract, caller)
+                limit_s = _time_limit_s(contract, time_remaining_s)
+                async with _deadline(contract, limit_s):
+                    call = await self._call(contract, caller, dict(metadata), started + limit_s)
+                    with serving(call):
+                        yield
+        except RemitError as error:
+            code = error.code
+            raise
+        finally:
+            telemetry.RPC_IN_FLIGHT.labels(contract.path).dec()
+            telemetry.RPC_REQUESTS.labels(contract.path, code.name).inc()
+            telemetry.RPC_SECONDS.labels(contract.path).observe(self._clock.monotonic() - started)
+
+    def _check_caller(self, contract: MethodContract, caller: Caller.ValueType) -> None:
+        if caller not in contract.callers:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED,
+                f"{caller_label(caller)} may not call {contract.path.removeprefix('/')}",
+            )
+
+    async def _call(
+        self,
+        contract: MethodContract,
+        caller: Caller.ValueType,
+        metadata: dict[str, str | bytes],
+        deadline: float,
+    ) -> Call:
+        token = str(metadata.get(REMIT_KEY, ""))
+        remit: Remit | None = None
+        if contract.auth == options_pb2.AUTH_REMIT:
+            remit = await self._verifier.verify(token, audience=self._audience, presenter=caller)
+        return Call(
+            method=contract.path,
+            caller=caller,
+            remit=remit,
+            remit_token=token,
+            deadline=deadline,
+            trace_id=trace_id_of(str(metadata.get(TRACE_KEY, ""))),
+        )
+
+
+def check_request_size(contract: MethodContract, size_bytes: int) -> None:
+    """Raises TOO_LARGE for a request over its contract's bound."""
+    if size_bytes > contract.max_request_bytes:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_TOO_LARGE,
+            f"the request has {size_bytes} bytes; {contract.path.removeprefix('/')} takes"
+            f" {contract.max_request_bytes}",
+        )
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace id of a W3C traceparent; a new one if it is missing or malformed."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None or match[1] == _NO_TRACE:
+        return secrets.token_hex(16)
+    return match[1]
+
+
+def method_unknown(path: str) -> RemitError:
+    """METHOD_UNKNOWN."""
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_METHOD_UNKNOWN, f"{path} is not in the contracts"
+    )
+
+
+def _time_limit_s(contract: MethodContract, time_remaining_s: float | None) -> float:
+    longest = contract.stream.max_life_s if contract.stream else contract.deadline_s
+    asked = longest if time_remaining_s is None else min(longest, time_remaining_s)
+    return max(0.0, asked - min(asked * SHAVE_SHARE, SHAVE_MOST_S))
+
+
+@contextlib.asynccontextmanager
+async def _deadline(contract: MethodContract, limit_s: float) -> AsyncIterator[None]:
+    timeout = asyncio.timeout(limit_s)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+            f"{contract.path.removeprefix('/')} did not end within {limit_s:.3g} s",
+        ) from error
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """Turns whatever a method raises into a RemitError; a bug is logged under an error id."""
+    try:
+        yield
+    except RemitError:
+        raise
+    except grpc.aio.AioRpcError as error:
+        raise RemitError.from_rpc(error) from error
+    except Exception as error:
+        error_id = secrets.token_hex(8)
+        log.exception("rpc_failed", method=path, error_id=error_id)
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_INTERNAL,
+            f"an unexpected error occurred; its id is {error_id}",
+            metadata={"error_id": error_id},
+        ) from error
+
+
+def _overloaded(path: str, why: str) -> RemitError:
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_OVERLOADED, f"{path.removeprefix('/')}: {why}, its limit"
+    )

@@ -1,0 +1,214 @@
+"""Clients: typed stubs whose deadlines, metadata and errors follow the contracts.
+
+`mesh.stub(CostServiceStub)` returns the generated stub over a channel that sets, for every call,
+the contract's deadline (or what is left of the call being served, for anything but closing calls),
+the trace and the remit; failures are raised as RemitError. There is no retry here: retries are
+the gateway's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+
+import grpc
+
+from remit.api.options.v1 import options_pb2
+from remit.rpc.calls import REMIT_KEY, TRACE_KEY, current_call_or_none, outgoing_remit_token
+from remit.rpc.contracts import MethodContract, contract_of
+from remit.rpc.errors import RemitError
+from remit.rpc.guard import method_unknown
+from remit.rpc.identity import TlsIdentity, dns_name
+from remit.rpc.server import MAX_MESSAGE_BYTES
+
+Stub = TypeVar("Stub")
+Stub_co = TypeVar("Stub_co", covariant=True)
+Metadata = tuple[tuple[str, str], ...]
+
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The gateway retries, by the contracts; a second layer would multiply.
+    ("grpc.enable_retries", 0),
+)
+_LEAST_TIMEOUT_S: Final = 0.001
+
+
+class StubFactory(Protocol[Stub_co]):
+    """A generated stub class."""
+
+    def __call__(self, channel: grpc.aio.Channel) -> Stub_co:
+        """The stub over a channel."""
+        ...
+
+
+class Mesh:
+    """A connection to the mesh, or to one server, under this process's identity."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._transport = channel
+        self._channel = cast("grpc.aio.Channel", ContractChannel(channel))
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        identity: TlsIdentity | None,
+        *,
+        party: str = "mesh",
+        tracing: bool = False,
+    ) -> Self:
+        """Connects lazily to `host:port`; the peer must hold the certificate of `party`.
+
+        Without an identity the channel is plain text, as the gateway's local edge is.
+        """
+        interceptors: list[Any] = []
+        if tracing:
+            from opentelemetry.instrumentation.grpc import (  # noqa: PLC0415 - see server.py
+                aio_client_interceptors,
+            )
+
+            interceptors = list(aio_client_interceptors())  # type: ignore[no-untyped-call]
+        options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS]
+        if identity is None:
+            return cls(grpc.aio.insecure_channel(address, options, interceptors=interceptors))
+        options.append(("grpc.ssl_target_name_override", dns_name(party)))
+        return cls(
+            grpc.aio.secure_channel(
+                address,
+                identity.channel_credentials(),
+                options,
+                interceptors=interceptors,
+            )
+        )
+
+    def stub(self, factory: StubFactory[Stub]) -> Stub:
+        """The stub of a service."""
+        return factory(self._channel)
+
+    async def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class ContractChannel:
+    """The part of a channel that stubs use, with the contract around every call."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, path: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """A unary call."""
+        contract = known_contract(path)
+        call = self._channel.unary_unary(path, *args, **kwargs)
+
+        async def guarded(
+            request: Any,  # noqa: ANN401 - any message
+            *,
+            timeout: float | None = None,  # noqa: ASYNC109 - the generated stubs' parameter
+            metadata: Sequence[tuple[str, str]] = (),
+        ) -> Any:  # noqa: ANN401
+            try:
+                return await call(
+                    request,
+                    timeout=timeout_s(contract, timeout),
+                    metadata=outgoing_metadata(metadata),
+                )
+            except grpc.aio.AioRpcError as error:
+                raise RemitError.from_rpc(error) from error
+
+        return guarded
+
+    def unary_stream(self, path: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """A server stream."""
+        contract = known_contract(path)
+        call = self._channel.unary_stream(path, *args, **kwargs)
+
+        async def guarded(
+            request: Any,  # noqa: ANN401 - any message
+            *,
+            timeout: float | None = None,  # noqa: ASYNC109 - the generated stubs' parameter
+            metadata: Sequence[tuple[str, str]] = (),
+        ) -> AsyncIterator[Any]:
+            stream = call(
+                request,
+                timeout=timeout_s(contract, timeout),
+                metadata=outgoing_metadata(metadata),
+            )
+            try:
+                async for response in stream:
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                raise RemitError.from_rpc(error) from error
+            finally:
+                stream.cancel()
+
+        return guarded
+
+
+def remit_metadata(token: str) -> Metadata:
+    """Metadata that carries a remit."""
+    return ((REMIT_KEY, token),)
+
+
+def timeout_s(contract: MethodContract, asked_s: float | None) -> float:
+    """Seconds that a call may take: the least of what was asked, stated and left.
+
+    A closing call does not inherit the deadline of the call that caused it: what was begun is
+    settled even when its caller's time is over.
+    """
+    limit_s = contract.stream.max_life_s if contract.stream else contract.deadline_s
+    if asked_s is not None:
+        limit_s = min(limit_s, asked_s)
+    serving = current_call_or_none()
+    if serving is not None and contract.phase != options_pb2.PHASE_CLOSE:
+        limit_s = min(limit_s, serving.deadline - time.monotonic())
+    return max(limit_s, _LEAST_TIMEOUT_S)
+
+
+def outgoing_metadata(given: Sequence[tuple[str, str]]) -> Metadata:
+    """The metadata of a call: what was given, the remit in force and the trace."""
+    metadata = list(given)
+    keys = {key for key, _ in metadata}
+    token = outgoing_remit_token()
+    if token and REMIT_KEY not in keys:
+        metadata.append((REMIT_KEY, token))
+    serving = current_call_or_none()
+    if serving is not None and TRACE_KEY not in keys:
+        metadata.append((TRACE_KEY, f"00-{serving.trace_id}-{secrets.token_hex(8)}-00"))
+    return tuple(metadata)
+
+
+@contextlib.asynccontextmanager
+async def reading(stream: AsyncIterator[Any]) -> AsyncIterator[AsyncIterator[Any]]:
+    """Cancels the stream at the server when the body ends, however it ends."""
+    try:
+        yield stream
+    finally:
+        aclose = getattr(stream, "aclose", None)
+        if aclose is not None:
+            with contextlib.suppress(asyncio.CancelledError, RemitError):
+                await aclose()
+
+
+def known_contract(path: str) -> MethodContract:
+    """The contract of a path. Raises METHOD_UNKNOWN."""
+    contract = contract_of(path)
+    if contract is None:
+        raise method_unknown(path)
+    return contract

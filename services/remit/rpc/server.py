@@ -1,0 +1,155 @@
+"""The one server builder: every service gets mTLS, health, reflection, tracing and the guard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, cast
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from remit.api.options.v1.options_pb2 import Caller
+from remit.rpc.contracts import MethodContract, contract_of, public_services
+from remit.rpc.errors import RemitError
+from remit.rpc.guard import Guard, check_request_size, method_unknown
+from remit.rpc.identity import caller_of
+
+AddToServer = Callable[[Any, grpc.aio.Server], None]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 65_536
+SERVER_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", 2048),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Two processes on one port would share its connections silently.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class CallerOf(Protocol):
+    """Tells who makes a call; the default reads the certificate."""
+
+    def __call__(self, context: Context) -> Caller.ValueType:
+        """The caller. Raises CALLER_NOT_ALLOWED."""
+        ...
+
+
+def caller_by_certificate(context: Context) -> Caller.ValueType:
+    """The caller that the peer's certificate names."""
+    return caller_of(context.auth_context(), context.invocation_metadata() or ())
+
+
+def build_server(
+    guard: Guard,
+    servicers: Sequence[tuple[AddToServer, object]],
+    *,
+    tracing: bool = False,
+    identify: CallerOf = caller_by_certificate,
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """A server with all that every service has; the caller binds its port and starts it.
+
+    `servicers` pairs each generated `add_XServicer_to_server` with its object.
+    """
+    interceptors: list[grpc.aio.ServerInterceptor] = [ContractInterceptor(guard, identify)]
+    if tracing:
+        # Slow to import, and a third of the throughput: only where spans go somewhere.
+        from opentelemetry.instrumentation.grpc import aio_server_interceptor  # noqa: PLC0415
+
+        interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
+    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+    for add_to_server, servicer in servicers:
+        add_to_server(servicer, server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection(
+        [*public_services(), health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
+    return server, health_servicer
+
+
+class ContractInterceptor(grpc.aio.ServerInterceptor):
+    """Puts the guard around every method; a method without a contract does not exist."""
+
+    def __init__(self, guard: Guard, identify: CallerOf) -> None:
+        self._guard = guard
+        self._identify = identify
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The method's handler with the guard around it."""
+        path = handler_call_details.method
+        contract = contract_of(path)
+        handler = await continuation(handler_call_details)
+        if handler is None or contract is None:
+            return grpc.unary_unary_rpc_method_handler(_unknown(path))
+        if handler.unary_unary is not None:
+            return self._unary(contract, handler)
+        if handler.unary_stream is not None:
+            return self._stream(contract, handler)
+        return handler  # reflection alone streams requests; it reads public contracts only
+
+    def _unary(
+        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        method = cast("Callable[[Any, Context], Awaitable[Any]]", handler.unary_unary)
+
+        async def guarded(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+            try:
+                async with self._serve(contract, request, context):
+                    return await method(request, context)
+            except RemitError as error:
+                await abort(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(
+            guarded, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _stream(
+        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        method = cast("Callable[[Any, Context], AsyncIterator[Any]]", handler.unary_stream)
+
+        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+            try:
+                async with self._serve(contract, request, context):
+                    async for response in method(request, context):
+                        yield response
+            except RemitError as error:
+                await abort(context, error)
+
+        return grpc.unary_stream_rpc_method_handler(
+            guarded, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _serve(self, contract: MethodContract, request: Any, context: Context) -> Any:  # noqa: ANN401
+        check_request_size(contract, request.ByteSize())
+        return self._guard.serve(
+            contract,
+            self._identify(context),
+            context.invocation_metadata() or (),
+            context.time_remaining(),
+        )
+
+
+async def abort(context: Context, error: RemitError) -> None:
+    """Ends the call with the error's status and details."""
+    await context.abort_with_status(rpc_status.to_status(error.to_status()))
+
+
+def _unknown(path: str) -> Callable[[Any, Context], Awaitable[None]]:
+    async def refuse(_request: Any, context: Context) -> None:  # noqa: ANN401 - any message
+        await abort(context, method_unknown(path))
+
+    return refuse

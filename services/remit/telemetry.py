@@ -1,0 +1,69 @@
+"""Logs, metrics and traces, set up once per process.
+
+Logs are one JSON object a line on standard error. Metrics go to the default Prometheus registry,
+which the plain HTTP port serves. Tracing is off until an OTLP endpoint is set.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from remit.rpc.calls import current_call_or_none
+
+RPC_REQUESTS: Final = Counter(
+    "remit_rpc_requests_total", "RPCs served, by method and canonical code.", ["method", "code"]
+)
+RPC_SECONDS: Final = Histogram(
+    "remit_rpc_seconds",
+    "Time from an RPC's acceptance to its end, in seconds.",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+)
+RPC_IN_FLIGHT: Final = Gauge("remit_rpc_in_flight", "RPCs being served now, by method.", ["method"])
+
+
+def configure_logging(*, area: str, replica: str, level: str) -> None:
+    """Sends structlog and the standard library's records to standard error as JSON lines."""
+    least = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _add_call,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=area, replica=replica)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True, format=_STDLIB_FORMAT)
+
+
+_STDLIB_FORMAT: Final = '{"event": "%(message)s", "logger": "%(name)s", "level": "%(levelname)s"}'
+
+
+def logger(name: str) -> Any:  # noqa: ANN401 - structlog's loggers are duck-typed
+    """A structured logger; `name` is the module's."""
+    return structlog.get_logger(logger=name)
+
+
+def _add_call(
+    _logger: object, _name: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Trace and run ids on every line that a call causes."""
+    call = current_call_or_none()
+    if call is not None:
+        event.setdefault("trace_id", call.trace_id)
+        if call.remit is not None and call.remit.run:
+            event.setdefault("run", call.remit.run)
+    return event
