@@ -26,8 +26,8 @@ ERRORS_HEAD = """# Errors
 
 Every error of Remit carries a canonical gRPC code and a `google.rpc.ErrorInfo` with domain
 `remit.dev`, whose reason is one of these. The message names what is wrong; what to do next is the
-same for every error of a reason. Where it is apt the error also carries `BadRequest` (every field at
-fault), `QuotaFailure`, `PreconditionFailure` or `RetryInfo`."""
+same for every error of a reason. Where it is apt the error also carries `BadRequest` (every field
+at fault), `QuotaFailure`, `PreconditionFailure` or `RetryInfo`."""
 CONTRACTS_HEAD = """# Contracts
 
 <!-- Rendered from protos/ by `make golden`; not edited. -->
