@@ -110,7 +110,7 @@ class _Host:
         while True:
             reasons = [reason for check in self._service.ready if (reason := await _failed(check))]
             self._probes.not_ready = "; ".join(reasons)
-            serving = health_pb2.HealthCheckResponse.ServingStatus
+            serving = health_pb2.HealthCheckResponse
             await servicer.set("", serving.NOT_SERVING if reasons else serving.SERVING)
             self._probes.checked = True
             await asyncio.sleep(_READY_EVERY_S)
