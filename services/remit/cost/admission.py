@@ -1,0 +1,121 @@
+"""Limits of a path, and the refusal when one of them cannot cover a hold.
+
+A path's limits are the budgets set on its accounts, the default of an org whose own account has
+none, and the limit that a run carries in its remit. All must have room at once. The refusal names
+each that has not: the account, its limit, what is left of it and when it renews.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from remit import names
+from remit.api.errors.v1 import error_reason_pb2
+from remit.cost.accounts import BalanceKey, balance_key
+from remit.cost.books import Books, Limit
+from remit.cost.periods import Period, renewal_of
+from remit.rpc.errors import QuotaViolation, RemitError
+
+Limits = Mapping[str, Mapping[Period, int]]
+"""Budgets that somebody set: nano-USD by account and period."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultBudget:
+    """What an org may spend whose own account has no budget of any period."""
+
+    period: Period
+    limit_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A limit without room for a hold."""
+
+    limit: Limit
+    left_nanos: int
+    pending_nanos: int
+
+
+def limits_of_account(account: str, limits: Limits, default: DefaultBudget) -> Mapping[Period, int]:
+    """The budgets of one account; an org that has none has the default."""
+    own = limits.get(account)
+    if own:
+        return own
+    return {default.period: default.limit_nanos} if names.is_name("org", account) else {}
+
+
+def limits_of_path(
+    leaf: str, day: date, limits: Limits, default: DefaultBudget, own_limit_nanos: int | None
+) -> Iterator[Limit]:
+    """Every limit of a path, the org's first; `own_limit_nanos` is the one its run carries."""
+    for account in names.ancestors(leaf):
+        for period, limit_nanos in limits_of_account(account, limits, default).items():
+            yield Limit(balance_key(account, period, day), limit_nanos)
+    if own_limit_nanos is not None:
+        yield Limit(balance_key(leaf, Period.TOTAL, day), own_limit_nanos)
+
+
+def admit(books: Books, limits: Sequence[Limit], amount_nanos: int, now: datetime) -> None:
+    """Raises BUDGET_EXHAUSTED unless the amount fits every limit. An amount of 0 always fits."""
+    if amount_nanos == 0:
+        return
+    shortfalls = [short for limit in limits for short in _shortfall(books, limit, amount_nanos)]
+    if shortfalls:
+        raise _refusal(shortfalls, amount_nanos, now)
+    books.note_admission(limits)
+
+
+def _shortfall(books: Books, limit: Limit, amount_nanos: int) -> Iterator[Shortfall]:
+    balance = books.balance(limit.key)
+    left_nanos = limit.limit_nanos - balance.total_nanos
+    if amount_nanos > left_nanos:
+        yield Shortfall(limit, max(left_nanos, 0), balance.pending_nanos)
+
+
+def _refusal(shortfalls: Sequence[Shortfall], amount_nanos: int, now: datetime) -> RemitError:
+    tightest = min(shortfalls, key=lambda short: short.left_nanos)
+    limit = tightest.limit
+    renewal = renewal_of(limit.key.period, limit.key.start)
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
+        f"{limit.key.account} has {tightest.left_nanos} nano-USD left of {limit.limit_nanos}"
+        f" ({_renewal_text(limit.key)}); the effect may cost {amount_nanos}",
+        quota=[QuotaViolation(short.limit.key.account, _describe(short)) for short in shortfalls],
+        retry_after_s=_retry_after_s(shortfalls, amount_nanos, now),
+        metadata={
+            "account": limit.key.account,
+            "period": limit.key.period.name,
+            "limit_nanos": str(limit.limit_nanos),
+            "left_nanos": str(tightest.left_nanos),
+            "needed_nanos": str(amount_nanos),
+        }
+        | ({"renew_time": renewal.isoformat()} if renewal else {}),
+    )
+
+
+def _describe(short: Shortfall) -> str:
+    return (
+        f"the {short.limit.key.period.name} limit is {short.limit.limit_nanos} nano-USD,"
+        f" {short.left_nanos} left, {short.pending_nanos} held; {_renewal_text(short.limit.key)}"
+    )
+
+
+def _renewal_text(key: BalanceKey) -> str:
+    renewal = renewal_of(key.period, key.start)
+    return f"renews at {renewal:%Y-%m-%dT%H:%M:%SZ}" if renewal else "never renews"
+
+
+def _retry_after_s(
+    shortfalls: Sequence[Shortfall], amount_nanos: int, now: datetime
+) -> float | None:
+    """Seconds until every refusing limit has renewed; None if waiting would not help."""
+    renewals = [renewal_of(short.limit.key.period, short.limit.key.start) for short in shortfalls]
+    if any(amount_nanos > short.limit.limit_nanos for short in shortfalls):
+        return None
+    known = [renewal for renewal in renewals if renewal is not None]
+    if len(known) < len(renewals):
+        return None
+    return max(0.0, (max(known) - now).total_seconds())

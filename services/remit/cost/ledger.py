@@ -1,0 +1,272 @@
+"""The ledger's core: decides operations one by one, in order, against what was loaded.
+
+Nothing here reads or writes anything but its arguments. The store loads reservations, balances and
+limits under locks, lets this module decide, and writes what it says; a test does the same with
+dictionaries. Each operation is decided on its own: one that is refused leaves no trace, and those
+after it are decided as if it had never come.
+
+A reservation is named by (claim, attempt) and closed at most once. Whoever releases first leaves a
+tombstone, so that a reserve that comes late, by a retry or a slow network, holds nothing for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+from remit import names
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.errors.v1.error_reason_pb2 import ErrorReason
+from remit.cost.admission import DefaultBudget, admit, limits_of_path
+from remit.cost.books import Books, Kind, Transfer, transfer_accounts
+from remit.cost.periods import Period, day_of
+from remit.cost.reservations import (
+    Extend,
+    HoldOperation,
+    Release,
+    Reservation,
+    ReservationKey,
+    Reserve,
+    SetLimit,
+    Settle,
+    State,
+    require_limit,
+)
+from remit.pricing import bound_nanos, cost_nanos
+from remit.rpc.errors import RemitError, Violation, invalid_request
+
+
+@dataclass(slots=True)
+class LedgerState:
+    """What was loaded for a batch; deciding changes it in place."""
+
+    books: Books
+    limits: dict[str, dict[Period, int]]
+    reservations: MutableMapping[ReservationKey, Reservation]
+    latest_times: MutableMapping[str, datetime]
+    """The latest time at which each org's ledger admitted anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What settings decide."""
+
+    default_budget: DefaultBudget
+    clock_tolerance: timedelta
+    """How far a replica's clock may lie behind the latest entry of an org's ledger."""
+
+
+class Ledger:
+    """Decides operations in order. `now` is the time of the batch."""
+
+    def __init__(self, state: LedgerState, rules: Rules, now: datetime) -> None:
+        self._state = state
+        self._rules = rules
+        self._now = now
+        self.changed: dict[ReservationKey, Reservation] = {}
+        """Reservations that were made or changed, as they are now."""
+
+    def decide(self, operation: HoldOperation) -> Reservation | RemitError:
+        """The reservation after the operation, or why it was refused."""
+        try:
+            return self._apply(operation)
+        except RemitError as error:
+            return error
+
+    def set_limit(self, operation: SetLimit) -> None:
+        """Sets a budget. Raises INVALID_REQUEST; one below what is spent only stops new holds."""
+        require_limit(operation)
+        self._state.limits.setdefault(operation.account, {})[operation.period] = (
+            operation.limit_nanos
+        )
+
+    def _apply(self, operation: HoldOperation) -> Reservation:
+        known = self._state.reservations.get(operation.key)
+        if isinstance(operation, Reserve):
+            return self._reserve(operation) if known is None else _same_hold(known, operation)
+        if isinstance(operation, Release) and known is None:
+            return self._bury(operation)
+        if known is None:
+            raise _unknown(operation.key)
+        if known.service != operation.service:
+            raise _foreign(known)
+        if isinstance(operation, Extend):
+            return self._extend(known, operation)
+        if isinstance(operation, Settle):
+            return self._settle(known, operation)
+        return self._release(known)
+
+    # --------------------------------------------------------------------------------- opening
+
+    def _reserve(self, wanted: Reserve) -> Reservation:
+        org = names.org_of(wanted.account)
+        begin_time = self._begin_time(org)
+        hold = Reservation(
+            key=wanted.key,
+            state=State.HELD,
+            service=wanted.service,
+            day=day_of(begin_time),
+            create_time=begin_time,
+            account=wanted.account,
+            item=wanted.item,
+            price=wanted.price,
+            bound=wanted.bound,
+            hold_nanos=bound_nanos(wanted.price, wanted.bound),
+            own_limit_nanos=wanted.own_limit_nanos,
+            body_digest=wanted.body_digest,
+        )
+        self._admit(hold, hold.hold_nanos)
+        self._state.latest_times[org] = begin_time
+        return self._write(hold, (Kind.HOLD, hold.hold_nanos))
+
+    def _extend(self, hold: Reservation, wanted: Extend) -> Reservation:
+        if hold.state is not State.HELD:
+            _refuse_closed(hold, "extended")
+        new_hold_nanos = bound_nanos(hold.price, wanted.bound)
+        if not wanted.bound.covers(hold.bound):
+            description = f"is less than what {hold.name} holds already"
+            raise invalid_request([Violation("bound", description)])
+        more_nanos = new_hold_nanos - hold.hold_nanos
+        self._admit(hold, more_nanos)
+        larger = replace(hold, bound=wanted.bound, hold_nanos=new_hold_nanos)
+        return self._write(larger, (Kind.HOLD, more_nanos))
+
+    def _begin_time(self, org: str) -> datetime:
+        """Time of a new hold: never before the latest entry, or a past period would reopen."""
+        latest = self._state.latest_times.get(org, self._now)
+        if latest - self._now > self._rules.clock_tolerance:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_INVALID_STATE,
+                f"the clock of this replica is {(latest - self._now).total_seconds():.0f} s behind"
+                f" the latest entry of {org}'s ledger; correct the clock",
+            )
+        return max(latest, self._now)
+
+    def _admit(self, hold: Reservation, amount_nanos: int) -> None:
+        limits = limits_of_path(
+            hold.account,
+            hold.day,
+            self._state.limits,
+            self._rules.default_budget,
+            hold.own_limit_nanos,
+        )
+        self._state.books.require_room(names.org_of(hold.account), hold.day, amount_nanos)
+        admit(self._state.books, tuple(limits), amount_nanos, self._now)
+
+    # --------------------------------------------------------------------------------- closing
+
+    def _settle(self, hold: Reservation, wanted: Settle) -> Reservation:
+        if hold.state is State.SETTLED and hold.used == wanted.used:
+            return hold
+        if hold.state is State.SETTLED:
+            raise _reused(hold, "settled with another usage")
+        if hold.state is State.RELEASED:
+            _refuse_closed(hold, "settled")
+        bill_nanos = hold.hold_nanos
+        if wanted.used is not None:
+            bill_nanos = cost_nanos(hold.price, wanted.used)
+        posted_nanos = min(bill_nanos, hold.hold_nanos)
+        overrun_nanos = bill_nanos - posted_nanos
+        self._state.books.require_room(names.org_of(hold.account), hold.day, overrun_nanos)
+        settled = replace(
+            hold,
+            state=State.SETTLED,
+            used=wanted.used,
+            posted_nanos=posted_nanos,
+            overrun_nanos=overrun_nanos,
+            close_time=max(self._now, hold.create_time),
+        )
+        return self._write(
+            settled,
+            (Kind.POST, posted_nanos),
+            (Kind.VOID, hold.hold_nanos - posted_nanos),
+            (Kind.OVERRUN, overrun_nanos),
+        )
+
+    def _release(self, hold: Reservation) -> Reservation:
+        if hold.state is State.RELEASED:
+            return hold
+        if hold.state is State.SETTLED:
+            _refuse_closed(hold, "released")
+        released = replace(hold, state=State.RELEASED, close_time=max(self._now, hold.create_time))
+        return self._write(released, (Kind.VOID, hold.hold_nanos))
+
+    def _bury(self, wanted: Release) -> Reservation:
+        tombstone = Reservation(
+            key=wanted.key,
+            state=State.RELEASED,
+            service=wanted.service,
+            day=day_of(self._now),
+            create_time=self._now,
+            close_time=self._now,
+        )
+        return self._write(tombstone)
+
+    def _write(self, reservation: Reservation, *moves: tuple[Kind, int]) -> Reservation:
+        """Posts the transfers of a decision and keeps the reservation. Nothing here may refuse."""
+        transfers = _transfers(reservation, [move for move in moves if move[1]])
+        self._state.books.post(transfers)
+        written = replace(reservation, transfers=reservation.transfers + len(transfers))
+        self._state.reservations[written.key] = written
+        self.changed[written.key] = written
+        return written
+
+
+def _transfers(reservation: Reservation, moves: Sequence[tuple[Kind, int]]) -> list[Transfer]:
+    made = []
+    for sequence, (kind, amount_nanos) in enumerate(moves, start=reservation.transfers + 1):
+        debit, credit = transfer_accounts(kind, reservation.account)
+        made.append(
+            Transfer(
+                claim=reservation.key.claim,
+                attempt=reservation.key.attempt,
+                sequence=sequence,
+                kind=kind,
+                debit_account=debit,
+                credit_account=credit,
+                amount_nanos=amount_nanos,
+                day=reservation.day,
+            )
+        )
+    return made
+
+
+def _same_hold(known: Reservation, wanted: Reserve) -> Reservation:
+    """The answer to a reserve whose key is known."""
+    is_tombstone = not known.account
+    if not is_tombstone and known.body_digest != wanted.body_digest:
+        raise _reused(known, "reserved with another request")
+    if known.state is not State.HELD:
+        _refuse_closed(known, "reserved again")
+    return known
+
+
+def _refuse_closed(known: Reservation, verb: str) -> NoReturn:
+    raise RemitError(
+        error_reason_pb2.ERROR_REASON_RESERVATION_CLOSED,
+        f"{known.name} was {known.state.name.lower()}; it cannot be {verb}",
+    )
+
+
+def _reused(known: Reservation, how: str) -> RemitError:
+    return _error(error_reason_pb2.ERROR_REASON_KEY_REUSED, f"{known.name} was {how} before")
+
+
+def _unknown(key: ReservationKey) -> RemitError:
+    return _error(
+        error_reason_pb2.ERROR_REASON_RESOURCE_NOT_FOUND,
+        f"{names.reservation_name(*key)} does not exist",
+    )
+
+
+def _foreign(known: Reservation) -> RemitError:
+    return _error(
+        error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
+        f"{known.name} belongs to the service `{known.service}`; no other may change it",
+    )
+
+
+def _error(reason: ErrorReason.ValueType, message: str) -> RemitError:
+    return RemitError(reason, message)
