@@ -59,13 +59,10 @@ def limits_of_path(
 
 
 def admit(books: Books, limits: Sequence[Limit], amount_nanos: int, now: datetime) -> None:
-    """Raises BUDGET_EXHAUSTED unless the amount fits every limit. An amount of 0 always fits."""
-    if amount_nanos == 0:
-        return
+    """Raises BUDGET_EXHAUSTED unless the amount fits every limit."""
     shortfalls = [short for limit in limits for short in _shortfall(books, limit, amount_nanos)]
     if shortfalls:
         raise _refusal(shortfalls, amount_nanos, now)
-    books.note_admission(limits)
 
 
 def _shortfall(books: Books, limit: Limit, amount_nanos: int) -> Iterator[Shortfall]:

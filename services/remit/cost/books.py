@@ -99,12 +99,16 @@ class Books:
         """The balances that the batch changed, as they are now."""
         return self._after
 
-    def note_admission(self, limits: Iterable[Limit]) -> None:
-        """Remembers the limits of the latest admission, to be proved after the batch."""
-        tightest: dict[BalanceKey, int] = {}
+    def note_admission(self, path: Iterable[BalanceKey], limits: Iterable[Limit]) -> None:
+        """Remembers the limits of the latest admission on a path, to be proved after the batch.
+
+        An earlier one was proved when it was made: later ones may stand under other limits.
+        """
+        for key in path:
+            self._admitted.pop(key, None)
         for limit in limits:
-            tightest[limit.key] = min(limit.limit_nanos, tightest.get(limit.key, limit.limit_nanos))
-        self._admitted |= tightest
+            known = self._admitted.get(limit.key, limit.limit_nanos)
+            self._admitted[limit.key] = min(limit.limit_nanos, known)
 
     def require_room(self, org: str, day: date, amount_nanos: int) -> None:
         """Raises INVALID_REQUEST if the books of an org could not hold the amount as well."""

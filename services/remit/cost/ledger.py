@@ -19,6 +19,7 @@ from typing import NoReturn
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
+from remit.cost.accounts import path_keys
 from remit.cost.admission import DefaultBudget, admit, limits_of_path
 from remit.cost.books import Books, Kind, Transfer, transfer_accounts
 from remit.cost.periods import Period, day_of
@@ -145,15 +146,22 @@ class Ledger:
         return max(latest, self._now)
 
     def _admit(self, hold: Reservation, amount_nanos: int) -> None:
-        limits = limits_of_path(
-            hold.account,
-            hold.day,
-            self._state.limits,
-            self._rules.default_budget,
-            hold.own_limit_nanos,
+        """Raises BUDGET_EXHAUSTED unless so much more fits; what costs nothing always fits."""
+        if amount_nanos == 0:
+            return
+        limits = tuple(
+            limits_of_path(
+                hold.account,
+                hold.day,
+                self._state.limits,
+                self._rules.default_budget,
+                hold.own_limit_nanos,
+            )
         )
-        self._state.books.require_room(names.org_of(hold.account), hold.day, amount_nanos)
-        admit(self._state.books, tuple(limits), amount_nanos, self._now)
+        books = self._state.books
+        books.require_room(names.org_of(hold.account), hold.day, amount_nanos)
+        admit(books, limits, amount_nanos, self._now)
+        books.note_admission(path_keys(hold.account, hold.day), limits)
 
     # --------------------------------------------------------------------------------- closing
 
