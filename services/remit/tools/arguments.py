@@ -21,7 +21,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation
 from remit.tools.definition import ToolDefinition, canonical_json
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 MAX_VIOLATIONS: Final = 50

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import structlog
+from typing import Any
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.clock import Clock
@@ -79,7 +78,7 @@ class ToolContext:
     org: str
     subject: str
     run: str
-    logger: structlog.typing.FilteringBoundLogger
+    logger: Any  # a structlog logger; they are duck-typed
     cancellation: Cancellation = field(default_factory=Cancellation)
 
     def workspace(self) -> Path:

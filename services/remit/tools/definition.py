@@ -226,7 +226,7 @@ def _parameters(
 def _arguments_model(
     name: str, arguments: Mapping[str, tuple[Any, Any]]
 ) -> type[pydantic.BaseModel]:
-    """A strict model; its fields have a prefix so that no argument can meet a name of pydantic's."""
+    """A strict model. Its fields have a prefix: an argument may have any name, also pydantic's."""
     fields: dict[str, Any] = {
         _FIELD_PREFIX + argument: (Annotated[hint, pydantic.Field(alias=argument)], default)
         for argument, (hint, default) in arguments.items()

@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
-
+from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
@@ -27,7 +26,7 @@ from remit.tools.results import Outcome, ResultLimits, to_outcome
 STOP_GRACE_S: Final = 0.5
 """Time that a cancelled coroutine has to clean up before it is left behind."""
 
-_logger = structlog.get_logger(__name__)
+_logger = telemetry.logger(__name__)
 
 
 @dataclass(frozen=True)
