@@ -1,0 +1,280 @@
+"""PolicyAdminService: API keys and the policies in force. Proto in, proto out.
+
+The edge has decided that the caller may use the method in its own org. What the method acts on is
+decided here, by the same rules, because a service believes no gateway about its own resources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+from google.protobuf import timestamp_pb2
+
+from remit import names
+from remit.api.errors.v1.error_reason_pb2 import (
+    ERROR_REASON_PERMISSION_DENIED,
+    ERROR_REASON_RESOURCE_NOT_FOUND,
+)
+from remit.api.policy.v1 import (
+    api_key_pb2,
+    policy_admin_service_pb2,
+    policy_admin_service_pb2_grpc,
+)
+from remit.policy.api_keys import Pepper, PresentedKey, canonical_request
+from remit.policy.credentials import Credentials
+from remit.policy.epochs import Policies
+from remit.policy.recording import AdminRecorder
+from remit.policy.remits import principal_of
+from remit.policy.rules import Question
+from remit.policy.store import AdminRequest, ApiKeyRow, NewApiKey, PolicyStore
+from remit.rpc.calls import current_call, current_remit
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.remits import Remit
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MEMBER: Final = "member"
+ADMIN: Final = "admin"
+ROLES: Final = frozenset({MEMBER, ADMIN})
+_DEFAULT_PAGE: Final = 50
+_MAX_PAGE: Final = 200
+_MAX_DISPLAY_CHARS: Final = 100
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
+_KEY_ID: Final = re.compile(r"[a-z2-7]{16}")
+_CREATE: Final = "keys.create"
+_LIST: Final = "keys.list"
+_REVOKE: Final = "keys.revoke"
+_READ: Final = "policies.read"
+
+
+class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceServicer):
+    """Administration within the caller's own org."""
+
+    def __init__(
+        self,
+        *,
+        store: PolicyStore,
+        pepper: Pepper,
+        policies: Policies,
+        credentials: Credentials,
+        recorder: AdminRecorder,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._pepper = pepper
+        self._policies = policies
+        self._credentials = credentials
+        self._recorder = recorder
+        self._clock = clock
+
+    async def CreateApiKey(
+        self, request: policy_admin_service_pb2.CreateApiKeyRequest, context: Context
+    ) -> policy_admin_service_pb2.CreateApiKeyResponse:
+        """Make an API key; a repeated request gets the same one with the same secret."""
+        caller = current_remit()
+        _check_create(caller, request)
+        await self._authorise(caller, _CREATE, request.user)
+        _check_roles(caller, request)
+        asked, key = self._derived(caller, request)
+        if await self._store.known_request(asked) is None:
+            _check_expiry(request, self._clock.now())
+        row, change = await self._store.create_api_key(asked, self._new_key(request, key))
+        await self._recorder.record(change)
+        return policy_admin_service_pb2.CreateApiKeyResponse(
+            api_key=api_key_of(row), secret=key.text
+        )
+
+    async def ListApiKeys(
+        self, request: policy_admin_service_pb2.ListApiKeysRequest, context: Context
+    ) -> policy_admin_service_pb2.ListApiKeysResponse:
+        """List the org's keys, newest first; a page token is the id of the last key shown."""
+        caller = current_remit()
+        _check_page(request)
+        await self._authorise(caller, _LIST, caller.org)
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        rows = await self._store.list_api_keys(caller.org, size + 1, request.page_token)
+        response = policy_admin_service_pb2.ListApiKeysResponse(
+            api_keys=[api_key_of(row) for row in rows[:size]]
+        )
+        if len(rows) > size:
+            response.next_page_token = rows[size - 1].key_id
+        return response
+
+    async def RevokeApiKey(
+        self, request: policy_admin_service_pb2.RevokeApiKeyRequest, context: Context
+    ) -> policy_admin_service_pb2.RevokeApiKeyResponse:
+        """Revoke a key: here at once, on other replicas within their cache's time."""
+        caller = current_remit()
+        key_id = _revocable(caller, request)
+        await self._authorise(caller, _REVOKE, request.name)
+        asked = _admin_request(caller, _REVOKE, request.request_id, request.name, {})
+        try:
+            row, change = await self._store.revoke_api_key(asked, key_id)
+        finally:
+            # Even if the commit's outcome is unknown: forgetting too much costs one query.
+            self._credentials.forget(key_id)
+        await self._recorder.record(change)
+        return policy_admin_service_pb2.RevokeApiKeyResponse(api_key=api_key_of(row))
+
+    async def GetPolicySet(
+        self, request: policy_admin_service_pb2.GetPolicySetRequest, context: Context
+    ) -> policy_admin_service_pb2.GetPolicySetResponse:
+        """Return the policies in force, as the database has them now."""
+        caller = current_remit()
+        await self._authorise(caller, _READ, caller.org)
+        newest = await self._store.newest_policies()
+        return policy_admin_service_pb2.GetPolicySetResponse(
+            policies=newest.source.text,
+            schema=newest.source.schema,
+            policy_epoch=newest.epoch,
+            create_time=_timestamp(newest.create_time),
+        )
+
+    async def _authorise(self, caller: Remit, action: str, resource: str) -> None:
+        book = await self._policies.at_least(await self._store.newest_epoch())
+        decision = book.decide(Question(principal_of(caller), action, resource))
+        if not decision.allow:
+            raise _denied(caller, action, resource, decision.reason)
+
+    def _derived(
+        self, caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest
+    ) -> tuple[AdminRequest, PresentedKey]:
+        body = {
+            "display_name": request.display_name,
+            "user": request.user,
+            "team": request.team,
+            "roles": sorted(set(request.roles)),
+            "expire_time": request.expire_time.ToJsonString() if _expires(request) else None,
+        }
+        key = self._pepper.derive(
+            canonical_request(_CREATE, caller.subject, request.request_id, body)
+        )
+        name = f"{caller.org}/apiKeys/{key.key_id}"
+        return _admin_request(caller, _CREATE, request.request_id, name, body), key
+
+    def _new_key(
+        self, request: policy_admin_service_pb2.CreateApiKeyRequest, key: PresentedKey
+    ) -> NewApiKey:
+        return NewApiKey(
+            key_id=key.key_id,
+            subject=request.user,
+            team=request.team,
+            display_name=request.display_name,
+            roles=tuple(sorted(set(request.roles))),
+            digest=self._pepper.digest(key),
+            pepper_id=self._pepper.fingerprint,
+            expire_time=request.expire_time.ToDatetime(UTC) if _expires(request) else None,
+        )
+
+
+def api_key_of(row: ApiKeyRow) -> api_key_pb2.ApiKey:
+    """The key on the wire, without its secret."""
+    return api_key_pb2.ApiKey(
+        name=row.name,
+        display_name=row.display_name,
+        user=row.subject,
+        team=row.team,
+        roles=row.roles,
+        create_time=_timestamp(row.create_time),
+        expire_time=_timestamp(row.expire_time) if row.expire_time else None,
+        revoke_time=_timestamp(row.revoke_time) if row.revoke_time else None,
+    )
+
+
+def _admin_request(
+    caller: Remit, action: str, request_id: str, resource: str, body: Mapping[str, object]
+) -> AdminRequest:
+    canonical = canonical_request(action, caller.subject, request_id, {"name": resource, **body})
+    return AdminRequest(
+        subject=caller.subject,
+        method=action,
+        request_id=request_id,
+        org=caller.org,
+        body_digest=hashlib.sha256(canonical).digest(),
+        action=action,
+        resource=resource,
+        detail=json.dumps(dict(body), sort_keys=True),
+        trace_id=current_call().trace_id,
+    )
+
+
+def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
+    found = _request_id_violations(request.request_id)
+    if not 1 <= len(request.display_name) <= _MAX_DISPLAY_CHARS:
+        found.append(Violation("display_name", f"must have 1 to {_MAX_DISPLAY_CHARS} characters"))
+    if not _is_own("user", request.user, caller.org):
+        found.append(Violation("user", f"must be `{caller.org}/users/{{user}}`"))
+    if request.team and not _is_own("team", request.team, caller.org):
+        found.append(Violation("team", f"must be `{caller.org}/teams/{{team}}` or empty"))
+    if not request.roles or not ROLES.issuperset(request.roles):
+        found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
+    if found:
+        raise invalid_request(found)
+
+
+def _check_roles(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
+    """Nobody gives away what they do not have, whatever the policies say about keys.create."""
+    if ADMIN in request.roles and ADMIN not in caller.roles:
+        raise _denied(caller, _CREATE, request.user, "only an admin makes keys of an admin")
+
+
+def _check_expiry(request: policy_admin_service_pb2.CreateApiKeyRequest, now: datetime) -> None:
+    if _expires(request) and request.expire_time.ToDatetime(UTC) <= now:
+        raise invalid_request([Violation("expire_time", "must be in the future")])
+
+
+def _check_page(request: policy_admin_service_pb2.ListApiKeysRequest) -> None:
+    found = []
+    if request.page_size < 0:
+        found.append(Violation("page_size", "must not be negative"))
+    if request.page_token and not _KEY_ID.fullmatch(request.page_token):
+        found.append(Violation("page_token", "is not one that a page came with"))
+    if found:
+        raise invalid_request(found)
+
+
+def _revocable(caller: Remit, request: policy_admin_service_pb2.RevokeApiKeyRequest) -> str:
+    """Return the key id. Another org's key does not exist for this caller."""
+    found = _request_id_violations(request.request_id)
+    if not names.is_name("apiKey", request.name):
+        found.append(Violation("name", "must be `orgs/{org}/apiKeys/{key}`"))
+    if found:
+        raise invalid_request(found)
+    if names.org_of(request.name) != caller.org:
+        raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{request.name} does not exist")
+    return names.parse("apiKey", request.name)[1]
+
+
+def _request_id_violations(request_id: str) -> list[Violation]:
+    if _REQUEST_ID.fullmatch(request_id):
+        return []
+    return [Violation("request_id", "must have 1 to 64 visible ASCII characters")]
+
+
+def _is_own(kind: str, name: str, org: str) -> bool:
+    return names.is_name(kind, name) and names.org_of(name) == org
+
+
+def _expires(request: policy_admin_service_pb2.CreateApiKeyRequest) -> bool:
+    return request.HasField("expire_time")
+
+
+def _denied(caller: Remit, action: str, resource: str, reason: str) -> RemitError:
+    return RemitError(
+        ERROR_REASON_PERMISSION_DENIED,
+        f"{caller.subject} may not perform {action} on {resource}: {reason}",
+        metadata={"permission": action},
+    )
+
+
+def _timestamp(time: datetime) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(time)
+    return stamp

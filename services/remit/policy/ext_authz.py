@@ -1,0 +1,193 @@
+"""Envoy's external authorisation: exchanges a client's API key for a remit, call by call.
+
+The edge listener asks here before it routes (envoy.service.auth.v3.Authorization/Check). The answer
+removes the credential and sets `remit-token`, whatever the client sent under that name; or it
+refuses with an error that a gRPC client reads like any other of Remit's: code, message, details.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+import grpc
+from envoy.config.core.v3 import base_pb2
+from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
+from envoy.type.v3 import http_status_pb2
+from google.protobuf import json_format
+from google.rpc import status_pb2
+
+from remit import telemetry
+from remit.api.errors.v1.error_reason_pb2 import (
+    ERROR_REASON_CALLER_NOT_ALLOWED,
+    ERROR_REASON_CREDENTIAL_INVALID,
+    ERROR_REASON_CREDENTIAL_MISSING,
+    ERROR_REASON_PERMISSION_DENIED,
+)
+from remit.api.options.v1 import options_pb2
+from remit.policy.credentials import Credentials, Session
+from remit.policy.epochs import Policies
+from remit.rpc.calls import REMIT_KEY
+from remit.rpc.contracts import MethodContract, contract_of
+from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
+from remit.rpc.guard import method_unknown
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+AUTHORIZATION: Final = "authorization"
+API_KEY: Final = "x-api-key"
+_BEARER: Final = "bearer "
+_GRPC: Final = "application/grpc"
+# For clients that speak plain HTTP; a gRPC client sees the code itself.
+_HTTP: Final = {
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.UNIMPLEMENTED: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+log = telemetry.logger(__name__)
+
+
+class EdgeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
+    """Decides whether a client's call may enter the mesh, and as whom."""
+
+    def __init__(self, credentials: Credentials, policies: Policies) -> None:
+        self._credentials = credentials
+        self._policies = policies
+
+    async def Check(
+        self,
+        request: external_auth_pb2.CheckRequest,
+        context: Context,  # noqa: ARG002 - the servicer's signature
+    ) -> external_auth_pb2.CheckResponse:
+        """Answer the edge. A refusal is an answer too, so that the client learns the reason."""
+        http = request.attributes.request.http
+        headers = {name.lower(): value for name, value in http.headers.items()}
+        try:
+            token = await self._admit(http.path.partition("?")[0], headers)
+        except RemitError as error:
+            return refused(error, is_grpc=headers.get("content-type", "").startswith(_GRPC))
+        return admitted(token)
+
+    async def _admit(self, path: str, headers: Mapping[str, str]) -> str:
+        """Return the remit for a call, or an empty string where the method asks for none."""
+        contract = public_contract(path)
+        if contract.auth == options_pb2.AUTH_NONE:
+            return ""
+        session = await self._credentials.session(presented_key(headers))
+        self._check_permission(session, contract)
+        return session.token
+
+    def _check_permission(self, session: Session, contract: MethodContract) -> None:
+        decision = session.decide(self._policies.book, contract.permission)
+        if decision.allow:
+            return
+        if decision.errors:
+            log.error("decision_failed", action=contract.permission, errors=decision.errors)
+        raise RemitError(
+            ERROR_REASON_PERMISSION_DENIED,
+            f"{session.principal.user} may not perform {contract.permission}: {decision.reason}",
+            metadata={
+                "permission": contract.permission,
+                "policy_ids": ",".join(decision.policy_ids),
+            },
+        )
+
+
+def public_contract(path: str) -> MethodContract:
+    """Return the contract of a method that clients may call.
+
+    Raises:
+        RemitError: METHOD_UNKNOWN, or CALLER_NOT_ALLOWED for a method of the mesh alone.
+
+    """
+    contract = contract_of(path)
+    if contract is None:
+        raise method_unknown(path)
+    if not contract.is_public or contract.auth not in {
+        options_pb2.AUTH_REMIT,
+        options_pb2.AUTH_NONE,
+    }:
+        raise RemitError(
+            ERROR_REASON_CALLER_NOT_ALLOWED,
+            f"{path.removeprefix('/')} is not for clients outside the mesh",
+        )
+    return contract
+
+
+def presented_key(headers: Mapping[str, str]) -> str:
+    """Return the API key among the headers, whose names are lower-case.
+
+    Raises:
+        RemitError: CREDENTIAL_MISSING, or CREDENTIAL_INVALID for another scheme or two keys.
+
+    """
+    authorization, api_key = headers.get(AUTHORIZATION, ""), headers.get(API_KEY, "")
+    if not authorization and not api_key:
+        raise RemitError(ERROR_REASON_CREDENTIAL_MISSING, "no API key was presented")
+    if authorization and api_key:
+        raise RemitError(
+            ERROR_REASON_CREDENTIAL_INVALID,
+            f"send the API key in `{AUTHORIZATION}` or in `{API_KEY}`, not in both",
+        )
+    if not authorization:
+        return api_key.strip()
+    if not authorization.lower().startswith(_BEARER):
+        raise RemitError(
+            ERROR_REASON_CREDENTIAL_INVALID,
+            f"`{AUTHORIZATION}` must be `Bearer <key>`; no other scheme is known",
+        )
+    return authorization[len(_BEARER) :].strip()
+
+
+def admitted(token: str) -> external_auth_pb2.CheckResponse:
+    """Let the call pass with `token` as its remit, and without the credential."""
+    removed = [AUTHORIZATION, API_KEY] if token else [AUTHORIZATION, API_KEY, REMIT_KEY]
+    return external_auth_pb2.CheckResponse(
+        status=status_pb2.Status(),
+        ok_response=external_auth_pb2.OkHttpResponse(
+            headers=[_header(REMIT_KEY, token)] if token else [], headers_to_remove=removed
+        ),
+    )
+
+
+def refused(error: RemitError, *, is_grpc: bool) -> external_auth_pb2.CheckResponse:
+    """Refuse the call so that the client sees the same error as from a service."""
+    status = error.to_status()
+    http_status = _HTTP.get(error.code, 500)
+    denied = external_auth_pb2.DeniedHttpResponse(
+        status=http_status_pb2.HttpStatus(code=http_status),
+        headers=_grpc_headers(status) if is_grpc else [_header("content-type", "application/json")],
+        body=error.message if is_grpc else json_format.MessageToJson(status, indent=None),
+    )
+    if error.retry_after_s is not None:
+        denied.headers.append(_header("retry-after", str(max(1, round(error.retry_after_s)))))
+    return external_auth_pb2.CheckResponse(
+        status=status_pb2.Status(code=status.code), denied_response=denied
+    )
+
+
+def _grpc_headers(status: status_pb2.Status) -> list[base_pb2.HeaderValueOption]:
+    """Write the code and details as a gRPC server would (trailers-only response).
+
+    Envoy answers a gRPC client with a code that it derives from the HTTP status; these headers say
+    exactly which one is meant. A `-bin` value is base64 without padding (gRPC over HTTP/2).
+    """
+    details = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
+    return [
+        _header("grpc-status", str(status.code)),
+        _header("grpc-message", quote(status.message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~")),
+        _header(STATUS_DETAILS_KEY, details),
+    ]
+
+
+def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
+    return base_pb2.HeaderValueOption(
+        header=base_pb2.HeaderValue(key=name, value=value),
+        append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )

@@ -1,0 +1,158 @@
+"""Wires the policy service; no rules here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from envoy.service.auth.v3 import external_auth_pb2_grpc
+
+from remit import telemetry
+from remit.api.audit.v1 import audit_service_pb2_grpc
+from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
+from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.policy.admin_service import PolicyAdminService
+from remit.policy.api_keys import Pepper
+from remit.policy.credentials import Credentials
+from remit.policy.epochs import Policies, read_policies
+from remit.policy.ext_authz import EdgeAuthorization
+from remit.policy.key_files import read_secret
+from remit.policy.key_ring import KeyRing
+from remit.policy.recording import AdminRecorder
+from remit.policy.remits import RemitIssuer
+from remit.policy.runs import RunStore
+from remit.policy.service import PolicyService
+from remit.policy.settings import PolicySettings
+from remit.policy.signing import Seal
+from remit.policy.store import PolicyStore
+from remit.postgres import Database
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+from remit.rpc.host import Service
+from remit.rpc.ids import IdSource
+from remit.rpc.mesh import Mesh
+from remit.rpc.remits import RemitVerifier
+
+log = telemetry.logger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    settings: PolicySettings, mesh: Mesh, *, clock: Clock, ids: IdSource
+) -> AsyncIterator[Service]:
+    """Open the database and yield the wired service.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID for a secret file, a policy or a database that does not
+            fit; DEPENDENCY_UNAVAILABLE when the database does not answer.
+
+    """
+    pepper = Pepper(read_secret(settings.pepper_file))
+    seal = Seal(read_secret(settings.signing_key_file))
+    source = read_policies(settings.policies_dir)
+    async with Database.open(
+        settings.dsn,
+        pool_size=settings.pool_size,
+        statement_timeout_s=settings.statement_timeout_s,
+        allow_unsafe_durability=settings.allow_unsafe_durability,
+    ) as database:
+        store = PolicyStore(database)
+        await _check_pepper(store, pepper, settings)
+        keys = _key_ring(store, seal, settings, clock, ids)
+        await keys.refresh()
+        policies = await Policies.open(store, source)
+        yield _service(database, policies, keys, pepper, settings, mesh, clock, ids)
+
+
+def _key_ring(
+    store: PolicyStore, seal: Seal, settings: PolicySettings, clock: Clock, ids: IdSource
+) -> KeyRing:
+    return KeyRing(
+        store,
+        seal,
+        clock,
+        ids,
+        period=timedelta(seconds=settings.signing_key_period_s),
+        overlap=timedelta(seconds=settings.remit_lifetime_s + settings.refresh_s),
+    )
+
+
+def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
+    database: Database,
+    policies: Policies,
+    keys: KeyRing,
+    pepper: Pepper,
+    settings: PolicySettings,
+    mesh: Mesh,
+    clock: Clock,
+    ids: IdSource,
+) -> Service:
+    store = PolicyStore(database)
+    verifier = RemitVerifier(keys, clock)
+    issuer = RemitIssuer(keys, clock, ids, lifetime_s=settings.remit_lifetime_s)
+    recorder = AdminRecorder(
+        store, mesh.stub(audit_service_pb2_grpc.AuditServiceStub), retry_s=settings.record_retry_s
+    )
+    credentials = Credentials(
+        store=store,
+        pepper=pepper,
+        policies=policies,
+        issuer=issuer,
+        clock=clock,
+        cache_s=settings.edge_cache_s,
+        cache_size=settings.edge_cache_size,
+    )
+    hot = PolicyService(
+        policies=policies,
+        runs=RunStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue),
+        keys=keys,
+        issuer=issuer,
+        verifier=verifier,
+        ids=ids,
+        decision_valid_s=settings.decision_valid_s,
+    )
+    admin = PolicyAdminService(
+        store=store,
+        pepper=pepper,
+        policies=policies,
+        credentials=credentials,
+        recorder=recorder,
+        clock=clock,
+    )
+    edge = EdgeAuthorization(credentials, policies)
+    return Service(
+        area="policy",
+        servicers=(
+            (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, hot),
+            (policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server, admin),
+            (external_auth_pb2_grpc.add_AuthorizationServicer_to_server, edge),
+        ),
+        verifier=verifier,
+        background=(recorder.sweep, lambda: _refresh(keys, policies, settings.refresh_s)),
+        ready=(database.ping,),
+    )
+
+
+async def _refresh(keys: KeyRing, policies: Policies, every_s: float) -> None:
+    """Follow the other replicas: new signing keys and policies. Runs until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await keys.refresh()
+            await policies.refresh()
+        except RemitError as error:
+            # Checks read the database themselves, so what is stale here cannot decide anything.
+            log.warning("refresh_failed", reason=error.reason_name, message=error.message)
+
+
+async def _check_pepper(store: PolicyStore, pepper: Pepper, settings: PolicySettings) -> None:
+    """Refuse to start with a pepper that knows none of the keys: each would look like a forgery."""
+    foreign = await store.foreign_peppers(pepper.fingerprint)
+    if foreign:
+        raise RemitError(
+            ERROR_REASON_CONFIGURATION_INVALID,
+            f"{settings.pepper_file} is not the pepper of this database: {foreign} API keys were"
+            " made with another; REMIT_POLICY_PEPPER_FILE must name the file they were made with",
+        )

@@ -1,0 +1,245 @@
+"""What each run was registered with, and the least fencing token that its remits must carry.
+
+The one place where a run's fence is read and raised. It is never cached: whoever asks gets what the
+database holds now. Registrations never change, so those may be remembered.
+
+Registering, renewing and fencing go through one group commit: the rows are locked in the order of
+their names and every item is decided in the order of its arrival.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+import asyncpg
+
+from remit.api.errors.v1.error_reason_pb2 import (
+    ERROR_REASON_FENCED,
+    ERROR_REASON_KEY_REUSED,
+    ERROR_REASON_RUN_NOT_FOUND,
+)
+from remit.postgres import Connection, Database, GroupCommit
+from remit.rpc.errors import RemitError
+
+_EPOCH_ROW: Final = ""
+_LOWEST_TOKEN: Final = 1
+
+
+@dataclass(frozen=True)
+class Registration:
+    """On whose behalf a run acts and with what; tools and models are sorted."""
+
+    run: str
+    subject: str
+    team: str
+    roles: tuple[str, ...]
+    agent: str
+    tools: tuple[str, ...]
+    models: tuple[str, ...]
+    account: str
+    max_cost_nanos: int | None
+
+    def same_grant(self, other: Registration) -> bool:
+        """Whether both name the same agent, tools, models and limit: what a caller states."""
+        return _grant(self) == _grant(other)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker with `token` takes or keeps a run; `registration` is needed until there is one."""
+
+    run: str
+    token: int
+    registration: Registration | None = None
+    fence_only: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands after a claim."""
+
+    min_token: int
+    registration: Registration | None
+
+
+@dataclass(frozen=True)
+class Fences:
+    """What a decision must know of now: the policy epoch in force and the fences asked for."""
+
+    epoch: int
+    min_tokens: Mapping[str, int]
+
+
+class RunStore:
+    """Registrations and fences of runs."""
+
+    def __init__(self, database: Database, *, max_batch: int, max_queue: int) -> None:
+        self._database = database
+        bounds = {"max_batch": max_batch, "max_queue": max_queue}
+        # Fencing closes what a dead worker began, so registering must not crowd it out.
+        self._claims: GroupCommit[Claim, Standing] = GroupCommit(
+            database, settle_claims, name="run-registration", **bounds
+        )
+        self._fences: GroupCommit[Claim, Standing] = GroupCommit(
+            database, settle_claims, name="run-fence", **bounds
+        )
+
+    async def claim(self, run: str, token: int, registration: Registration | None) -> Registration:
+        """Register or renew a run for the worker that holds `token`, and raise its fence to it.
+
+        Raises:
+            RemitError: FENCED, KEY_REUSED, RUN_NOT_FOUND (not registered, and nothing to register
+                it with) or OVERLOADED.
+
+        """
+        standing = await self._claims.submit(Claim(run, token, registration))
+        if standing.registration is None:  # pragma: no cover - settle_claims answers an error
+            message = "a claim was settled without a registration"
+            raise AssertionError(message)
+        return standing.registration
+
+    async def fence(self, run: str, token: int) -> int:
+        """Raise the run's least token to `token` unless it is higher; return what it is now."""
+        return (await self._fences.submit(Claim(run, token, fence_only=True))).min_token
+
+    async def registration(self, run: str) -> Registration | None:
+        """Return what the run was registered with."""
+        async with self._database.acquire() as connection:
+            return (await _registrations(connection, [run])).get(run)
+
+    async def fences(self, runs: Iterable[str]) -> Fences:
+        """Read the fences of `runs` and the policy epoch as they are now, in one statement."""
+        rows = await self._database.fetch(
+            "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
+            " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets",
+            sorted(set(runs)),
+        )
+        tokens: dict[str, int] = {row["run"]: row["min_fencing_token"] for row in rows}
+        return Fences(tokens.pop(_EPOCH_ROW), tokens)
+
+
+async def settle_claims(
+    connection: Connection, claims: Sequence[Claim]
+) -> list[Standing | RemitError]:
+    """Decide a batch of claims inside one transaction."""
+    standings = await _lock(connection, claims)
+    before = dict(standings)
+    answers = [_settle(standings, claim) for claim in claims]
+    await _store(connection, before, standings)
+    return answers
+
+
+def _settle(standings: dict[str, Standing], claim: Claim) -> Standing | RemitError:
+    """Decide one claim against where its run stands, and move the run on if it is accepted."""
+    standing = standings.get(claim.run)
+    if standing is None:
+        return RemitError(
+            ERROR_REASON_RUN_NOT_FOUND, f"{claim.run} was never registered with policy"
+        )
+    fault = None if claim.fence_only else _fault(standing, claim)
+    if fault is not None:
+        return fault
+    moved = Standing(
+        max(standing.min_token, claim.token), standing.registration or claim.registration
+    )
+    standings[claim.run] = moved
+    return moved
+
+
+def _fault(standing: Standing, claim: Claim) -> RemitError | None:
+    if claim.token < standing.min_token:
+        return fenced(claim.run, claim.token, standing.min_token)
+    known = standing.registration
+    if known is None and claim.registration is None:
+        return RemitError(
+            ERROR_REASON_RUN_NOT_FOUND, f"{claim.run} was never registered with policy"
+        )
+    if known and claim.registration and not known.same_grant(claim.registration):
+        return RemitError(
+            ERROR_REASON_KEY_REUSED,
+            f"{claim.run} is registered with another agent, other tools, models or another limit",
+        )
+    return None
+
+
+def fenced(run: str, token: int, min_token: int) -> RemitError:
+    """FENCED: another worker owns the run."""
+    return RemitError(
+        ERROR_REASON_FENCED,
+        f"{run} is owned by a worker with token {min_token} or higher; this one has token {token}",
+    )
+
+
+async def _lock(connection: Connection, claims: Sequence[Claim]) -> dict[str, Standing]:
+    """Create the fences that a claim may create, lock all of them in order, and read them."""
+    new = sorted({claim.run for claim in claims if claim.fence_only or claim.registration})
+    await connection.execute(
+        "INSERT INTO run_fences (run, min_fencing_token)"
+        " SELECT run, $2 FROM unnest($1::text[]) AS given (run) ON CONFLICT DO NOTHING",
+        new,
+        _LOWEST_TOKEN,
+    )
+    runs = sorted({claim.run for claim in claims})
+    rows = await connection.fetch(
+        "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1) ORDER BY run FOR UPDATE",
+        runs,
+    )
+    registered = await _registrations(connection, runs)
+    return {
+        row["run"]: Standing(row["min_fencing_token"], registered.get(row["run"])) for row in rows
+    }
+
+
+async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[str, Registration]:
+    rows = await connection.fetch(
+        "SELECT run, subject, team, roles, agent, tools, models, account, max_cost_nanos"
+        " FROM run_registrations WHERE run = ANY($1)",
+        runs,
+    )
+    return {row["run"]: _registration(row) for row in rows}
+
+
+def _registration(row: asyncpg.Record) -> Registration:
+    values = dict(row.items())
+    lists = {name: tuple(values[name]) for name in ("roles", "tools", "models")}
+    return Registration(**values | lists)
+
+
+async def _store(
+    connection: Connection, before: Mapping[str, Standing], after: Mapping[str, Standing]
+) -> None:
+    raised = {
+        run: standing.min_token
+        for run, standing in after.items()
+        if standing.min_token > before[run].min_token
+    }
+    if raised:
+        await connection.execute(
+            "UPDATE run_fences SET min_fencing_token = given.token"
+            " FROM unnest($1::text[], $2::bigint[]) AS given (run, token)"
+            " WHERE run_fences.run = given.run",
+            list(raised),
+            list(raised.values()),
+        )
+    registered = [
+        asdict(standing.registration)
+        for run, standing in after.items()
+        if standing.registration and before[run].registration is None
+    ]
+    if registered:
+        await connection.execute(
+            "INSERT INTO run_registrations (run, subject, team, roles, agent, tools, models,"
+            " account, max_cost_nanos) SELECT run, subject, team, roles, agent, tools, models,"
+            " account, max_cost_nanos FROM jsonb_to_recordset($1::jsonb) AS given (run text,"
+            " subject text, team text, roles text[], agent text, tools text[], models text[],"
+            " account text, max_cost_nanos bigint)",
+            json.dumps(registered),
+        )
+
+
+def _grant(registration: Registration) -> Registration:
+    """Reduce a registration to what a caller of IssueRemit states."""
+    return replace(registration, subject="", team="", roles=(), account="")

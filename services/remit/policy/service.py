@@ -1,0 +1,322 @@
+"""PolicyService: decisions for the effect gate, remits for runs. Proto in, proto out.
+
+Every decision reads the run's fence and the epoch in force from the database, never from a cache. A
+batch reads them once, in one statement, and each of its questions is answered on its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import grpc
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from remit import names, telemetry
+from remit.api.errors.v1.error_reason_pb2 import (
+    ERROR_REASON_FENCED,
+    ERROR_REASON_PERMISSION_DENIED,
+    ERROR_REASON_REMIT_INVALID,
+    ERROR_REASON_RUN_NOT_FOUND,
+)
+from remit.api.options.v1 import options_pb2
+from remit.api.options.v1.options_pb2 import Caller
+from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from remit.policy.checks import (
+    answer_of,
+    decision_id,
+    outside_remit,
+    question_of,
+    refused_by_remit,
+    violations,
+)
+from remit.policy.epochs import Policies
+from remit.policy.key_ring import KeyRing
+from remit.policy.remits import Issued, RemitIssuer, principal_of
+from remit.policy.rules import Decision, Principal, Question, RuleBook
+from remit.policy.runs import Fences, Registration, RunStore, fenced
+from remit.policy.schema import RUN_AGENT
+from remit.rpc.calls import current_call
+from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.ids import IdSource
+from remit.rpc.remits import Remit, RemitVerifier, caller_label
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_BATCH: Final = 256
+"""Questions in one BatchCheckPermissions, as its contract states."""
+_MAX_GRANTS: Final = 256
+_KNOWN_RUNS: Final = 4096
+
+log = telemetry.logger(__name__)
+
+
+class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
+    """The hot path of policy."""
+
+    def __init__(  # noqa: PLR0913 - its collaborators, each used
+        self,
+        *,
+        policies: Policies,
+        runs: RunStore,
+        keys: KeyRing,
+        issuer: RemitIssuer,
+        verifier: RemitVerifier,
+        ids: IdSource,
+        decision_valid_s: float,
+    ) -> None:
+        self._policies = policies
+        self._runs = runs
+        self._keys = keys
+        self._issuer = issuer
+        self._verifier = verifier
+        self._ids = ids
+        self._decision_valid_s = decision_valid_s
+        self._registered: OrderedDict[str, Registration] = OrderedDict()
+
+    async def CheckPermission(
+        self, request: policy_service_pb2.CheckPermissionRequest, context: Context
+    ) -> policy_service_pb2.CheckPermissionResponse:
+        """Decide one action."""
+        remit = await self._admitted(request)
+        fences = await self._runs.fences([remit.run] if remit.is_run else [])
+        return self._answer(await self._policies.at_least(fences.epoch), fences, remit, request)
+
+    async def BatchCheckPermissions(
+        self, request: policy_service_pb2.BatchCheckPermissionsRequest, context: Context
+    ) -> policy_service_pb2.BatchCheckPermissionsResponse:
+        """Decide many actions; one that cannot be decided spoils no other."""
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            raise invalid_request([Violation("requests", f"must hold 1 to {MAX_BATCH} questions")])
+        remits = [await self._admitted_or_error(item) for item in request.requests]
+        fences = await self._runs.fences(
+            remit.run for remit in remits if isinstance(remit, Remit) and remit.is_run
+        )
+        book = await self._policies.at_least(fences.epoch)
+        response = policy_service_pb2.BatchCheckPermissionsResponse()
+        for remit, item in zip(remits, request.requests, strict=True):
+            response.results.append(self._result(book, fences, remit, item))
+            await asyncio.sleep(0)  # a decision takes a tenth of a millisecond: let others in
+        return response
+
+    async def IssueRemit(
+        self, request: policy_service_pb2.IssueRemitRequest, context: Context
+    ) -> policy_service_pb2.IssueRemitResponse:
+        """Issue or renew the remit of a run."""
+        _check_issue(request)
+        known = self._registered.get(request.run) or await self._runs.registration(request.run)
+        if known is None:
+            wanted: Registration | None = await self._register(request)
+        else:
+            wanted = _restated(known, request)
+        run = await self._runs.claim(request.run, request.fencing_token, wanted)
+        self._remember(run)
+        issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
+        return policy_service_pb2.IssueRemitResponse(remit=issued.token, lifetime=_lifetime(issued))
+
+    async def FenceRun(
+        self, request: policy_service_pb2.FenceRunRequest, context: Context
+    ) -> policy_service_pb2.FenceRunResponse:
+        """Raise a run's least fencing token."""
+        found = _run_violations(request.run, "min_fencing_token", request.min_fencing_token)
+        if found:
+            raise invalid_request(found)
+        token = await self._runs.fence(request.run, request.min_fencing_token)
+        return policy_service_pb2.FenceRunResponse(min_fencing_token=token)
+
+    async def ListRemitKeys(
+        self, request: policy_service_pb2.ListRemitKeysRequest, context: Context
+    ) -> policy_service_pb2.ListRemitKeysResponse:
+        """List the keys that verify remits."""
+        response = policy_service_pb2.ListRemitKeysResponse()
+        for key in await self._keys.listed():
+            create_time = timestamp_pb2.Timestamp()
+            create_time.FromDatetime(key.create_time)
+            response.keys.add(key_id=key.key_id, public_key=key.public_key, create_time=create_time)
+        return response
+
+    # ------------------------------------------------------------------------------ decisions
+
+    async def _admitted(self, request: policy_service_pb2.CheckPermissionRequest) -> Remit:
+        """Verify a question's remit: made for policy, and for the service that asks."""
+        found = violations(request)
+        if found:
+            raise invalid_request(found)
+        remit = await self._verifier.verify(request.remit, audience=options_pb2.CALLER_POLICY)
+        _check_party(remit, current_call().caller)
+        return remit
+
+    async def _admitted_or_error(
+        self, request: policy_service_pb2.CheckPermissionRequest
+    ) -> Remit | RemitError:
+        try:
+            return await self._admitted(request)
+        except RemitError as error:
+            return error
+
+    def _result(
+        self,
+        book: RuleBook,
+        fences: Fences,
+        remit: Remit | RemitError,
+        request: policy_service_pb2.CheckPermissionRequest,
+    ) -> policy_service_pb2.CheckPermissionResult:
+        try:
+            if isinstance(remit, RemitError):
+                raise remit
+            answer = self._answer(book, fences, remit, request)
+        except RemitError as error:
+            return policy_service_pb2.CheckPermissionResult(error=error.to_status())
+        return policy_service_pb2.CheckPermissionResult(response=answer)
+
+    def _answer(
+        self,
+        book: RuleBook,
+        fences: Fences,
+        remit: Remit,
+        request: policy_service_pb2.CheckPermissionRequest,
+    ) -> policy_service_pb2.CheckPermissionResponse:
+        _check_fence(fences, remit)
+        decision = _decide(book, remit, request)
+        name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
+        if decision.errors:
+            log.error("decision_failed", decision=name, action=request.action)
+        return answer_of(decision, name, self._decision_valid_s)
+
+    # ----------------------------------------------------------------------------------- runs
+
+    async def _register(self, request: policy_service_pb2.IssueRemitRequest) -> Registration:
+        """Build the registration of a new run from the client's remit, if the rules allow it."""
+        if not request.client_remit:
+            raise RemitError(
+                ERROR_REASON_RUN_NOT_FOUND,
+                f"{request.run} is not registered; its first remit needs the client's own",
+            )
+        client = await self._verifier.verify(
+            request.client_remit,
+            audience=options_pb2.CALLER_POLICY,
+            presenter=options_pb2.CALLER_PUBLIC,
+        )
+        _check_party(client, current_call().caller)
+        fences = await self._runs.fences(())
+        book = await self._policies.at_least(fences.epoch)
+        principal = principal_of(client)
+        decision = book.decide(Question(principal, RUN_AGENT, request.agent))
+        if not decision.allow:
+            raise _denied(client, request.agent, decision)
+        return _registration(principal, request)
+
+    def _remember(self, run: Registration) -> None:
+        """Keep a registration, which never changes, to spare renewals a query."""
+        self._registered[run.run] = run
+        self._registered.move_to_end(run.run)
+        if len(self._registered) > _KNOWN_RUNS:
+            self._registered.popitem(last=False)
+
+
+def _decide(
+    book: RuleBook, remit: Remit, request: policy_service_pb2.CheckPermissionRequest
+) -> Decision:
+    outside = outside_remit(remit, request.resource)
+    if outside:
+        return refused_by_remit(outside, book.epoch)
+    return book.decide(question_of(remit, request))
+
+
+def _check_fence(fences: Fences, remit: Remit) -> None:
+    """Refuse the remit of a worker that lost its run; a run without a fence is not known here."""
+    if not remit.is_run:
+        return
+    min_token = fences.min_tokens.get(remit.run)
+    if min_token is None:
+        raise RemitError(ERROR_REASON_FENCED, f"{remit.run} is not registered with policy")
+    if remit.fencing_token < min_token:
+        raise fenced(remit.run, remit.fencing_token, min_token)
+
+
+def _check_party(remit: Remit, caller: Caller.ValueType) -> None:
+    """Refuse a service that may neither accept nor present the remit that it shows."""
+    if caller not in remit.audience | {remit.presenter}:
+        raise RemitError(
+            ERROR_REASON_REMIT_INVALID, f"the remit is not meant for {caller_label(caller)}"
+        )
+
+
+def _check_issue(request: policy_service_pb2.IssueRemitRequest) -> None:
+    found = _run_violations(request.run, "fencing_token", request.fencing_token)
+    if request.agent and not names.is_name("agent", request.agent):
+        found.append(Violation("agent", "must be `agents/{agent}`"))
+    found += _list_violations("tool", "tools", request.tools)
+    found += _list_violations("model", "models", request.models)
+    if request.HasField("max_cost_nanos") and request.max_cost_nanos < 0:
+        found.append(Violation("max_cost_nanos", "must not be negative"))
+    if request.client_remit and not request.agent:
+        found.append(Violation("agent", "must be stated with the client's remit"))
+    if found:
+        raise invalid_request(found)
+
+
+def _run_violations(run: str, field: str, token: int) -> list[Violation]:
+    found = []
+    if not names.is_name("run", run):
+        found.append(Violation("run", "must be `runs/{uuid}`"))
+    if token < 1:
+        found.append(Violation(field, "must be 1 or more"))
+    return found
+
+
+def _list_violations(kind: str, field: str, values: Sequence[str]) -> list[Violation]:
+    if len(values) > _MAX_GRANTS:
+        return [Violation(field, f"must hold at most {_MAX_GRANTS} names")]
+    return [
+        Violation(f"{field}[{index}]", f"must be `{field}/{{{kind}}}`")
+        for index, value in enumerate(values)
+        if not names.is_name(kind, value)
+    ]
+
+
+def _registration(
+    principal: Principal, request: policy_service_pb2.IssueRemitRequest
+) -> Registration:
+    """Build what a request registers for the run's principal."""
+    account = names.account_path(
+        principal.user, team=principal.team, agent=request.agent, run=request.run
+    )
+    return Registration(
+        run=request.run,
+        subject=principal.user,
+        team=principal.team,
+        roles=tuple(principal.roles),
+        agent=request.agent,
+        tools=tuple(sorted(set(request.tools))),
+        models=tuple(sorted(set(request.models))),
+        account=account[-1],
+        max_cost_nanos=request.max_cost_nanos if request.HasField("max_cost_nanos") else None,
+    )
+
+
+def _restated(
+    known: Registration, request: policy_service_pb2.IssueRemitRequest
+) -> Registration | None:
+    """Build what a renewal states again, to be compared with `known`; None if it states nothing."""
+    if not request.agent:
+        return None
+    owner = Principal(known.subject, names.org_of(known.subject), known.team, known.roles)
+    return _registration(owner, request)
+
+
+def _denied(client: Remit, agent: str, decision: Decision) -> RemitError:
+    return RemitError(
+        ERROR_REASON_PERMISSION_DENIED,
+        f"{client.subject} may not perform {RUN_AGENT} on {agent}: {decision.reason}",
+        metadata={"permission": RUN_AGENT, "policy_ids": ",".join(decision.policy_ids)},
+    )
+
+
+def _lifetime(issued: Issued) -> duration_pb2.Duration:
+    lifetime = duration_pb2.Duration()
+    lifetime.FromNanoseconds(int(issued.lifetime_s * 1e9))
+    return lifetime

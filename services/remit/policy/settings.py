@@ -1,0 +1,66 @@
+"""Settings of the policy service; each is `REMIT_POLICY_<FIELD>` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from remit.policy.schema import SHIPPED_POLICIES
+from remit.settings import ServiceSettings
+
+
+class PolicySettings(ServiceSettings):
+    """What the policy service can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="REMIT_POLICY_", frozen=True, extra="ignore")
+
+    pepper_file: Path = Field(
+        default=Path("api-keys.pepper"),
+        description="File (0600) with the pepper of the API keys: 64 hex digits.",
+    )
+    signing_key_file: Path = Field(
+        default=Path("signing-keys.key"),
+        description="File (0600) with the key that seals the signing keys: 64 hex digits.",
+    )
+    policies_dir: Path = Field(
+        default=SHIPPED_POLICIES, description="Folder whose *.cedar files are the policies."
+    )
+    remit_lifetime_s: int = Field(
+        default=600, ge=300, le=600, description="Seconds that a remit lives."
+    )
+    signing_key_period_s: float = Field(
+        default=604_800.0, ge=3600, description="Seconds after which a new key signs remits."
+    )
+    refresh_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=60,
+        description="Seconds between looks for new signing keys and policies of other replicas.",
+    )
+    edge_cache_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=60,
+        description="Seconds that the edge's answer for an API key is reused: the bound within"
+        " which a key revoked on another replica stops working. 0 turns reuse off.",
+    )
+    edge_cache_size: int = Field(
+        default=10_000, ge=1, description="API keys whose answer is kept at most."
+    )
+    decision_valid_s: float = Field(
+        default=10.0, gt=0, le=30, description="Seconds that a decision may be acted on."
+    )
+    max_batch: int = Field(
+        default=256, ge=1, le=256, description="Runs registered or fenced in one commit at most."
+    )
+    max_queue: int = Field(
+        default=4096, ge=1, description="Runs that wait to be registered or fenced at most."
+    )
+    record_retry_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=300,
+        description="Seconds between attempts to record admin changes that audit has not taken.",
+    )

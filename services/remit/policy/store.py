@@ -1,0 +1,397 @@
+"""Policy's tables but for the runs' (see runs.py): keys, admin requests, policy sets, signing keys.
+
+Only SQL and rows here. What a row means is decided by the cores and the services.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import asyncpg
+
+from remit import names
+from remit.api.errors.v1.error_reason_pb2 import (
+    ERROR_REASON_KEY_REUSED,
+    ERROR_REASON_RESOURCE_NOT_FOUND,
+)
+from remit.policy.rules import PolicySource
+from remit.policy.signing import NewKey, StoredKey, is_due
+from remit.postgres import Connection, Database
+from remit.rpc.errors import RemitError
+
+# Advisory locks of this database: replicas that start together do these things one at a time.
+_POLICY_LOCK: Final = 1
+_SIGNING_LOCK: Final = 2
+
+_KEY_COLUMNS: Final = (
+    "key_id, org, subject, team, display_name, roles, digest, create_time, expire_time, revoke_time"
+)
+_REQUEST_COLUMNS: Final = (
+    "subject, method, request_id, org, body_digest, action, resource, detail, trace_id, create_time"
+)
+
+
+@dataclass(frozen=True)
+class ApiKeyRow:
+    """An API key without its secret; `digest` is what the secret must match."""
+
+    key_id: str
+    org: str
+    subject: str
+    team: str
+    display_name: str
+    roles: tuple[str, ...]
+    digest: bytes
+    create_time: datetime
+    expire_time: datetime | None
+    revoke_time: datetime | None
+
+    @property
+    def name(self) -> str:
+        """`orgs/{org}/apiKeys/{key}`."""
+        return f"{self.org}/apiKeys/{self.key_id}"
+
+
+@dataclass(frozen=True)
+class NewApiKey:
+    """An API key about to be stored."""
+
+    key_id: str
+    subject: str
+    team: str
+    display_name: str
+    roles: tuple[str, ...]
+    digest: bytes
+    pepper_id: str
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True)
+class AdminRequest:
+    """One admin change as it was asked for, and what its audit event will say."""
+
+    subject: str
+    method: str
+    request_id: str
+    org: str
+    body_digest: bytes
+    action: str
+    resource: str
+    detail: str
+    trace_id: str
+
+
+@dataclass(frozen=True)
+class AdminChange:
+    """An admin request that took effect at `create_time`."""
+
+    request: AdminRequest
+    create_time: datetime
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """A policy set and the epoch that it began."""
+
+    epoch: int
+    source: PolicySource
+    create_time: datetime
+
+
+class PolicyStore:
+    """Rows in, rows out."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ------------------------------------------------------------------------------- API keys
+
+    async def api_key(self, key_id: str) -> ApiKeyRow | None:
+        """Return the key of that id, revoked and expired ones included."""
+        row = await self._database.fetchrow(
+            f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE key_id = $1",  # noqa: S608 - constants
+            key_id,
+        )
+        return None if row is None else _api_key(row)
+
+    async def list_api_keys(self, org: str, limit: int, after: str) -> list[ApiKeyRow]:
+        """Return the org's keys after the key id `after` (empty: from the start), newest first."""
+        rows = await self._database.fetch(
+            f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE org = $1 AND ($2 = '' OR"  # noqa: S608
+            " (create_time, key_id) < (SELECT create_time, key_id FROM api_keys"
+            " WHERE key_id = $2 AND org = $1))"
+            " ORDER BY create_time DESC, key_id DESC LIMIT $3",
+            org,
+            after,
+            limit,
+        )
+        return [_api_key(row) for row in rows]
+
+    async def foreign_peppers(self, pepper_id: str) -> int:
+        """Count the working keys that were made with another pepper."""
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM api_keys WHERE pepper_id <> $1 AND revoke_time IS NULL",
+                pepper_id,
+            )
+        )
+
+    async def revoked_count(self, subject: str, display_name: str) -> int:
+        """Count the revoked keys of that name that speak for `subject`."""
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM api_keys WHERE subject = $1 AND display_name = $2"
+                " AND revoke_time IS NOT NULL",
+                subject,
+                display_name,
+            )
+        )
+
+    async def create_api_key(
+        self, request: AdminRequest, key: NewApiKey
+    ) -> tuple[ApiKeyRow, AdminChange]:
+        """Store a key, its principals and the request in one commit; a repetition changes nothing.
+
+        Raises:
+            RemitError: KEY_REUSED if the request id named another request.
+
+        """
+        async with self._database.transaction() as connection:
+            change, is_new = await _remember(connection, request)
+            if is_new:
+                await _insert_api_key(connection, request.org, key)
+            row = await _api_key_row(connection, request.org, key.key_id)
+        return row, change
+
+    async def revoke_api_key(
+        self, request: AdminRequest, key_id: str
+    ) -> tuple[ApiKeyRow, AdminChange]:
+        """Revoke a key of the request's org; a key revoked before keeps its time.
+
+        Raises:
+            RemitError: KEY_REUSED, or RESOURCE_NOT_FOUND if the org has no such key.
+
+        """
+        async with self._database.transaction() as connection:
+            change, _ = await _remember(connection, request)
+            await connection.execute(
+                "UPDATE api_keys SET revoke_time = now()"
+                " WHERE key_id = $1 AND org = $2 AND revoke_time IS NULL",
+                key_id,
+                request.org,
+            )
+            row = await _api_key_row(connection, request.org, key_id)
+        return row, change
+
+    # -------------------------------------------------------------------------- admin requests
+
+    async def known_request(self, request: AdminRequest) -> AdminChange | None:
+        """Return what an identical earlier request did, or None if there was none.
+
+        Raises:
+            RemitError: KEY_REUSED if the request id named another request.
+
+        """
+        async with self._database.acquire() as connection:
+            return await _known(connection, request)
+
+    async def ensure_principals(self, org: str, subject: str) -> None:
+        """Create the org and the user unless they are there."""
+        async with self._database.transaction() as connection:
+            await _insert_principals(connection, org, (subject,))
+
+    async def unrecorded(self, limit: int) -> list[AdminChange]:
+        """Return the oldest changes that audit has not taken yet."""
+        rows = await self._database.fetch(
+            f"SELECT {_REQUEST_COLUMNS} FROM admin_requests"  # noqa: S608 - constants
+            " WHERE record_time IS NULL ORDER BY create_time LIMIT $1",
+            limit,
+        )
+        return [_change(row) for row in rows]
+
+    async def mark_recorded(self, change: AdminChange) -> None:
+        """Note that the change is in the audit log."""
+        await self._database.execute(
+            "UPDATE admin_requests SET record_time = now()"
+            " WHERE subject = $1 AND method = $2 AND request_id = $3 AND record_time IS NULL",
+            change.request.subject,
+            change.request.method,
+            change.request.request_id,
+        )
+
+    # ---------------------------------------------------------------------------- policy sets
+
+    async def newest_epoch(self) -> int:
+        """Return the epoch in force; 0 before the first."""
+        return int(await self._database.fetchval("SELECT coalesce(max(epoch), 0) FROM policy_sets"))
+
+    async def newest_policies(self) -> PolicySet:
+        """Return the policies in force. Raises LookupError before the first."""
+        row = await self._database.fetchrow(
+            "SELECT epoch, files, schema, create_time FROM policy_sets ORDER BY epoch DESC LIMIT 1"
+        )
+        if row is None:
+            message = "no policies were accepted yet"
+            raise LookupError(message)
+        source = PolicySource(json.loads(row["files"]), row["schema"])
+        return PolicySet(row["epoch"], source, row["create_time"])
+
+    async def accept_policies(self, source: PolicySource) -> int:
+        """Put `source` in force unless it is already; return the epoch in force.
+
+        Replicas that start together queue here, so one change makes one epoch.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _POLICY_LOCK)
+            newest = await connection.fetchrow(
+                "SELECT epoch, digest FROM policy_sets ORDER BY epoch DESC LIMIT 1"
+            )
+            if newest is not None and newest["digest"] == source.digest:
+                return int(newest["epoch"])
+            epoch = 1 if newest is None else int(newest["epoch"]) + 1
+            await connection.execute(
+                "INSERT INTO policy_sets (epoch, digest, files, schema) VALUES ($1, $2, $3, $4)",
+                epoch,
+                source.digest,
+                json.dumps(dict(source.files), sort_keys=True),
+                source.schema,
+            )
+            return epoch
+
+    # --------------------------------------------------------------------------- signing keys
+
+    async def signing_keys(self) -> tuple[list[StoredKey], datetime]:
+        """Return every signing key, and the database's time."""
+        async with self._database.acquire() as connection:
+            return await _signing_keys(connection)
+
+    async def add_signing_key_if_due(self, period: timedelta, make: Callable[[], NewKey]) -> None:
+        """Store a new signing key if the newest is older than `period` or there is none."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _SIGNING_LOCK)
+            keys, now = await _signing_keys(connection)
+            if not is_due(keys, now, period):
+                return
+            key = make()
+            await connection.execute(
+                "INSERT INTO signing_keys (key_id, public_key, sealed_private_key, seal_id)"
+                " VALUES ($1, $2, $3, $4)",
+                key.key_id,
+                key.public_key,
+                key.sealed_private_key,
+                key.seal_id,
+            )
+
+
+async def _remember(connection: Connection, request: AdminRequest) -> tuple[AdminChange, bool]:
+    """Store the request unless it is known; tell whether it is new. Raises KEY_REUSED."""
+    row = await connection.fetchrow(
+        "INSERT INTO admin_requests (subject, method, request_id, org, body_digest, action,"
+        " resource, detail, trace_id) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9"
+        f" ON CONFLICT DO NOTHING RETURNING {_REQUEST_COLUMNS}",
+        request.subject,
+        request.method,
+        request.request_id,
+        request.org,
+        request.body_digest,
+        request.action,
+        request.resource,
+        request.detail,
+        request.trace_id,
+    )
+    if row is not None:
+        return _change(row), True
+    known = await _known(connection, request)
+    if known is None:  # pragma: no cover - the row that conflicted is never deleted
+        message = "an admin request vanished"
+        raise AssertionError(message)
+    return known, False
+
+
+async def _known(connection: Connection, request: AdminRequest) -> AdminChange | None:
+    row = await connection.fetchrow(
+        f"SELECT {_REQUEST_COLUMNS} FROM admin_requests"  # noqa: S608 - constants
+        " WHERE subject = $1 AND method = $2 AND request_id = $3",
+        request.subject,
+        request.method,
+        request.request_id,
+    )
+    if row is None:
+        return None
+    if row["body_digest"] != request.body_digest:
+        raise RemitError(
+            ERROR_REASON_KEY_REUSED,
+            f"request_id {request.request_id} was used before for another request",
+        )
+    return _change(row)
+
+
+async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> None:
+    await _insert_principals(connection, org, filter(None, (key.subject, key.team)))
+    await connection.execute(
+        "INSERT INTO api_keys (key_id, org, subject, team, display_name, roles, digest, pepper_id,"
+        " expire_time) VALUES ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8, $9)",
+        key.key_id,
+        org,
+        key.subject,
+        key.team,
+        key.display_name,
+        list(key.roles),
+        key.digest,
+        key.pepper_id,
+        key.expire_time,
+    )
+
+
+async def _insert_principals(connection: Connection, org: str, members: Iterable[str]) -> None:
+    rows = [(org, "ORG"), *sorted((name, _kind(name)) for name in members)]
+    await connection.execute(
+        "INSERT INTO principals (name, kind, org) SELECT name, kind, $3"
+        " FROM unnest($1::text[], $2::text[]) AS given (name, kind) ON CONFLICT DO NOTHING",
+        [name for name, _ in rows],
+        [kind for _, kind in rows],
+        org,
+    )
+
+
+def _kind(name: str) -> str:
+    return "TEAM" if names.is_name("team", name) else "USER"
+
+
+async def _api_key_row(connection: Connection, org: str, key_id: str) -> ApiKeyRow:
+    row = await connection.fetchrow(
+        f"SELECT {_KEY_COLUMNS} FROM api_keys WHERE key_id = $1 AND org = $2",  # noqa: S608
+        key_id,
+        org,
+    )
+    if row is None:
+        raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{org}/apiKeys/{key_id} does not exist")
+    return _api_key(row)
+
+
+async def _signing_keys(connection: Connection) -> tuple[list[StoredKey], datetime]:
+    now = await connection.fetchval("SELECT clock_timestamp()")
+    rows = await connection.fetch(
+        "SELECT key_id, public_key, sealed_private_key, seal_id, create_time FROM signing_keys"
+    )
+    return [StoredKey(**_plain(row)) for row in rows], now
+
+
+def _api_key(row: asyncpg.Record) -> ApiKeyRow:
+    return ApiKeyRow(
+        **_plain(row) | {"team": row["team"] or "", "roles": tuple(row["roles"])},
+    )
+
+
+def _change(row: asyncpg.Record) -> AdminChange:
+    values = _plain(row)
+    create_time: datetime = values.pop("create_time")
+    return AdminChange(AdminRequest(**values), create_time)
+
+
+def _plain(row: asyncpg.Record) -> dict[str, Any]:
+    return dict(row.items())
