@@ -1,0 +1,163 @@
+"""Signing checkpoints: the log's word about its own state, given only if it extends the last.
+
+Before a checkpoint is signed, the tree must prove from its stored hashes that it extends the last
+one. So a log that was rolled back or damaged stops here instead of signing a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from remit import telemetry
+from remit.api.errors.v1 import error_reason_pb2
+from remit.audit import merkle
+from remit.audit.note import Checkpoint, NoteError, Signer, key_id, open_checkpoint
+from remit.audit.store import LogStore
+from remit.postgres import Database
+from remit.rpc.errors import RemitError, Violation, invalid_request
+
+_NEWEST = """
+    SELECT tree_size, root_hash, signed_note FROM checkpoints ORDER BY tree_size DESC LIMIT 1
+"""
+_AT_SIZE = """
+    SELECT tree_size, root_hash, signed_note FROM checkpoints
+    WHERE tree_size = $1 AND key_id = $2
+"""
+_INSERT = """
+    INSERT INTO checkpoints (tree_size, key_id, root_hash, signed_note) VALUES ($1, $2, $3, $4)
+    ON CONFLICT DO NOTHING
+"""
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True)
+class SignedCheckpoint:
+    """A checkpoint and the note that states it."""
+
+    tree_size: int
+    root_hash: bytes
+    signed_note: str
+
+
+class CheckpointSigner:
+    """Signs, keeps and returns checkpoints."""
+
+    def __init__(
+        self, database: Database, store: LogStore, signer: Signer, *, interval_ms: int
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._signer = signer
+        self._key_id = key_id(signer.name, signer.verifier().public_key)
+        self._interval_s = interval_ms / 1000
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Sign whenever the log grew, until cancelled. A database that is away is waited for.
+
+        Raises:
+            RemitError: DATA_CORRUPT when the log does not extend its last checkpoint.
+
+        """
+        while True:
+            try:
+                await self.covering_all()
+            except RemitError as error:
+                if not error.retryable:
+                    raise
+                log.warning("checkpoint_delayed", reason=error.reason_name, error=error.message)
+            await asyncio.sleep(self._interval_s)
+
+    async def covering(self, min_tree_size: int) -> SignedCheckpoint:
+        """Return a checkpoint of at least that size, the newest one if it is 0.
+
+        Raises:
+            RemitError: INVALID_REQUEST when the log has fewer leaves.
+
+        """
+        newest = await self._newest()
+        if newest is None or newest.tree_size < min_tree_size:
+            newest = await self.covering_all()
+        if newest.tree_size < min_tree_size:
+            fault = f"is {min_tree_size}, but the log has {newest.tree_size} leaves"
+            raise invalid_request([Violation("min_tree_size", fault)])
+        return newest
+
+    async def covering_all(self) -> SignedCheckpoint:
+        """Return a checkpoint of the log as it is now, newly signed if it grew.
+
+        Raises:
+            RemitError: DATA_CORRUPT when the log does not extend its last checkpoint.
+
+        """
+        async with self._lock:
+            last = await self._newest()
+            size = await self._store.size()
+            if last is not None and last.tree_size == size:
+                return last
+            return await self._sign(size, last)
+
+    async def at_size(self, tree_size: int) -> SignedCheckpoint:
+        """Return the checkpoint that was signed at exactly that size.
+
+        Raises:
+            RemitError: INVALID_REQUEST when there is none.
+
+        """
+        row = await self._database.fetchrow(_AT_SIZE, tree_size, self._key_id)
+        if row is None:
+            fault = f"no checkpoint was signed at {tree_size} leaves"
+            raise invalid_request([Violation("tree_size", fault)])
+        return SignedCheckpoint(*row)
+
+    async def _newest(self) -> SignedCheckpoint | None:
+        row = await self._database.fetchrow(_NEWEST)
+        if row is None:
+            return None
+        newest = SignedCheckpoint(*row)
+        self._check_ours(newest)
+        return newest
+
+    def _check_ours(self, checkpoint: SignedCheckpoint) -> None:
+        try:
+            stated = open_checkpoint(checkpoint.signed_note, self._signer.verifier())
+        except NoteError as error:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                f"the key {self._signer.name} did not sign the log's last checkpoint: {error}",
+            ) from error
+        if (stated.tree_size, stated.root_hash) != (checkpoint.tree_size, checkpoint.root_hash):
+            raise _corrupt(
+                f"the checkpoint of {checkpoint.tree_size} leaves is not what was signed"
+            )
+
+    async def _sign(self, size: int, last: SignedCheckpoint | None) -> SignedCheckpoint:
+        root = await self._store.root(size)
+        if last is not None:
+            await self._check_extends(last, size, root)
+        note = self._signer.sign(Checkpoint(self._signer.name, size, root).body())
+        await self._database.execute(_INSERT, size, self._key_id, root, note)
+        signed = await self.at_size(size)
+        if signed.root_hash != root:
+            raise _corrupt(f"another replica signed another tree of {size} leaves")
+        return signed
+
+    async def _check_extends(self, last: SignedCheckpoint, size: int, root: bytes) -> None:
+        if last.tree_size > size:
+            raise _corrupt(
+                f"the log has {size} leaves, fewer than its checkpoint of {last.tree_size}"
+            )
+        if last.tree_size == 0:
+            return
+        ranges = merkle.consistency_ranges(last.tree_size, size)
+        proof = await self._store.range_hashes(ranges)
+        try:
+            merkle.verify_consistency(last.tree_size, size, last.root_hash, root, proof)
+        except merkle.ProofError as error:
+            raise _corrupt(f"the log does not extend its last checkpoint: {error}") from error
+
+
+def _corrupt(fault: str) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_DATA_CORRUPT, fault)

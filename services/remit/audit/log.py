@@ -1,0 +1,94 @@
+"""The log as its services use it: events in and out, sealed and opened on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from remit.api.audit.v1 import event_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.audit.keyring import SubjectKeyring
+from remit.audit.leaf import LeafError
+from remit.audit.sealing import NONCE_BYTES, Pseudonyms, SealedEvent, SealError, seal, unseal
+from remit.audit.store import EventFilter, LogStore, StoredEvent
+from remit.rpc.errors import RemitError
+from remit.rpc.ids import IdSource
+
+
+@dataclass(frozen=True)
+class LoggedEvent:
+    """An event and its place."""
+
+    leaf_index: int
+    append_time: datetime
+    event: event_pb2.Event
+
+
+class AuditLog:
+    """Appends and lists events."""
+
+    def __init__(
+        self, store: LogStore, keyring: SubjectKeyring, pseudonyms: Pseudonyms, ids: IdSource
+    ) -> None:
+        self.store = store
+        self._keyring = keyring
+        self._pseudonyms = pseudonyms
+        self._ids = ids
+
+    async def append(
+        self, events: Sequence[event_pb2.Event], reporter: str
+    ) -> list[int | RemitError]:
+        """Append events of one reporter, each on its own; return indices or errors, in order.
+
+        Raises:
+            RemitError: DEPENDENCY_UNAVAILABLE when the subjects' keys cannot be had.
+
+        """
+        pseudonyms = [self._pseudonyms.of(event.subject) for event in events]
+        keys = await self._keyring.for_writing(set(pseudonyms))
+        sealed = [
+            self._sealed(event, reporter, keys[pseudonym])
+            for event, pseudonym in zip(events, pseudonyms, strict=True)
+        ]
+        return list(await asyncio.gather(*map(self._append_one, sealed)))
+
+    async def list_events(
+        self, wanted: EventFilter, *, before_index: int, limit: int
+    ) -> list[LoggedEvent]:
+        """Return matching events with an index below `before_index`, newest first.
+
+        Of a subject whose key is gone, an event shows what its leaf says: no subject, no detail.
+
+        Raises:
+            RemitError: DATA_CORRUPT for an event that does not fit its leaf.
+
+        """
+        rows = await self.store.list_events(wanted, before_index=before_index, limit=limit)
+        keys = await self._keyring.for_reading({row.subject_pseudonym for row in rows})
+        return [_opened(row, keys.get(row.subject_pseudonym)) for row in rows]
+
+    def _sealed(self, event: event_pb2.Event, reporter: str, key: bytes) -> SealedEvent:
+        return seal(
+            event,
+            reporter=reporter,
+            subject_key=key,
+            pseudonyms=self._pseudonyms,
+            nonce=self._ids.token_bytes(NONCE_BYTES),
+        )
+
+    async def _append_one(self, event: SealedEvent) -> int | RemitError:
+        try:
+            return await self.store.append(event)
+        except RemitError as error:
+            return error
+
+
+def _opened(row: StoredEvent, key: bytes | None) -> LoggedEvent:
+    try:
+        return LoggedEvent(row.leaf_index, row.append_time, unseal(row.leaf, row.payload, key))
+    except (LeafError, SealError) as error:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_DATA_CORRUPT, f"leaf {row.leaf_index}: {error}"
+        ) from error

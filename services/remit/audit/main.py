@@ -1,0 +1,132 @@
+"""Wires the audit service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from remit import telemetry
+from remit.api.audit.v1 import audit_query_service_pb2_grpc, audit_service_pb2_grpc
+from remit.api.policy.v1 import policy_service_pb2_grpc
+from remit.audit.admission import Limits
+from remit.audit.checkpoints import CheckpointSigner
+from remit.audit.key_files import LogKeys, load_log_keys
+from remit.audit.keyring import SubjectKeyring
+from remit.audit.log import AuditLog
+from remit.audit.query_service import AuditQueryService, PageSizes
+from remit.audit.reading import ReadRecorder
+from remit.audit.sealing import Pseudonyms
+from remit.audit.service import AuditService
+from remit.audit.settings import AuditSettings
+from remit.audit.store import LogStore
+from remit.postgres import Database
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+from remit.rpc.host import Service
+from remit.rpc.ids import IdSource
+from remit.rpc.keys import RemoteKeys
+from remit.rpc.memory import MemoryClient
+from remit.rpc.mesh import Mesh
+from remit.rpc.remits import RemitVerifier
+
+log = telemetry.logger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    settings: AuditSettings, mesh: Mesh | MemoryClient, *, clock: Clock, ids: IdSource
+) -> AsyncIterator[Service]:
+    """Open the databases, check the log against its last checkpoint, and yield the wired service.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID for a missing or wrong key file, DEPENDENCY_UNAVAILABLE
+            without a database, DATA_CORRUPT when the log does not extend its last checkpoint.
+
+    """
+    keys = load_log_keys(settings.keys_dir)
+    async with (
+        _database(settings, settings.dsn) as database,
+        _database(settings, settings.keys_dsn) as keys_database,
+    ):
+        store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        keyring = _keyring(settings, keys_database, keys, clock, ids)
+        audit_log = AuditLog(store, keyring, Pseudonyms(keys.pseudonym), ids)
+        checkpoints = CheckpointSigner(
+            database, store, keys.signer, interval_ms=settings.checkpoint_interval_ms
+        )
+        await store.prepare_partitions()
+        await checkpoints.covering_all()
+        policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
+        verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
+        reads = ReadRecorder(audit_log, clock, ids)
+        yield Service(
+            "audit",
+            servicers=[
+                (
+                    audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+                    AuditService(audit_log, verifier, _limits(settings), clock),
+                ),
+                (
+                    audit_query_service_pb2_grpc.add_AuditQueryServiceServicer_to_server,
+                    AuditQueryService(audit_log, checkpoints, reads, _page_sizes(settings)),
+                ),
+            ],
+            verifier=verifier,
+            background=[checkpoints.run, _partition_keeper(store, settings.partition_check_s)],
+            ready=[store.ping, keyring.ping],
+        )
+
+
+def _database(
+    settings: AuditSettings, dsn: str
+) -> contextlib.AbstractAsyncContextManager[Database]:
+    return Database.open(
+        dsn,
+        pool_size=settings.pool_size,
+        statement_timeout_s=settings.statement_timeout_s,
+        allow_unsafe_durability=settings.allow_unsafe_durability,
+    )
+
+
+def _keyring(
+    settings: AuditSettings, database: Database, keys: LogKeys, clock: Clock, ids: IdSource
+) -> SubjectKeyring:
+    return SubjectKeyring(
+        database,
+        keys.master,
+        clock=clock,
+        ids=ids,
+        cache_size=settings.subject_key_cache_size,
+        cache_ttl_s=settings.subject_key_cache_s,
+    )
+
+
+def _limits(settings: AuditSettings) -> Limits:
+    return Limits(
+        max_entries=settings.max_entries,
+        max_detail_bytes=settings.max_detail_bytes,
+        max_text_chars=settings.max_text_chars,
+        max_future_s=settings.max_future_s,
+    )
+
+
+def _page_sizes(settings: AuditSettings) -> PageSizes:
+    return PageSizes(
+        default=settings.default_page_size,
+        most=settings.max_page_size,
+        export_leaves=settings.export_leaves_per_message,
+    )
+
+
+def _partition_keeper(store: LogStore, interval_s: float) -> Callable[[], Awaitable[None]]:
+    async def keep() -> None:
+        """Make next month's partition in time. A failed look is repeated long before it is due."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await store.prepare_partitions()
+            except RemitError as error:
+                log.warning("partition_delayed", reason=error.reason_name, error=error.message)
+
+    return keep

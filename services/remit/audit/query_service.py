@@ -1,0 +1,166 @@
+"""AuditQueryService: events for those who may read them, proofs for everybody who may ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
+from remit.audit import merkle
+from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
+from remit.audit.log import AuditLog, LoggedEvent
+from remit.audit.reading import ReadRecorder, page_token, read_filter, read_page_token
+from remit.audit.store import EventFilter
+from remit.rpc.calls import current_remit
+from remit.rpc.errors import Violation, invalid_request
+
+
+@dataclass(frozen=True)
+class PageSizes:
+    """Events of a page: when nothing is asked, and at most. Leaves of one message of an export."""
+
+    default: int
+    most: int
+    export_leaves: int
+
+
+class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
+    """Reads the log."""
+
+    def __init__(
+        self, log: AuditLog, checkpoints: CheckpointSigner, reads: ReadRecorder, sizes: PageSizes
+    ) -> None:
+        self._log = log
+        self._store = log.store
+        self._checkpoints = checkpoints
+        self._reads = reads
+        self._sizes = sizes
+
+    async def ListEvents(
+        self,
+        request: audit_query_service_pb2.ListEventsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_query_service_pb2.ListEventsResponse:
+        """List events of the caller's org, newest first; see the contract."""
+        wanted = read_filter(request, current_remit().org)
+        before = read_page_token(request.page_token, wanted) if request.page_token else None
+        asked = {"run": request.run, "claim": request.claim, "page_token": request.page_token}
+        read_index = await self._reads.record(asked)
+        limit = min(request.page_size or self._sizes.default, self._sizes.most)
+        return await self._page(wanted, read_index if before is None else before, limit)
+
+    async def GetCheckpoint(
+        self,
+        request: audit_query_service_pb2.GetCheckpointRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_query_service_pb2.GetCheckpointResponse:
+        """Return a checkpoint; see the contract."""
+        if request.min_tree_size < 0:
+            raise invalid_request([Violation("min_tree_size", "must not be negative")])
+        checkpoint = await self._checkpoints.covering(request.min_tree_size)
+        return audit_query_service_pb2.GetCheckpointResponse(checkpoint=_checkpoint(checkpoint))
+
+    async def GetInclusionProof(
+        self,
+        request: audit_query_service_pb2.GetInclusionProofRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_query_service_pb2.GetInclusionProofResponse:
+        """Prove that a leaf is in a tree; see the contract."""
+        index, size = request.leaf_index, request.tree_size
+        await self._check_size("tree_size", size)
+        if not 0 <= index < size:
+            fault = f"is {index}; a tree of {size} leaves has 0 to {size - 1}"
+            raise invalid_request([Violation("leaf_index", fault)])
+        leaf = merkle.LeafRange(index, index + 1)
+        hashes = await self._store.range_hashes([leaf, *merkle.inclusion_ranges(index, size)])
+        return audit_query_service_pb2.GetInclusionProofResponse(
+            leaf_hash=hashes[0], hashes=hashes[1:]
+        )
+
+    async def GetConsistencyProof(
+        self,
+        request: audit_query_service_pb2.GetConsistencyProofRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_query_service_pb2.GetConsistencyProofResponse:
+        """Prove that one tree is a prefix of another; see the contract."""
+        first, second = request.first_tree_size, request.second_tree_size
+        await self._check_size("second_tree_size", second)
+        if not 1 <= first <= second:
+            fault = f"is {first}; 1 to the second size, {second}, are accepted"
+            raise invalid_request([Violation("first_tree_size", fault)])
+        hashes = await self._store.range_hashes(merkle.consistency_ranges(first, second))
+        return audit_query_service_pb2.GetConsistencyProofResponse(hashes=hashes)
+
+    async def ExportLog(
+        self,
+        request: audit_query_service_pb2.ExportLogRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[audit_query_service_pb2.ExportLogResponse]:
+        """Stream a checkpoint and every leaf below it; see the contract."""
+        start = request.start_index
+        _check_export(request)
+        await self._reads.record({"start_index": start, "tree_size": request.tree_size})
+        checkpoint = await self._export_checkpoint(request.tree_size)
+        if start > checkpoint.tree_size:
+            fault = f"is {start}, but the export has {checkpoint.tree_size} leaves"
+            raise invalid_request([Violation("start_index", fault)])
+        yield audit_query_service_pb2.ExportLogResponse(
+            sequence=start, checkpoint=_checkpoint(checkpoint)
+        )
+        while start < checkpoint.tree_size:
+            stop = min(start + self._sizes.export_leaves, checkpoint.tree_size)
+            leaves = await self._store.leaves(start, stop)
+            yield audit_query_service_pb2.ExportLogResponse(sequence=start, leaves=leaves)
+            start = stop
+
+    async def _page(
+        self, wanted: EventFilter, before_index: int, limit: int
+    ) -> audit_query_service_pb2.ListEventsResponse:
+        events = await self._log.list_events(wanted, before_index=before_index, limit=limit + 1)
+        page, more = events[:limit], events[limit:]
+        return audit_query_service_pb2.ListEventsResponse(
+            events=map(_logged, page),
+            next_page_token=page_token(page[-1].leaf_index, wanted) if more else "",
+        )
+
+    async def _check_size(self, field: str, tree_size: int) -> None:
+        size = await self._store.size()
+        if not 1 <= tree_size <= size:
+            fault = f"is {tree_size}; the log has {size} leaves"
+            raise invalid_request([Violation(field, fault)])
+
+    async def _export_checkpoint(self, tree_size: int) -> SignedCheckpoint:
+        if tree_size == 0:
+            return await self._checkpoints.covering_all()
+        return await self._checkpoints.at_size(tree_size)
+
+
+def _check_export(request: audit_query_service_pb2.ExportLogRequest) -> None:
+    violations = [
+        Violation(field, "must not be negative")
+        for field in ("start_index", "tree_size")
+        if getattr(request, field) < 0
+    ]
+    if request.start_index and not request.tree_size:
+        violations.append(
+            Violation("tree_size", "must be that of the export which `start_index` resumes")
+        )
+    if violations:
+        raise invalid_request(violations)
+
+
+def _checkpoint(checkpoint: SignedCheckpoint) -> event_pb2.Checkpoint:
+    return event_pb2.Checkpoint(
+        tree_size=checkpoint.tree_size,
+        root_hash=checkpoint.root_hash,
+        signed_note=checkpoint.signed_note,
+    )
+
+
+def _logged(logged: LoggedEvent) -> audit_query_service_pb2.LoggedEvent:
+    message = audit_query_service_pb2.LoggedEvent(leaf_index=logged.leaf_index, event=logged.event)
+    message.append_time.FromDatetime(logged.append_time)
+    return message

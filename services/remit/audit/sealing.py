@@ -1,0 +1,185 @@
+"""Sealing: what an event may show for ever, and what only its subject's key opens.
+
+Two keys are at work. The log's pseudonym key turns a user's name into a full-length HMAC, so that
+the events of one user can be found together. The subject's own key, random and kept in another
+database, opens everything that is about a person: for the event of id ``e``,
+
+- ``salt   = HMAC-SHA256(subject key, "remit/salt/v1" 00 e)``
+- ``subject_hash = HMAC-SHA256(salt, "subject" 00 user's name)``, ``detail_hash`` likewise
+- ``payload key = HMAC-SHA256(subject key, "remit/payload/v1" 00 e)``
+
+and the payload is AES-256-GCM under the payload key, bound to the leaf's hash. Whoever is given one
+salt can check one commitment and learns nothing of any other event. Without the subject's key the
+payload is noise and no guess can be tested against a commitment, so deleting that key erases the
+person's data while leaf, tree and proofs stay as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import re
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from remit.api.audit.v1 import event_pb2
+from remit.audit.leaf import NANOS_PER_S, Leaf, canonical_json
+from remit.audit.merkle import leaf_hash
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+PAYLOAD_VERSION = b"\x01"
+_KIND_PREFIX = "EVENT_KIND_"
+_OUTCOME_PREFIX = "OUTCOME_"
+_USER = re.compile(r"(^|/)users/([^/]+)")
+
+
+class SealError(ValueError):
+    """A payload does not open with its subject's key, or does not fit its leaf."""
+
+
+@dataclass(frozen=True)
+class SealedEvent:
+    """An event as the log stores it."""
+
+    leaf: Leaf
+    leaf_bytes: bytes
+    leaf_hash: bytes
+    payload: bytes
+
+
+class Pseudonyms:
+    """Turns users into pseudonyms: HMAC-SHA256 in full length under the log's own key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def of(self, subject: str) -> bytes:
+        """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""
+        return hmac.digest(self._key, b"remit/subject/v1\x00" + subject.encode(), "sha256")
+
+    def in_resource(self, resource: str, org: str) -> str:
+        """Return a resource name with every user in it replaced by a pseudonym."""
+        owner = "/".join(resource.split("/")[:2]) if resource.startswith("orgs/") else org
+
+        def hide(match: re.Match[str]) -> str:
+            pseudonym = self.of(f"{owner}/users/{match[2]}")
+            return f"{match[1]}users/~{base64.urlsafe_b64encode(pseudonym).decode().rstrip('=')}"
+
+        return _USER.sub(hide, resource)
+
+
+def seal(
+    event: event_pb2.Event,
+    *,
+    reporter: str,
+    subject_key: bytes,
+    pseudonyms: Pseudonyms,
+    nonce: bytes,
+) -> SealedEvent:
+    """Return the leaf and the encrypted payload of an event.
+
+    The leaf depends on nothing but the event, its reporter and the two keys: the same event sealed
+    again has the same leaf, which is how a replay is told from another event with the same id.
+    The nonce is 12 random bytes, new for each sealing.
+    """
+    leaf = _leaf(event, reporter, subject_key, pseudonyms)
+    leaf_bytes = leaf.encode()
+    hashed = leaf_hash(leaf_bytes)
+    clear = canonical_json(
+        {"subject": event.subject, "resource": event.resource, "detail_json": event.detail_json}
+    )
+    key = _derived(subject_key, b"remit/payload/v1", event.event_id)
+    encrypted = AESGCM(key).encrypt(nonce, clear, hashed)
+    return SealedEvent(leaf, leaf_bytes, hashed, PAYLOAD_VERSION + nonce + encrypted)
+
+
+def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> event_pb2.Event:
+    """Return the event of a leaf; without its subject's key, only what the leaf itself says.
+
+    Raises:
+        LeafError: the leaf is malformed.
+        SealError: the payload does not open, or is not what the leaf commits to.
+
+    """
+    leaf = Leaf.decode(leaf_bytes)
+    event = _public_part(leaf)
+    if subject_key is None:
+        return event
+    clear = _opened(leaf, leaf_hash(leaf_bytes), payload, subject_key)
+    event.subject, event.resource = clear["subject"], clear["resource"]
+    event.detail_json = clear["detail_json"]
+    committed = (
+        commitment(subject_key, leaf.event_id, "subject", event.subject),
+        commitment(subject_key, leaf.event_id, "detail", event.detail_json),
+    )
+    if committed != (leaf.subject_hash, leaf.detail_hash):
+        raise SealError(f"the payload of {leaf.event_id} is not what its leaf commits to")
+    return event
+
+
+def commitment(subject_key: bytes, event_id: str, field: str, value: str) -> bytes:
+    """Return the salted commitment of an event to a value, 32 bytes."""
+    salt = _derived(subject_key, b"remit/salt/v1", event_id)
+    return hmac.digest(salt, field.encode() + b"\x00" + value.encode(), "sha256")
+
+
+def _derived(subject_key: bytes, purpose: bytes, event_id: str) -> bytes:
+    return hmac.digest(subject_key, purpose + b"\x00" + event_id.encode(), "sha256")
+
+
+def _leaf(
+    event: event_pb2.Event, reporter: str, subject_key: bytes, pseudonyms: Pseudonyms
+) -> Leaf:
+    time = event.event_time
+    kind = event_pb2.EventKind.Name(event.kind).removeprefix(_KIND_PREFIX)
+    outcome = event_pb2.Outcome.Name(event.outcome).removeprefix(_OUTCOME_PREFIX)
+    return Leaf(
+        event_id=event.event_id,
+        event_time_ns=time.seconds * NANOS_PER_S + time.nanos,
+        kind=kind,
+        org=event.org,
+        subject_pseudonym=pseudonyms.of(event.subject),
+        action=event.action,
+        resource=pseudonyms.in_resource(event.resource, event.org),
+        run=event.run,
+        claim=event.claim,
+        attempt=event.attempt,
+        outcome="" if event.outcome == event_pb2.OUTCOME_UNSPECIFIED else outcome,
+        trace_id=event.trace_id,
+        reporter=reporter,
+        subject_hash=commitment(subject_key, event.event_id, "subject", event.subject),
+        detail_hash=commitment(subject_key, event.event_id, "detail", event.detail_json),
+    )
+
+
+def _public_part(leaf: Leaf) -> event_pb2.Event:
+    event = event_pb2.Event(
+        event_id=leaf.event_id,
+        kind=event_pb2.EventKind.Value(_KIND_PREFIX + leaf.kind),
+        org=leaf.org,
+        action=leaf.action,
+        resource=leaf.resource,
+        run=leaf.run,
+        claim=leaf.claim,
+        attempt=leaf.attempt,
+        outcome=event_pb2.Outcome.Value(_OUTCOME_PREFIX + (leaf.outcome or "UNSPECIFIED")),
+        trace_id=leaf.trace_id,
+    )
+    event.event_time.FromNanoseconds(leaf.event_time_ns)
+    return event
+
+
+def _opened(leaf: Leaf, hashed: bytes, payload: bytes, subject_key: bytes) -> dict[str, str]:
+    nonce, encrypted = payload[1 : 1 + NONCE_BYTES], payload[1 + NONCE_BYTES :]
+    if payload[:1] != PAYLOAD_VERSION or len(nonce) != NONCE_BYTES:
+        raise SealError(f"the payload of {leaf.event_id} has an unknown form")
+    key = _derived(subject_key, b"remit/payload/v1", leaf.event_id)
+    try:
+        clear: dict[str, str] = json.loads(AESGCM(key).decrypt(nonce, encrypted, hashed))
+    except InvalidTag as error:
+        raise SealError(f"the payload of {leaf.event_id} does not open with its key") from error
+    return clear

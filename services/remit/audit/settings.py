@@ -1,0 +1,75 @@
+"""Settings of the audit service; each is `REMIT_AUDIT_<FIELD>` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from remit.settings import ServiceSettings
+
+
+class AuditSettings(ServiceSettings):
+    """What the audit service can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="REMIT_AUDIT_", frozen=True, extra="ignore")
+
+    keys_dsn: str = Field(
+        default="", description="PostgreSQL DSN of the database of subjects' keys, service role."
+    )
+    keys_dir: Path = Field(
+        default=Path("audit-keys"),
+        description="Folder with log.key, log.pub, subject_master.key and pseudonym.key.",
+    )
+    checkpoint_interval_ms: int = Field(
+        default=1000,
+        ge=10,
+        le=3_600_000,
+        description="Milliseconds between looks at whether the log grew and needs a checkpoint.",
+    )
+    max_entries: int = Field(
+        default=256, ge=1, le=256, description="Entries of one append request at most."
+    )
+    max_detail_bytes: int = Field(
+        default=16_384, ge=2, le=16_384, description="Bytes of an event's detail at most, in UTF-8."
+    )
+    max_text_chars: int = Field(
+        default=512,
+        ge=128,
+        le=2048,
+        description="Characters of any other text of an event at most.",
+    )
+    max_future_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86_400,
+        description="Seconds by which an event's time may be ahead of this service's clock.",
+    )
+    max_batch: int = Field(default=1024, ge=1, le=4096, description="Events of one commit at most.")
+    max_queue: int = Field(
+        default=16_384, ge=256, description="Events that wait for a commit at most."
+    )
+    subject_key_cache_size: int = Field(
+        default=10_000, ge=256, description="Subjects' keys remembered at most."
+    )
+    subject_key_cache_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a subject's key is remembered: the bound within which the"
+        " deletion of a key takes effect on every replica.",
+    )
+    default_page_size: int = Field(
+        default=50, ge=1, le=200, description="Events of a page when the request states no number."
+    )
+    max_page_size: int = Field(default=200, ge=1, le=200, description="Events of a page at most.")
+    export_leaves_per_message: int = Field(
+        default=256, ge=1, le=512, description="Leaves of one message of an export at most."
+    )
+    partition_check_s: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between looks at whether next month's partition exists.",
+    )

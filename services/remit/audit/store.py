@@ -1,0 +1,317 @@
+"""The log in PostgreSQL: append, read, prove. It inserts and selects, nothing else.
+
+The index of an event is the last one plus one, given out under a transaction advisory lock that is
+held until the commit: several replicas may append to one database, the index has no gaps, and a
+reader that sees index n sees every index below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import asyncpg
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.audit import merkle
+from remit.audit.merkle import Frontier, LeafRange, Node
+from remit.audit.sealing import SealedEvent
+from remit.postgres import Connection, Database, GroupCommit
+from remit.rpc.errors import RemitError
+
+APPEND_LOCK: Final = 0x6175646974  # "audit"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NS_PER_US: Final = 1000
+
+_HEAD = "SELECT coalesce(max(leaf_index) + 1, 0) FROM leaves"
+_KNOWN = "SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($1::text[])"
+_LEAF_HASHES = "SELECT leaf_index, leaf_hash FROM leaves WHERE leaf_index = ANY($1::bigint[])"
+_NODE_HASHES = "SELECT position, hash FROM nodes WHERE level = $1 AND position = ANY($2::bigint[])"
+_LEAVES = """
+    SELECT leaf_index, leaf FROM events
+    WHERE leaf_index >= $1 AND leaf_index < $2 ORDER BY leaf_index
+"""
+_INSERT_LEAVES = """
+    INSERT INTO leaves (leaf_index, event_id, leaf_hash)
+    SELECT * FROM unnest($1::bigint[], $2::text[], $3::bytea[])
+"""
+_INSERT_NODES = """
+    INSERT INTO nodes (level, position, hash)
+    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[])
+"""
+_INSERT_EVENTS = """
+    INSERT INTO events (leaf_index, append_time, event_time, org, subject_pseudonym, kind, action,
+                        run, claim, outcome, leaf, payload)
+    SELECT leaf_index, now(), event_time, org, subject_pseudonym, kind, action,
+           run, claim, outcome, leaf, payload
+    FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::bytea[], $5::text[], $6::text[],
+                $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
+         AS new(leaf_index, event_time, org, subject_pseudonym, kind, action, run, claim, outcome,
+                leaf, payload)
+"""
+_LIST = """
+    SELECT leaf_index, append_time, subject_pseudonym, leaf, payload FROM events
+    WHERE org = $1 AND leaf_index < $2
+      AND ($3 = '' OR run = $3) AND ($4 = '' OR claim = $4)
+      AND ($5::timestamptz IS NULL OR event_time >= $5)
+      AND ($6::timestamptz IS NULL OR event_time < $6)
+    ORDER BY leaf_index DESC LIMIT $7
+"""
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events are wanted. Empty and None leave a field open; `end_time` is exclusive."""
+
+    org: str
+    run: str = ""
+    claim: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """A row of the log."""
+
+    leaf_index: int
+    append_time: datetime
+    subject_pseudonym: bytes
+    leaf: bytes
+    payload: bytes
+
+
+class LogStore:
+    """The log's tables."""
+
+    def __init__(self, database: Database, *, max_batch: int, max_queue: int) -> None:
+        self._database = database
+        self._commits: GroupCommit[SealedEvent, _Placed] = GroupCommit(
+            database, self._write, name="audit log", max_batch=max_batch, max_queue=max_queue
+        )
+        self._edge = _Edge()
+
+    @property
+    def commits(self) -> int:
+        """Transactions that this replica has committed."""
+        return self._commits.commits
+
+    async def append(self, event: SealedEvent) -> int:
+        """Append an event and return its index once it is durable.
+
+        An event that is in the log already keeps its index.
+
+        Raises:
+            RemitError: KEY_REUSED when its id belongs to another event, OVERLOADED when too many
+                events wait, DEPENDENCY_UNAVAILABLE when the commit is not known to have happened.
+
+        """
+        placed = await self._commits.submit(event)
+        self._edge.remember(placed.edge)
+        return placed.leaf_index
+
+    async def prepare_partitions(self) -> None:
+        """Make the partitions of this month and the next, unless they exist."""
+        await self._database.execute("SELECT prepare_partitions()")
+
+    async def ping(self) -> None:
+        """Return when the database answers; raise DEPENDENCY_UNAVAILABLE otherwise."""
+        await self._database.ping()
+
+    async def size(self) -> int:
+        """Return the number of leaves."""
+        return int(await self._database.fetchval(_HEAD))
+
+    async def leaves(self, start: int, stop: int) -> list[bytes]:
+        """Return the bytes of the leaves from `start` up to and without `stop`.
+
+        Raises:
+            RemitError: DATA_CORRUPT when one is missing.
+
+        """
+        rows = await self._database.fetch(_LEAVES, start, stop)
+        if [row["leaf_index"] for row in rows] != list(range(start, stop)):
+            raise _corrupt(f"leaves {start} to {stop - 1} are not all in the log")
+        return [row["leaf"] for row in rows]
+
+    async def list_events(
+        self, wanted: EventFilter, *, before_index: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return matching events with an index below `before_index`, newest first."""
+        rows = await self._database.fetch(
+            _LIST,
+            wanted.org,
+            before_index,
+            wanted.run,
+            wanted.claim,
+            wanted.start_time,
+            wanted.end_time,
+            limit,
+        )
+        return [StoredEvent(*row) for row in rows]
+
+    async def range_hashes(self, ranges: Sequence[LeafRange]) -> list[bytes]:
+        """Return the Merkle tree hashes of ranges of leaves, all of which must be in the log.
+
+        Raises:
+            RemitError: DATA_CORRUPT when a stored hash is missing.
+
+        """
+        async with self._database.acquire() as connection:
+            stored = await _stored_hashes(connection, merkle.needed_nodes(ranges))
+        return [merkle.range_hash(leaves, stored) for leaves in ranges]
+
+    async def root(self, tree_size: int) -> bytes:
+        """Return the root of the first `tree_size` leaves, 32 bytes."""
+        if tree_size == 0:
+            return merkle.EMPTY_ROOT
+        return (await self.range_hashes([LeafRange(0, tree_size)]))[0]
+
+    async def _write(
+        self, connection: Connection, events: Sequence[SealedEvent]
+    ) -> Sequence[_Placed | RemitError]:
+        # The lock is a statement of its own: the next one must not see the world before it.
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
+        known = await _known(connection, events)
+        frontier = await self._edge.load(connection)
+        new: list[SealedEvent] = []
+        indices = [_place(event, known, frontier.size, new) for event in events]
+        if new:
+            await _insert(connection, new, frontier)
+        return [
+            index if isinstance(index, RemitError) else _Placed(index, frontier)
+            for index in indices
+        ]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where an event is, and the tree's right edge after its batch."""
+
+    leaf_index: int
+    edge: Frontier
+
+
+class _Edge:
+    """The tree's right edge, remembered from one batch to the next.
+
+    Only an edge whose batch is known to be committed is remembered. The log never changes below its
+    size, so a remembered edge is right exactly as long as the log still has that size.
+    """
+
+    def __init__(self) -> None:
+        self._committed = Frontier()
+
+    def remember(self, committed: Frontier) -> None:
+        """Keep the edge of a batch whose commit has been acknowledged."""
+        if committed.size > self._committed.size:
+            self._committed = committed
+
+    async def load(self, connection: Connection) -> Frontier:
+        """Return the edge as it is in this transaction, which must hold the append lock."""
+        size = await connection.fetchval(_HEAD)
+        if size == self._committed.size:
+            return Frontier(size, list(self._committed.hashes))
+        return Frontier(size, await _edge_hashes(connection, size))
+
+
+def _place(
+    event: SealedEvent,
+    known: dict[str, tuple[int, bytes]],
+    first_free: int,
+    new: list[SealedEvent],
+) -> int | RemitError:
+    """Return an event's index: the one it has, or the next one, when `new` takes it up."""
+    event_id = event.leaf.event_id
+    if event_id not in known:
+        known[event_id] = (first_free + len(new), event.leaf_hash)
+        new.append(event)
+    index, hashed = known[event_id]
+    if hashed == event.leaf_hash:
+        return index
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_KEY_REUSED,
+        f"the event id {event_id} was used before for another event, at index {index}",
+    )
+
+
+async def _known(
+    connection: Connection, events: Iterable[SealedEvent]
+) -> dict[str, tuple[int, bytes]]:
+    rows = await connection.fetch(_KNOWN, [event.leaf.event_id for event in events])
+    return {row["event_id"]: (row["leaf_index"], row["leaf_hash"]) for row in rows}
+
+
+async def _insert(
+    connection: Connection, events: Sequence[SealedEvent], frontier: Frontier
+) -> None:
+    """Insert events at the frontier, which grows by them."""
+    first = frontier.size
+    completed = [pair for event in events for pair in frontier.append(event.leaf_hash)]
+    indices = list(range(first, frontier.size))
+    await connection.execute(
+        _INSERT_LEAVES,
+        indices,
+        [event.leaf.event_id for event in events],
+        [event.leaf_hash for event in events],
+    )
+    await connection.execute(_INSERT_EVENTS, indices, *_event_columns(events))
+    nodes = [(node, value) for node, value in completed if node.level and merkle.is_stored(node)]
+    if nodes:
+        await connection.execute(
+            _INSERT_NODES,
+            [node.level for node, _ in nodes],
+            [node.position for node, _ in nodes],
+            [value for _, value in nodes],
+        )
+
+
+def _event_columns(events: Sequence[SealedEvent]) -> list[list[object]]:
+    rows = [
+        (
+            _EPOCH + timedelta(microseconds=event.leaf.event_time_ns // _NS_PER_US),
+            event.leaf.org,
+            event.leaf.subject_pseudonym,
+            event.leaf.kind,
+            event.leaf.action,
+            event.leaf.run,
+            event.leaf.claim,
+            event.leaf.outcome,
+            event.leaf_bytes,
+            event.payload,
+        )
+        for event in events
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+async def _edge_hashes(connection: Connection, tree_size: int) -> list[bytes]:
+    nodes = merkle.complete_nodes(LeafRange(0, tree_size))
+    ranges = [LeafRange(n.position << n.level, (n.position + 1) << n.level) for n in nodes]
+    stored = await _stored_hashes(connection, merkle.needed_nodes(ranges))
+    return [merkle.range_hash(leaves, stored) for leaves in ranges]
+
+
+async def _stored_hashes(connection: Connection, nodes: Collection[Node]) -> dict[Node, bytes]:
+    """Return the hashes of stored nodes; level 0 are the leaves themselves."""
+    stored: dict[Node, bytes] = {}
+    for level in sorted({node.level for node in nodes}):
+        positions = [node.position for node in nodes if node.level == level]
+        rows = await _level(connection, level, positions)
+        stored |= {Node(level, position): value for position, value in rows}
+    if len(stored) != len(nodes):
+        missing = min(set(nodes) - stored.keys())
+        raise _corrupt(f"the tree has no node {missing.position} at level {missing.level}")
+    return stored
+
+
+async def _level(connection: Connection, level: int, positions: list[int]) -> list[asyncpg.Record]:
+    if level == 0:
+        return await connection.fetch(_LEAF_HASHES, positions)
+    return await connection.fetch(_NODE_HASHES, level, positions)
+
+
+def _corrupt(fault: str) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_DATA_CORRUPT, fault)

@@ -1,0 +1,258 @@
+"""The offline verifier: an export and a public key, no service, no database, no network.
+
+An export is a text file, one JSON object a line, each in the one spelling that this module writes:
+
+1. ``{"format":"remit-audit-export","version":1}``
+2. ``{"checkpoint":"<the signed note>"}``
+3. for every leaf, in order:
+   ``{"leaf_index":0,"leaf_hash":"<base64>","leaf":"<base64 of the leaf's bytes>"}``
+4. ``{"leaf_count":1,"sha256":"<hex of every byte of the file before this line>"}``
+
+What makes it a proof is the checkpoint: the root that the log signed must be the root of these
+leaves, and the tree at the size of an earlier checkpoint must have had the root that was signed
+then. The leaf hashes and the last line prove nothing to an adversary; they let an accident be named
+by its place. This module is small and uses only `merkle` and `note`, so that whoever doubts Remit
+can read all of it.
+
+    report = verify_export(Path("log.export"), Path("log.pub").read_text())
+    print(report.tree_size, report.root_hash.hex())
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from remit.audit.merkle import HASH_BYTES, Frontier, leaf_hash
+from remit.audit.note import Checkpoint, NoteError, Verifier, decode_base64, open_checkpoint
+
+HEADER_LINE = b'{"format":"remit-audit-export","version":1}\n'
+MAX_LINE_BYTES = 1024 * 1024
+
+
+class VerificationError(Exception):
+    """An export proves nothing.
+
+    Attributes:
+        place: where the fault is, such as `line 7 (leaf 4)` or `the earlier checkpoint`.
+        fault: what is wrong there.
+
+    """
+
+    def __init__(self, place: str, fault: str) -> None:
+        super().__init__(f"{place}: {fault}")
+        self.place = place
+        self.fault = fault
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an export proves.
+
+    Attributes:
+        origin: name of the log.
+        tree_size: number of leaves, every one of which was checked.
+        root_hash: root of the tree, 32 bytes.
+        earlier_tree_size: size of the earlier checkpoint that this log extends, if one was given.
+
+    """
+
+    origin: str
+    tree_size: int
+    root_hash: bytes
+    earlier_tree_size: int | None
+
+
+def verify_export(path: Path, public_key: str, earlier_checkpoint: str | None = None) -> Report:
+    """Verify an export with a public key, and perhaps a checkpoint, that were saved earlier.
+
+    Raises:
+        VerificationError: something does not fit; it names the place.
+        OSError: the file cannot be read.
+
+    """
+    verifier = _verifier(public_key)
+    earlier = None
+    if earlier_checkpoint is not None:
+        earlier = _opened("the earlier checkpoint", earlier_checkpoint, verifier)
+    with path.open("rb") as file:
+        lines = _Lines(file)
+        _check_header(lines)
+        checkpoint = _read_checkpoint(lines, verifier)
+        earlier_root = _check_leaves(lines, checkpoint, earlier)
+        _check_footer(lines, checkpoint.tree_size)
+    if earlier is not None:
+        _check_extends(earlier, earlier_root, checkpoint)
+    earlier_size = None if earlier is None else earlier.tree_size
+    return Report(checkpoint.origin, checkpoint.tree_size, checkpoint.root_hash, earlier_size)
+
+
+# ------------------------------------------------------------------------- the lines
+
+
+def checkpoint_line(signed_note: str) -> bytes:
+    """Return the line of an export that holds its checkpoint."""
+    return _line({"checkpoint": signed_note})
+
+
+def leaf_line(leaf_index: int, leaf: bytes) -> bytes:
+    """Return the line of an export that holds a leaf."""
+    return _line(
+        {
+            "leaf_index": leaf_index,
+            "leaf_hash": base64.b64encode(leaf_hash(leaf)).decode(),
+            "leaf": base64.b64encode(leaf).decode(),
+        }
+    )
+
+
+def footer_line(leaf_count: int, sha256_hex: str) -> bytes:
+    """Return the last line of an export."""
+    return _line({"leaf_count": leaf_count, "sha256": sha256_hex})
+
+
+def _line(members: dict[str, str | int]) -> bytes:
+    return json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+class _Lines:
+    """The lines of a file, one at a time, with the digest of all that was read before."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._pending = b""
+        self.number = 0
+
+    def next(self) -> bytes:
+        """Return the next line, empty at the end of the file."""
+        self._digest.update(self._pending)
+        self._pending = self._file.readline(MAX_LINE_BYTES)
+        self.number += 1
+        return self._pending
+
+    def digest_before(self) -> str:
+        """Return the SHA-256 in hex of everything before the line that was read last."""
+        return self._digest.hexdigest()
+
+
+# ------------------------------------------------------------------------ the checks
+
+
+def _verifier(public_key: str) -> Verifier:
+    try:
+        return Verifier.parse(public_key)
+    except NoteError as error:
+        raise VerificationError("the public key", str(error)) from error
+
+
+def _opened(place: str, note: str, verifier: Verifier) -> Checkpoint:
+    try:
+        return open_checkpoint(note, verifier)
+    except NoteError as error:
+        raise VerificationError(place, str(error)) from error
+
+
+def _check_header(lines: _Lines) -> None:
+    if lines.next() != HEADER_LINE:
+        raise VerificationError("line 1 (header)", "this is not an export of version 1")
+
+
+def _read_checkpoint(lines: _Lines, verifier: Verifier) -> Checkpoint:
+    line, place = lines.next(), "line 2 (checkpoint)"
+    note = _members(line, place, checkpoint=str)["checkpoint"]
+    _check_spelling(line, checkpoint_line(note), place)
+    return _opened(place, note, verifier)
+
+
+def _check_leaves(lines: _Lines, checkpoint: Checkpoint, earlier: Checkpoint | None) -> bytes:
+    """Check every leaf and the root; return the root of the tree at the earlier checkpoint."""
+    frontier = Frontier()
+    earlier_root = frontier.root()
+    for index in range(checkpoint.tree_size):
+        frontier.append(_read_leaf(lines, index, checkpoint.tree_size))
+        if earlier is not None and frontier.size == earlier.tree_size:
+            earlier_root = frontier.root()
+    if frontier.root() != checkpoint.root_hash:
+        raise VerificationError(
+            f"leaves 0 to {checkpoint.tree_size - 1}",
+            "they are not the leaves that the checkpoint was signed for: at least one was changed,"
+            " removed, inserted or moved",
+        )
+    return earlier_root
+
+
+def _read_leaf(lines: _Lines, index: int, tree_size: int) -> bytes:
+    """Return the hash of the leaf on the next line."""
+    line = lines.next()
+    place = f"line {lines.number} (leaf {index})"
+    if not line:
+        raise VerificationError(place, f"the export is cut off: {tree_size} leaves were signed")
+    members = _members(line, place, leaf_index=int, leaf_hash=str, leaf=str)
+    if members["leaf_index"] != index:
+        raise VerificationError(place, f"it says that it is leaf {members['leaf_index']}")
+    leaf, hashed = (_decoded(members[name], name, place) for name in ("leaf", "leaf_hash"))
+    if len(hashed) != HASH_BYTES or leaf_hash(leaf) != hashed:
+        raise VerificationError(place, "the leaf does not have its hash: one of them was changed")
+    _check_spelling(line, leaf_line(index, leaf), place)
+    return hashed
+
+
+def _check_footer(lines: _Lines, tree_size: int) -> None:
+    line = lines.next()
+    place = f"line {lines.number} (end)"
+    if not line:
+        raise VerificationError(place, "the export is cut off: its last line is missing")
+    members = _members(line, place, leaf_count=int, sha256=str)
+    if members["leaf_count"] != tree_size:
+        raise VerificationError(place, f"it counts {members['leaf_count']} leaves, not {tree_size}")
+    if members["sha256"] != lines.digest_before():
+        raise VerificationError(place, "its digest does not fit the file")
+    _check_spelling(line, footer_line(tree_size, members["sha256"]), place)
+    if lines.next():
+        raise VerificationError(f"line {lines.number}", "the export goes on after its end")
+
+
+def _check_extends(earlier: Checkpoint, earlier_root: bytes, checkpoint: Checkpoint) -> None:
+    place = f"the earlier checkpoint of {earlier.tree_size} leaves"
+    if earlier.tree_size > checkpoint.tree_size:
+        raise VerificationError(
+            place, f"the log was cut back: this export has {checkpoint.tree_size} leaves"
+        )
+    if earlier_root != earlier.root_hash:
+        raise VerificationError(
+            place,
+            f"the log was rewritten: leaves 0 to {earlier.tree_size - 1} are not those signed then",
+        )
+
+
+def _members(line: bytes, place: str, **kinds: type[str | int]) -> dict[str, Any]:
+    """Return the members of the object on a line, which must be exactly those of `kinds`."""
+    if not line.endswith(b"\n"):
+        raise VerificationError(place, "the line is cut off or too long")
+    try:
+        members = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(place, "the line is not JSON") from error
+    if not isinstance(members, dict) or members.keys() != kinds.keys():
+        raise VerificationError(place, f"the line does not hold {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(members[name]) is not kind:
+            raise VerificationError(place, f"{name} is not of its kind")
+    return members
+
+
+def _decoded(text: str, name: str, place: str) -> bytes:
+    try:
+        return decode_base64(text, name)
+    except NoteError as error:
+        raise VerificationError(place, str(error)) from error
+
+
+def _check_spelling(line: bytes, expected: bytes, place: str) -> None:
+    if line != expected:
+        raise VerificationError(place, "the line is not spelt as exports are")
