@@ -101,17 +101,24 @@ def _floor_decimal(value: Decimal) -> Decimal:
 
 def _power(base: Number, exponent: Number) -> Number:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction):
-        if exponent.denominator == 1 and _is_exact_power(base, exponent.numerator):
-            return _integer_power(base, exponent.numerator)
-        root = _exact_root(base, exponent.denominator)
-        if root is not None:
-            return _integer_power(root, exponent.numerator)
+        exact = _exact_power(base, exponent)
+        if exact is not None:
+            return exact
     left, right = as_decimal(base), as_decimal(exponent)
     if left == 0 and right == 0:
         return Decimal(1)
     if left == 0 and right < 0:
         raise ZeroDivisionError
     return left**right
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    """The power, if it is a fraction of which all digits are wanted."""
+    if exponent.denominator == 1:
+        wanted = _is_exact_power(base, exponent.numerator)
+        return _integer_power(base, exponent.numerator) if wanted else None
+    root = _exact_root(base, exponent.denominator)
+    return None if root is None else _integer_power(root, exponent.numerator)
 
 
 def _is_exact_power(base: Fraction, exponent: int) -> bool:

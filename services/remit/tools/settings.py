@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from remit.settings import ServiceSettings
+from remit.effects import EffectSettings
 from remit.tools.execution import ExecutionLimits
 from remit.tools.mail import EMAIL_PATTERN
 from remit.tools.results import ResultLimits
 
 
-class ToolsSettings(ServiceSettings):
+class ToolsSettings(EffectSettings):
     """What the tools service needs to know; read from `REMIT_TOOLS_*`."""
 
     model_config = SettingsConfigDict(env_prefix="REMIT_TOOLS_")
