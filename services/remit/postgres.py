@@ -31,9 +31,9 @@ DATABASES: Final[dict[str, tuple[str, ...]]] = {
     "audit": ("audit/migrations",),
     "audit_keys": ("audit/keys_migrations",),
     "cost": ("cost/migrations",),
-    "inference": ("effects_migrations", "inference/migrations"),
+    "inference": ("effects/migrations", "inference/migrations"),
     "policy": ("policy/migrations",),
-    "tools": ("effects_migrations", "tools/migrations"),
+    "tools": ("effects/migrations", "tools/migrations"),
 }
 """Every database `remit_<name>` and the folders of its migrations, applied in this order."""
 

@@ -53,10 +53,10 @@ async def run(
     clock: Clock | None = None,
     started: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Serves until SIGTERM, SIGINT or `stop`, then drains: health turns NOT_SERVING, calls in
-    flight get `settings.drain_s` to end, background work is cancelled.
+    """Serves until SIGTERM, SIGINT or `stop`, then drains.
 
-    `started(port, http_port)` is called once the service accepts calls.
+    In a drain health turns NOT_SERVING, calls in flight get `settings.drain_s` to end, and
+    background work is cancelled. `started(port, http_port)` is called once the service accepts calls.
     """
     stop = stop or _stop_on_signals()
     host = _Host(service, settings, clock or SystemClock())

@@ -1,0 +1,112 @@
+"""Many effects, one RPC: items gather while earlier batches are under way.
+
+An item that finds a free place is sent at once, alone; under load the batches grow by themselves.
+That is the same idea as group commit, one level up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc.calls import spawn
+from remit.rpc.errors import RemitError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class _Waiting(Generic[Item, Answer]):
+    item: Item
+    answer: asyncio.Future[Answer] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Batcher(Generic[Item, Answer]):
+    """Sends items in batches; each gets its own answer or its own error."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | RemitError]]],
+        *,
+        name: str,
+        max_batch: int,
+        max_in_flight: int,
+        max_queue: int,
+    ) -> None:
+        self._send = send
+        self._name = name
+        self._max_batch = max_batch
+        self._max_in_flight = max_in_flight
+        self._max_queue = max_queue
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self.sent = 0
+        """RPCs sent so far, for benchmarks."""
+
+    async def ask(self, item: Item) -> Answer:
+        """The item's answer. Raises its error, or OVERLOADED at once when the queue is full."""
+        if len(self._queue) >= self._max_queue:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_OVERLOADED,
+                f"{len(self._queue)} effects wait for {self._name}, the limit",
+            )
+        waiting: _Waiting[Item, Answer] = _Waiting(item)
+        self._queue.append(waiting)
+        if len(self._in_flight) < self._max_in_flight:
+            self._begin()
+        return await asyncio.shield(waiting.answer)
+
+    def _begin(self) -> None:
+        # Not the caller's deadline: the batch is shared.
+        task = spawn(self._drain(), name=f"batch-{self._name}")
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+
+    async def _drain(self) -> None:
+        while self._queue:
+            count = min(len(self._queue), self._max_batch)
+            batch = [self._queue.popleft() for _ in range(count)]
+            self.sent += 1
+            try:
+                answers = await self._send([waiting.item for waiting in batch])
+            except Exception as error:  # noqa: BLE001 - whatever it is, its callers must hear it
+                _fail(batch, error)
+            except BaseException:
+                _fail(batch, _stopping())
+                raise
+            else:
+                _answer(batch, answers)
+
+
+def _answer(batch: list[_Waiting[Item, Answer]], answers: Sequence[Answer | RemitError]) -> None:
+    for waiting, answer in zip(batch, answers, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(answer, RemitError):
+            _raise_in(waiting, answer)
+        else:
+            waiting.answer.set_result(answer)
+
+
+def _fail(batch: list[_Waiting[Item, Answer]], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            _raise_in(waiting, error)
+
+
+def _raise_in(waiting: _Waiting[Item, Answer], error: Exception) -> None:
+    waiting.answer.set_exception(error)
+    waiting.answer.exception()  # a caller that left must not make a warning
+
+
+def _stopping() -> RemitError:
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "the service is stopping"
+    )

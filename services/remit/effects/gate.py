@@ -1,0 +1,474 @@
+"""`EffectGate.perform`: the one way in which an effect happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from google.protobuf import struct_pb2
+from google.rpc import status_pb2
+
+from remit import names, telemetry
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.policy.v1 import permission_pb2
+from remit.api.usage.v1 import usage_pb2
+from remit.effects.claims import Admission, Attempt, Ended, Outcome
+from remit.effects.closing import Closer
+from remit.effects.permits import Permits, PermitSource
+from remit.effects.settings import EffectSettings
+from remit.effects.store import Begin, Begun, ClaimStore, Finish, Refuse, Renew, Start, Unclosed
+from remit.pricing import cost_nanos
+from remit.rpc.calls import current_call, spawn
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+from remit.rpc.ids import IdSource
+from remit.rpc.remits import Remit
+
+HOLDER_SHARE: Final = 0.8
+"""A holder stops at this share of its lease, counted from before it asked."""
+_RENEW_SHARE: Final = 1 / 3
+_FIRST_RETRY_S: Final = 0.05
+_LONGEST_RETRY_S: Final = 2.0
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True)
+class EffectRequest:
+    """What is to be done, by whom, and what it can cost at most."""
+
+    remit: Remit
+    """The verified remit of the call."""
+    remit_token: str
+    """The same, signed; policy, cost and audit verify it again."""
+    method: str
+    """Effects of one method share the space of their keys, such as `tools.call`."""
+    key: str
+    """Idempotency key: the same key and body give the same answer."""
+    body_digest: bytes
+    """SHA-256 over the canonical request, 32 bytes."""
+    action: str
+    """Policy action, such as `tools.call`."""
+    resource: str
+    """`tools/{tool}` or `models/{model}`; also what is bought."""
+    bound: usage_pb2.Usage
+    """The most that it can use."""
+    idempotent: bool
+    """Whether a doubt may be answered by another attempt."""
+    permission_class: permission_pb2.PermissionClass.ValueType = (
+        permission_pb2.PERMISSION_CLASS_UNSPECIFIED
+    )
+    arguments: struct_pb2.Struct | None = None
+    """The exact arguments of a tool call."""
+    arguments_digest: bytes = b""
+    """SHA-256 over the canonical arguments, or empty."""
+    list_item: str = ""
+    """Name of the item in a public price list, or empty."""
+
+    @property
+    def principal(self) -> str:
+        """Whose keys these are: the run's, or the user's outside runs."""
+        return self.remit.run or self.remit.subject
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What an effect is given when it may start."""
+
+    key: str
+    """Idempotency key to pass on to the outside world."""
+    claim: str
+    """`claims/{claim}`."""
+    attempt: int
+    deadline: float
+    """Monotonic seconds at which the caller stops waiting."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits any more: end soon and report what was used."""
+
+
+@dataclass(frozen=True)
+class EffectResult:
+    """What an effect reports about itself."""
+
+    outcome: Outcome
+    used: usage_pb2.Usage
+    payload: bytes = b""
+    """The answer to record and replay."""
+    error: RemitError | None = None
+    """Why it failed or was cancelled."""
+
+
+@dataclass(frozen=True)
+class EffectOutcome:
+    """A recorded success."""
+
+    payload: bytes
+    used: usage_pb2.Usage
+    cost_nanos: int
+    claim: str
+    """`claims/{claim}`."""
+    attempt: int
+    intent_leaf_index: int
+    replayed: bool
+
+
+Effect: TypeAlias = Callable[[Permit], Awaitable[EffectResult]]
+
+
+@dataclass
+class _Performance:
+    """An effect that is performed here, and who waits for it."""
+
+    body_digest: bytes
+    stopping: asyncio.Event
+    task: asyncio.Task[EffectOutcome] | None = None
+    waiting: int = 0
+
+
+class EffectGate:
+    """Performs effects of one enforcement service."""
+
+    def __init__(
+        self,
+        store: ClaimStore,
+        permits: PermitSource,
+        closer: Closer,
+        *,
+        clock: Clock,
+        ids: IdSource,
+        settings: EffectSettings,
+    ) -> None:
+        self._store = store
+        self._permits = permits
+        self._closer = closer
+        self._clock = clock
+        self._ids = ids
+        self._settings = settings
+        self._performing: dict[tuple[str, str, str, str], _Performance] = {}
+        self._held_until: dict[tuple[str, int], float] = {}
+
+    async def perform(self, request: EffectRequest, effect: Effect) -> EffectOutcome:
+        """Performs the effect once, or returns what was recorded under its key.
+
+        `effect` runs in a task of its own, at most once an attempt, and only after decision,
+        reservation and intent are durable. If every caller leaves, it is asked to stop, and what it
+        used is still recorded and billed. Raises the effect's own error, also when it is replayed;
+        PERMISSION_DENIED, BUDGET_EXHAUSTED and the like when it may not start; KEY_REUSED,
+        EFFECT_IN_PROGRESS or EFFECT_IN_DOUBT for what the key stands for already.
+        """
+        identity = (request.remit.org, request.principal, request.method, request.key)
+        performance = self._performing.get(identity)
+        if performance is None:
+            performance = _Performance(request.body_digest, asyncio.Event())
+            deadline, trace_id = current_call().deadline, current_call().trace_id
+            work = self._perform(request, effect, performance.stopping, deadline, trace_id)
+            performance.task = spawn(work, name=f"effect-{request.key}")
+            self._performing[identity] = performance
+            performance.task.add_done_callback(lambda _: self._performing.pop(identity, None))
+        elif performance.body_digest != request.body_digest:
+            raise _key_reused(request)
+        elif performance.stopping.is_set():
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
+                f"{request.resource} is being stopped under this key",
+                retry_after_s=_LONGEST_RETRY_S / 4,
+            )
+        return await self._wait(performance)
+
+    async def run(self) -> None:
+        """Renews the leases of what is performed here, until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.effect_lease_s * _RENEW_SHARE)
+            await asyncio.gather(*(self._renew(*attempt) for attempt in self._store.live()))
+
+    async def drain(self) -> None:
+        """Waits for effects in progress and for what they leave to close."""
+        while tasks := [p.task for p in self._performing.values() if p.task is not None]:
+            await asyncio.wait(tasks)
+        await self._closer.drain()
+
+    # ------------------------------------------------------------------------------ one effect
+
+    async def _wait(self, performance: _Performance) -> EffectOutcome:
+        assert performance.task is not None  # noqa: S101 - set before anybody can wait
+        performance.waiting += 1
+        try:
+            return await asyncio.shield(performance.task)
+        finally:
+            performance.waiting -= 1
+            if performance.waiting == 0:
+                performance.stopping.set()
+
+    async def _perform(
+        self,
+        request: EffectRequest,
+        effect: Effect,
+        stopping: asyncio.Event,
+        deadline: float,
+        trace_id: str,
+    ) -> EffectOutcome:
+        asked = self._clock.monotonic()
+        begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
+        if begun.admission is not None:
+            return _known(request, begun)
+        attempt = begun.attempt
+        self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
+        try:
+            return await self._perform_attempt(
+                request, effect, attempt, stopping, deadline, trace_id
+            )
+        finally:
+            self._store.forget(attempt.claim, attempt.attempt)
+            self._held_until.pop((attempt.claim, attempt.attempt), None)
+
+    async def _perform_attempt(
+        self,
+        request: EffectRequest,
+        effect: Effect,
+        attempt: Attempt,
+        stopping: asyncio.Event,
+        deadline: float,
+        trace_id: str,
+    ) -> EffectOutcome:
+        closing = _Closing(request, attempt, trace_id)
+        try:
+            permits = await self._permits.ask(request, attempt.claim, attempt.attempt, trace_id)
+            await self._start(attempt, permits, stopping)
+            self._check_still_in_time(attempt, permits)
+            self._check_still_wanted(stopping)
+        except RemitError as error:
+            await self._refuse(closing, error)
+            raise
+        permit = Permit(
+            key=f"{attempt.claim}-{attempt.attempt}" if not request.idempotent else attempt.claim,
+            claim=names.claim_name(attempt.claim),
+            attempt=attempt.attempt,
+            deadline=deadline,
+            stopping=stopping,
+        )
+        result = await self._io(request, effect, permit)
+        ended = _ended(result, permits)
+        await self._finish(attempt, ended)
+        self._closer.close_soon(closing.ended(ended, permits.decision_id))
+        return _outcome(attempt, permits.intent_leaf, ended, replayed=False)
+
+    async def _start(self, attempt: Attempt, permits: Permits, stopping: asyncio.Event) -> None:
+        self._check_still_wanted(stopping)
+        asked = self._clock.monotonic()
+        started = await self._store.change(
+            Start(
+                attempt.claim,
+                attempt.attempt,
+                permits.decision_id,
+                permits.reservation.name,
+                permits.intent_leaf,
+                permits.reservation.hold_nanos,
+            )
+        )
+        if not started:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
+                "the claim lapsed before the effect could start",
+            )
+        self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
+
+    def _check_still_wanted(self, stopping: asyncio.Event) -> None:
+        if stopping.is_set():
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CANCELLED, "the caller left before the effect began"
+            )
+
+    def _check_still_in_time(self, attempt: Attempt, permits: Permits) -> None:
+        """The last look before the I/O, by a clock that never jumps."""
+        now = self._clock.monotonic()
+        held_until = self._held_until[attempt.claim, attempt.attempt]
+        if now >= min(held_until, permits.valid_until):
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
+                "the claim or its permission ran out before the effect could start",
+            )
+
+    async def _refuse(self, closing: _Closing, error: RemitError) -> None:
+        """Ends an attempt that did no I/O; if the database is away, the sweeper will."""
+        status = error.to_status().SerializeToString()
+        with contextlib.suppress(RemitError):
+            change = Refuse(closing.attempt.claim, closing.attempt.attempt, status)
+            if await self._store.change(change):
+                ended = Ended(Outcome.REFUSED, b"", status, b"", 0, repeatable=False)
+                self._closer.close_soon(closing.ended(ended, ""))
+
+    async def _io(self, request: EffectRequest, effect: Effect, permit: Permit) -> EffectResult:
+        """Runs the effect; asks it to stop when nobody waits, and ends it if it does not."""
+        task = asyncio.ensure_future(effect(permit))
+        stop = asyncio.ensure_future(permit.stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait({task}, timeout=self._settings.effect_stop_grace_s)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=self._settings.effect_stop_grace_s)
+        finally:
+            stop.cancel()
+            task.cancel()
+        return _result_of(task, request)
+
+    async def _finish(self, attempt: Attempt, ended: Ended) -> None:
+        """Commits the result. An outage is waited out: the effect has happened."""
+        pause_s = _FIRST_RETRY_S
+        while True:
+            try:
+                finished = await self._store.change(Finish(attempt.claim, attempt.attempt, ended))
+            except RemitError as error:
+                log.warning("result_not_recorded_yet", claim=attempt.claim, text=error.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
+            else:
+                if not finished:
+                    log.error("result_had_no_claim", claim=attempt.claim)
+                return
+
+    # ---------------------------------------------------------------------------------- leases
+
+    def _held_from(self, asked: float) -> float:
+        return asked + HOLDER_SHARE * self._settings.effect_lease_s
+
+    async def _renew(self, claim: str, attempt: int) -> None:
+        asked = self._clock.monotonic()
+        try:
+            renewed = await self._store.change(Renew(claim, attempt))
+        except RemitError as error:
+            log.warning("lease_not_renewed", claim=claim, text=error.message)
+            return
+        if renewed and (claim, attempt) in self._held_until:
+            self._held_until[claim, attempt] = self._held_from(asked)
+
+
+@dataclass(frozen=True)
+class _Closing:
+    """What closing an attempt needs to know."""
+
+    request: EffectRequest
+    attempt: Attempt
+    trace_id: str
+
+    def ended(self, ended: Ended, decision_id: str) -> Unclosed:
+        return Unclosed(
+            org=self.request.remit.org,
+            claim=self.attempt.claim,
+            attempt=self.attempt.attempt,
+            outcome=ended.outcome,
+            subject=self.request.remit.subject,
+            run=self.request.remit.run,
+            action=self.request.action,
+            resource=self.request.resource,
+            trace_id=self.trace_id,
+            decision_id=decision_id,
+            used=ended.used,
+            error=ended.error,
+            cost_nanos=ended.cost_nanos,
+            result=ended.result,
+        )
+
+
+def _begin(request: EffectRequest, claim: str, trace_id: str) -> Begin:
+    return Begin(
+        claim=claim,
+        org=request.remit.org,
+        principal=request.principal,
+        method=request.method,
+        key=request.key,
+        body_digest=request.body_digest,
+        idempotent=request.idempotent,
+        subject=request.remit.subject,
+        run=request.remit.run,
+        action=request.action,
+        resource=request.resource,
+        trace_id=trace_id,
+    )
+
+
+def _known(request: EffectRequest, begun: Begun) -> EffectOutcome:
+    """Answers a call whose key is known already."""
+    known = begun.attempt
+    if begun.admission is Admission.REPLAY and known.ended is not None:
+        return _outcome(known, known.intent_leaf or 0, known.ended, replayed=True)
+    if begun.admission is Admission.KEY_REUSED:
+        raise _key_reused(request)
+    if begun.admission is Admission.IN_DOUBT:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+            f"{request.resource} was started under this key and its outcome is unknown",
+            metadata={"claim": names.claim_name(known.claim)},
+        )
+    raise RemitError(
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
+        f"{request.resource} is being performed under this key by another replica",
+        retry_after_s=max(known.lease_left_s, 0.1),
+        metadata={"claim": names.claim_name(known.claim)},
+    )
+
+
+def _outcome(attempt: Attempt, intent_leaf: int, ended: Ended, *, replayed: bool) -> EffectOutcome:
+    """The recorded answer. Raises the recorded error."""
+    if ended.error:
+        error = RemitError.from_status(status_pb2.Status.FromString(ended.error))
+        error.metadata |= {
+            "claim": names.claim_name(attempt.claim),
+            "intent_leaf_index": str(intent_leaf),
+            "cost_nanos": str(ended.cost_nanos),
+        }
+        raise error
+    return EffectOutcome(
+        payload=ended.result,
+        used=usage_pb2.Usage.FromString(ended.used),
+        cost_nanos=ended.cost_nanos,
+        claim=names.claim_name(attempt.claim),
+        attempt=attempt.attempt,
+        intent_leaf_index=intent_leaf,
+        replayed=replayed,
+    )
+
+
+def _ended(result: EffectResult, permits: Permits) -> Ended:
+    """What is recorded; what exceeds the hold is not the caller's to pay."""
+    reservation = permits.reservation
+    cost = min(cost_nanos(reservation.price, result.used), reservation.hold_nanos)
+    error = result.error
+    return Ended(
+        outcome=result.outcome,
+        result=result.payload,
+        error=error.to_status().SerializeToString() if error else b"",
+        used=result.used.SerializeToString(),
+        cost_nanos=cost,
+        repeatable=result.outcome is Outcome.CANCELLED or bool(error and error.retryable),
+    )
+
+
+def _result_of(task: asyncio.Future[EffectResult], request: EffectRequest) -> EffectResult:
+    """What the effect reported; what it used is taken as the bound where it says nothing."""
+    if not task.done() or task.cancelled():
+        error = RemitError(
+            error_reason_pb2.ERROR_REASON_CANCELLED, f"{request.resource} was stopped"
+        )
+        return EffectResult(Outcome.CANCELLED, request.bound, error=error)
+    failure = task.exception()
+    if failure is None:
+        return task.result()
+    if isinstance(failure, RemitError):
+        return EffectResult(Outcome.FAILED, request.bound, error=failure)
+    log.error("effect_failed", resource=request.resource, exc_info=failure)
+    error = RemitError(
+        error_reason_pb2.ERROR_REASON_INTERNAL, f"{request.resource} failed unexpectedly"
+    )
+    return EffectResult(Outcome.FAILED, request.bound, error=error)
+
+
+def _key_reused(request: EffectRequest) -> RemitError:
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_KEY_REUSED,
+        f"request_id {request.key} was used before for another request",
+    )

@@ -1,0 +1,203 @@
+"""The three permits of an effect, asked for in parallel: permission, budget, a durable intent.
+
+Each question goes into a batch with those of other effects; the ids of all three derive from
+(claim, attempt), so that asking twice is asking once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from remit import names
+from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
+from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
+from remit.effects.batching import Batcher
+from remit.effects.settings import EffectSettings
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+
+if TYPE_CHECKING:
+    from remit.effects.gate import EffectRequest
+
+_HOLDER_SHARE: Final = 0.8
+
+
+@dataclass(frozen=True)
+class Permits:
+    """All that an effect needs to start."""
+
+    decision_id: str
+    valid_until: float
+    """Monotonic seconds until which the decision may be acted on."""
+    reservation: reservation_pb2.Reservation
+    intent_leaf: int
+
+
+class PermitSource:
+    """Asks policy, cost and audit."""
+
+    def __init__(
+        self,
+        policy: policy_service_pb2_grpc.PolicyServiceStub,
+        cost: cost_service_pb2_grpc.CostServiceStub,
+        audit: audit_service_pb2_grpc.AuditServiceStub,
+        clock: Clock,
+        settings: EffectSettings,
+    ) -> None:
+        self._policy = policy
+        self._cost = cost
+        self._audit = audit
+        self._clock = clock
+        limits = {
+            "max_batch": settings.effect_max_batch,
+            "max_in_flight": settings.effect_max_rpcs,
+            "max_queue": settings.effect_max_queue,
+        }
+        self._checks = Batcher(self._check, name="decisions", **limits)
+        self._reservations = Batcher(self._reserve, name="reservations", **limits)
+        self._intents = Batcher(self._append, name="intents", **limits)
+
+    async def ask(self, request: EffectRequest, claim: str, attempt: int, trace_id: str) -> Permits:
+        """All three permits. Raises the most telling refusal if any is refused or fails."""
+        asked = self._clock.monotonic()
+        answers = await asyncio.gather(
+            self._checks.ask(_check_request(request, claim, attempt)),
+            self._reservations.ask(_reserve_request(request, claim, attempt)),
+            self._intents.ask(self._intent(request, claim, attempt, trace_id)),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        decision, reservation, intent_leaf = answers
+        assert not isinstance(decision, BaseException)  # noqa: S101 - narrows
+        assert not isinstance(reservation, BaseException)  # noqa: S101 - narrows
+        assert not isinstance(intent_leaf, BaseException)  # noqa: S101 - narrows
+        valid_s = decision.valid_for.ToNanoseconds() / 1e9
+        return Permits(
+            decision.decision_id, asked + _HOLDER_SHARE * valid_s, reservation, intent_leaf
+        )
+
+    def _intent(
+        self, request: EffectRequest, claim: str, attempt: int, trace_id: str
+    ) -> audit_service_pb2.Entry:
+        event = event_pb2.Event(
+            event_id=f"{claim}-{attempt}-intent",
+            kind=event_pb2.EVENT_KIND_INTENT,
+            org=request.remit.org,
+            subject=request.remit.subject,
+            action=request.action,
+            resource=request.resource,
+            run=request.remit.run,
+            claim=names.claim_name(claim),
+            attempt=attempt,
+            trace_id=trace_id,
+            detail_json=json.dumps(_detail(request), separators=(",", ":"), sort_keys=True),
+        )
+        event.event_time.FromDatetime(self._clock.now())
+        return audit_service_pb2.Entry(event=event, remit=request.remit_token)
+
+    async def _check(
+        self, requests: Sequence[policy_service_pb2.CheckPermissionRequest]
+    ) -> Sequence[policy_service_pb2.CheckPermissionResponse | RemitError]:
+        response = await self._policy.BatchCheckPermissions(
+            policy_service_pb2.BatchCheckPermissionsRequest(requests=requests)
+        )
+        return [
+            _allowed(result, request)
+            for result, request in zip(response.results, requests, strict=True)
+        ]
+
+    async def _reserve(
+        self, requests: Sequence[cost_service_pb2.ReserveBudgetRequest]
+    ) -> Sequence[reservation_pb2.Reservation | RemitError]:
+        response = await self._cost.BatchReserveBudgets(
+            cost_service_pb2.BatchReserveBudgetsRequest(requests=requests)
+        )
+        return [_answer(result, "reservation") for result in response.results]
+
+    async def _append(
+        self, entries: Sequence[audit_service_pb2.Entry]
+    ) -> Sequence[int | RemitError]:
+        response = await self._audit.AppendEvents(
+            audit_service_pb2.AppendEventsRequest(entries=entries)
+        )
+        return [_answer(result, "leaf_index") for result in response.results]
+
+
+def _check_request(
+    request: EffectRequest, claim: str, attempt: int
+) -> policy_service_pb2.CheckPermissionRequest:
+    return policy_service_pb2.CheckPermissionRequest(
+        remit=request.remit_token,
+        action=request.action,
+        resource=request.resource,
+        permission_class=request.permission_class,
+        arguments=request.arguments,
+        arguments_digest=request.arguments_digest,
+        claim=names.claim_name(claim),
+        attempt=attempt,
+    )
+
+
+def _reserve_request(
+    request: EffectRequest, claim: str, attempt: int
+) -> cost_service_pb2.ReserveBudgetRequest:
+    return cost_service_pb2.ReserveBudgetRequest(
+        remit=request.remit_token,
+        claim=names.claim_name(claim),
+        attempt=attempt,
+        item=request.resource,
+        bound=request.bound,
+        list_item=request.list_item,
+    )
+
+
+def _detail(request: EffectRequest) -> dict[str, Any]:
+    return {
+        "method": request.method,
+        "body_sha256": request.body_digest.hex(),
+        "arguments_sha256": request.arguments_digest.hex(),
+        "bound": {
+            "input_tokens": request.bound.input_tokens,
+            "output_tokens": request.bound.output_tokens,
+            "calls": request.bound.calls,
+        },
+        "account": request.remit.account,
+        "remit": request.remit.remit_id,
+    }
+
+
+def _allowed(
+    result: policy_service_pb2.CheckPermissionResult,
+    request: policy_service_pb2.CheckPermissionRequest,
+) -> policy_service_pb2.CheckPermissionResponse | RemitError:
+    """The decision if it allows; anything else is a refusal."""
+    if result.WhichOneof("result") != "response":
+        return RemitError.from_status(result.error)
+    decision = result.response
+    if decision.decision == permission_pb2.DECISION_ALLOW and decision.decision_id:
+        return decision
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
+        decision.reason or f"{request.action} on {request.resource} is not permitted",
+        metadata={
+            "action": request.action,
+            "resource": request.resource,
+            "decision": decision.decision_id,
+        },
+    )
+
+
+def _answer(result: Any, field: str) -> Any:  # noqa: ANN401 - a oneof of the answer or an error
+    """The field that was asked for; an error, or nothing at all, is a refusal."""
+    kind = result.WhichOneof("result")
+    if kind == field:
+        return getattr(result, field)
+    return RemitError.from_status(result.error)
