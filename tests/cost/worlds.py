@@ -31,7 +31,7 @@ ALICE = "orgs/acme/users/alice"
 RUN = f"{ALICE}/agents/assistant/runs/{UUID(int=1)}"
 OTHER_RUN = f"{ALICE}/agents/assistant/runs/{UUID(int=2)}"
 TEAM_RUN = f"orgs/acme/teams/core/users/bob/agents/assistant/runs/{UUID(int=3)}"
-A_NANO_A_CALL = Price(version="v1", source="test", call_nanos=1)
+A_NANO_A_CALL = Price(version="a" * 64, source="file", call_nanos=1)
 NO_LIMIT = 10**15
 
 

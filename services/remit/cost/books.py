@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -54,6 +54,7 @@ class Transfer:
     amount_nanos: int
     day: date
     """Day in UTC on which its hold began."""
+    post_time: datetime
 
 
 @dataclass(frozen=True, slots=True)

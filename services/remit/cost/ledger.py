@@ -30,10 +30,8 @@ from remit.cost.reservations import (
     Reservation,
     ReservationKey,
     Reserve,
-    SetLimit,
     Settle,
     State,
-    require_limit,
 )
 from remit.pricing import bound_nanos, cost_nanos
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -75,13 +73,6 @@ class Ledger:
             return self._apply(operation)
         except RemitError as error:
             return error
-
-    def set_limit(self, operation: SetLimit) -> None:
-        """Sets a budget. Raises INVALID_REQUEST; one below what is spent only stops new holds."""
-        require_limit(operation)
-        self._state.limits.setdefault(operation.account, {})[operation.period] = (
-            operation.limit_nanos
-        )
 
     def _apply(self, operation: HoldOperation) -> Reservation:
         known = self._state.reservations.get(operation.key)
@@ -135,15 +126,15 @@ class Ledger:
         return self._write(larger, (Kind.HOLD, more_nanos))
 
     def _begin_time(self, org: str) -> datetime:
-        """Time of a new hold: never before the latest entry, or a past period would reopen."""
-        latest = self._state.latest_times.get(org, self._now)
-        if latest - self._now > self._rules.clock_tolerance:
+        latest = self._state.latest_times.get(org)
+        begin = begin_time(self._now, latest)
+        if begin - self._now > self._rules.clock_tolerance:
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_INVALID_STATE,
-                f"the clock of this replica is {(latest - self._now).total_seconds():.0f} s behind"
+                f"the clock of this replica is {(begin - self._now).total_seconds():.0f} s behind"
                 f" the latest entry of {org}'s ledger; correct the clock",
             )
-        return max(latest, self._now)
+        return begin
 
     def _admit(self, hold: Reservation, amount_nanos: int) -> None:
         """Raises BUDGET_EXHAUSTED unless so much more fits; what costs nothing always fits."""
@@ -214,7 +205,7 @@ class Ledger:
 
     def _write(self, reservation: Reservation, *moves: tuple[Kind, int]) -> Reservation:
         """Posts the transfers of a decision and keeps the reservation. Nothing here may refuse."""
-        transfers = _transfers(reservation, [move for move in moves if move[1]])
+        transfers = _transfers(reservation, [move for move in moves if move[1]], self._now)
         self._state.books.post(transfers)
         written = replace(reservation, transfers=reservation.transfers + len(transfers))
         self._state.reservations[written.key] = written
@@ -222,7 +213,14 @@ class Ledger:
         return written
 
 
-def _transfers(reservation: Reservation, moves: Sequence[tuple[Kind, int]]) -> list[Transfer]:
+def begin_time(now: datetime, latest: datetime | None) -> datetime:
+    """Time of a new hold: never before the latest one, or a past period would open again."""
+    return now if latest is None else max(now, latest)
+
+
+def _transfers(
+    reservation: Reservation, moves: Sequence[tuple[Kind, int]], post_time: datetime
+) -> list[Transfer]:
     made = []
     for sequence, (kind, amount_nanos) in enumerate(moves, start=reservation.transfers + 1):
         debit, credit = transfer_accounts(kind, reservation.account)
@@ -236,6 +234,7 @@ def _transfers(reservation: Reservation, moves: Sequence[tuple[Kind, int]]) -> l
                 credit_account=credit,
                 amount_nanos=amount_nanos,
                 day=reservation.day,
+                post_time=post_time,
             )
         )
     return made
