@@ -129,6 +129,7 @@ class EmbeddedPostgres:
             stop_timeout_s=_STOP_TIMEOUT_S,
             uid=self._account.uid,
             gid=self._account.gid,
+            folder=self.folder.parent,
             describe="embedded PostgreSQL",
         )
 

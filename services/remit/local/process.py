@@ -62,6 +62,8 @@ class ProcessSpec:
     """After this long it is killed."""
     uid: int = -1
     gid: int = -1
+    folder: Path | None = None
+    """Where it runs; None: where the supervisor does, so that relative paths in settings hold."""
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -193,7 +195,7 @@ class Supervised:
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
-                cwd="/",
+                cwd=spec.folder,
                 start_new_session=True,
             )
         finally:

@@ -75,10 +75,18 @@ class StateDirectory:
 
     @classmethod
     def existing(cls, folder: Path) -> StateDirectory:
-        """The folder of a mesh that was started before. Raises as `open`, and if there is none."""
+        """The folder of a mesh that was started before.
+
+        Raises:
+            RemitError: as `open`, and DEPENDENCY_UNAVAILABLE if none was ever started there.
+
+        """
         state = cls(folder.expanduser().absolute())
-        if not state.version_file.exists():
-            raise _invalid(f"there is no mesh in {state.folder}; start one with `remit up`")
+        if not state.topology_file.exists():
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                f"no mesh was started in {state.folder}; start one with `remit up`",
+            )
         state._check_version()
         return state
 

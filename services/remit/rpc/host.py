@@ -58,7 +58,7 @@ async def run(
     In a drain health turns NOT_SERVING, calls in flight get `settings.drain_s` to end, and
     background work is cancelled. `started(port, http_port)` is called once the service accepts calls.
     """
-    stop = stop or _stop_on_signals()
+    stop = stop or stop_on_signals()
     host = _Host(service, settings, clock or SystemClock())
     async with host.open() as (port, http_port):
         log.info("service_started", area=service.area, port=port, http_port=http_port)
@@ -160,7 +160,8 @@ async def _forever(work: Callable[[], Awaitable[None]]) -> None:
     raise RuntimeError(message)
 
 
-def _stop_on_signals() -> asyncio.Event:
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     loop: Any = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,108 @@
+"""The root of the `remit` command.
+
+`remit --help` must be quick, so a command's module is imported only when that command runs; the
+table below holds what the help needs. A command's module has a `command`: a click command or
+group.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import click
+
+from remit.cli import exit_codes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command lives, and its line in the help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final = {
+    "up": Entry("remit.cli.up", "Start the whole mesh on this machine and keep it running."),
+    "status": Entry("remit.cli.status", "Show the health of each part of the local mesh."),
+    "serve": Entry("remit.cli.serve", "Run one service, or all six in one process."),
+    "migrate": Entry("remit.cli.migrate", "Apply database migrations."),
+    "gateway": Entry("remit.cli.gateway", "Render the gateway's configuration."),
+}
+"""Every command, in the order of the help."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported; None for an unknown name."""
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = importlib.import_module(entry.module).command
+        if not isinstance(command, click.Command):
+            message = f"{entry.module} has no click command"
+            raise TypeError(message)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the table without importing anything."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n  remit up\n  remit run 'What is 17 * 23?'\n  remit status",
+)
+@click.version_option(package_name="remit", prog_name="remit")
+def root() -> None:
+    """Run AI agents: no effect without permission, budget and a provable record."""
+
+
+def main() -> None:
+    """Runs the command and ends the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code; errors go to standard error."""
+    try:
+        result = root.main(args=arguments, prog_name="remit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - raised again unless it is ours
+        return _reported(error)
+    return result if isinstance(result, int) else exit_codes.OK
+
+
+def _reported(error: Exception) -> int:
+    """Prints what happened and what to do; an error that is not ours keeps its traceback."""
+    from remit.rpc.errors import RemitError  # noqa: PLC0415 - slow, and only failures need it
+
+    if not isinstance(error, RemitError):
+        raise error
+    click.echo(f"error: {error.message} [{error.reason_name}]", err=True)
+    click.echo(f"  {error.contract.next_step}", err=True)
+    for violation in error.violations:
+        click.echo(f"  {violation.field}: {violation.description}", err=True)
+    return exit_codes.of_error(error)
+
+
+if __name__ == "__main__":
+    main()

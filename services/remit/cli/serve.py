@@ -1,0 +1,77 @@
+"""`remit serve`: one service, or all six in one process; what a deployment runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from typing import Any
+
+import click
+import uvloop
+
+from remit import telemetry
+from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import AREAS
+from remit.rpc.host import run, stop_on_signals
+from remit.rpc.identity import TlsIdentity
+from remit.rpc.ids import SystemIds
+from remit.rpc.mesh import Mesh
+from remit.settings import ServiceSettings
+
+
+@click.command(
+    epilog="\b\nExamples:\n  REMIT_COST_DSN=postgresql://... remit serve cost\n  remit serve all"
+)
+@click.argument("area", type=click.Choice([*AREAS, "all"]))
+@click.option("--replica", help="Name of this replica, instead of REMIT_<AREA>_REPLICA.")
+def command(area: str, replica: str | None) -> None:
+    """Run the service of AREA, or all six in one process.
+
+    Every setting comes from the environment, REMIT_<AREA>_<SETTING>. SIGTERM drains. PostgreSQL and
+    Envoy run beside it.
+    """
+    areas = AREAS if area == "all" else (area,)
+    settings = {name: load_settings(name, replica) for name in areas}
+    first = next(iter(settings.values()))
+    telemetry.configure_logging(area=area, replica=first.replica, level=first.log_level)
+    uvloop.run(_serve(settings))
+
+
+def load_settings(area: str, replica: str | None = None) -> ServiceSettings:
+    """The settings of an area, from the environment. Raises CONFIGURATION_INVALID."""
+    module = importlib.import_module(f"remit.{area}.settings")
+    settings: type[ServiceSettings] = getattr(module, f"{area.capitalize()}Settings")
+    return settings.load(**({} if replica is None else {"replica": replica}))
+
+
+async def _serve(settings: dict[str, ServiceSettings]) -> None:
+    """Runs every service until a signal; one that fails ends all, for a supervisor to restart."""
+    stop = stop_on_signals()
+    tasks = [
+        asyncio.create_task(_serve_area(area, own, stop), name=area)
+        for area, own in settings.items()
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        await asyncio.wait(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in (*done, *tasks):
+        task.result()
+
+
+async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event) -> None:
+    open_service: Any = importlib.import_module(f"remit.{area}.main").open_service
+    clock, ids = SystemClock(), SystemIds()
+    tracing = bool(settings.otlp_endpoint)
+    async with contextlib.AsyncExitStack() as stack:
+        mesh = await stack.enter_async_context(
+            Mesh.connect(settings.mesh_address, TlsIdentity.load(settings.tls_dir), tracing=tracing)
+        )
+        service = await stack.enter_async_context(
+            open_service(settings, mesh, clock=clock, ids=ids)
+        )
+        await run(service, settings, stop=stop, clock=clock)

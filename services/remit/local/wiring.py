@@ -1,0 +1,135 @@
+"""What each service is told under `remit up`: addresses, certificates, databases, keys.
+
+Only facts of this machine stand here. Whatever else a service can be told comes from the user's own
+environment (`REMIT_COST_PRICES_FILE=...  remit up`), which every service inherits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from remit.gateway.topology import Replica, Topology
+from remit.local.probes import not_ready
+from remit.local.process import ProcessSpec
+from remit.local.state import StateDirectory, corrupt, private_folder
+from remit.rpc.contracts import AREAS
+
+STOP_MARGIN_S: Final = 5.0
+"""How long after its drain a service may take to end before it is killed."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Key files of the services."""
+
+    pepper: Path
+    signing: Path
+    audit: Path
+
+
+def ensure_secrets(state: StateDirectory) -> Secrets:
+    """Makes the services' keys at the first start, and only then.
+
+    Raises:
+        RemitError: DATA_CORRUPT or CONFIGURATION_INVALID naming a file that is missing or damaged
+            while there are databases that need it.
+
+    """
+    from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys  # noqa: PLC0415 - slow
+    from remit.policy.key_files import (  # noqa: PLC0415 - only `remit up` needs it
+        PEPPER_FILE,
+        SIGNING_KEY_FILE,
+        make_keys,
+        make_pepper,
+    )
+
+    policy = state.folder / "secrets" / "policy"
+    secrets = Secrets(policy / PEPPER_FILE, policy / SIGNING_KEY_FILE, policy.with_name("audit"))
+    _check_kept(state, secrets)
+    state.secret_folder("policy")
+    make_pepper(policy)
+    make_keys(policy)
+    make_log_keys(secrets.audit)
+    if not state.audit_key_file.exists():
+        state.audit_key_file.write_bytes((secrets.audit / LOG_PUBLIC_KEY).read_bytes())
+    return secrets
+
+
+def _check_kept(state: StateDirectory, secrets: Secrets) -> None:
+    """New keys beside old databases would break API keys, remits and the log without a word."""
+    if not state.postgres.exists():
+        return
+    for path in (secrets.pepper, secrets.signing, secrets.audit):
+        if not path.exists():
+            raise corrupt(
+                path, "it is missing, and the databases need it; restore it from a backup"
+            )
+
+
+class Wiring:
+    """Turns the topology into processes."""
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        topology: Topology,
+        dsns: Mapping[str, str],
+        secrets: Secrets,
+        *,
+        drain_s: float,
+    ) -> None:
+        self._state = state
+        self._topology = topology
+        self._dsns = dsns
+        self._secrets = secrets
+        self._drain_s = drain_s
+
+    def services(self) -> Iterator[tuple[str, ProcessSpec]]:
+        """Every replica of every area, as (area, process)."""
+        for area in AREAS:
+            for index, replica in enumerate(self._topology.replicas[area]):
+                yield area, self._service(area, index, replica)
+
+    def _service(self, area: str, index: int, replica: Replica) -> ProcessSpec:
+        name = f"{area}-{index}"
+        return ProcessSpec(
+            name=name,
+            command=(sys.executable, "-m", "remit.cli.main", "serve", area),
+            environment=os.environ | self._environment(area, index, replica),
+            log=self._state.log_file(name),
+            ready=lambda: not_ready(replica.host, replica.http_port),
+            stop_timeout_s=self._drain_s + STOP_MARGIN_S,
+            describe=f"on {replica}",
+        )
+
+    def _environment(self, area: str, index: int, replica: Replica) -> dict[str, str]:
+        facts: dict[str, object] = {
+            "dsn": self._dsns[area],
+            "host": replica.host,
+            "port": replica.port,
+            "http_port": replica.http_port,
+            "tls_dir": self._state.tls_folder(area),
+            "mesh_address": self._topology.mesh,
+            "replica": index,
+            "drain_s": self._drain_s,
+            **self._facts_of(area),
+        }
+        prefix = f"REMIT_{area.upper()}_"
+        return {f"{prefix}{key.upper()}": str(value) for key, value in facts.items()}
+
+    def _facts_of(self, area: str) -> dict[str, object]:
+        if area == "policy":
+            return {
+                "pepper_file": self._secrets.pepper,
+                "signing_key_file": self._secrets.signing,
+            }
+        if area == "audit":
+            return {"keys_dsn": self._dsns["audit_keys"], "keys_dir": self._secrets.audit}
+        if area == "tools" and "REMIT_TOOLS_WORKSPACE" not in os.environ:
+            return {"workspace": private_folder(self._state.folder / "workspace")}
+        return {}
