@@ -54,7 +54,7 @@ _STDLIB_FORMAT: Final = '{"event": "%(message)s", "logger": "%(name)s", "level":
 
 def logger(name: str) -> Any:  # noqa: ANN401 - structlog's loggers are duck-typed
     """A structured logger; `name` is the module's."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(module=name)
 
 
 def _add_call(
