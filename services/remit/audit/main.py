@@ -26,7 +26,6 @@ from remit.rpc.errors import RemitError
 from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
-from remit.rpc.memory import MemoryClient
 from remit.rpc.mesh import Mesh
 from remit.rpc.remits import RemitVerifier
 
@@ -35,7 +34,7 @@ log = telemetry.logger(__name__)
 
 @contextlib.asynccontextmanager
 async def open_service(
-    settings: AuditSettings, mesh: Mesh | MemoryClient, *, clock: Clock, ids: IdSource
+    settings: AuditSettings, mesh: Mesh, *, clock: Clock, ids: IdSource
 ) -> AsyncIterator[Service]:
     """Open the databases, check the log against its last checkpoint, and yield the wired service.
 
