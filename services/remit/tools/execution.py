@@ -26,6 +26,18 @@ from remit.tools.results import Outcome, ResultLimits, to_outcome
 STOP_GRACE_S: Final = 0.5
 """Time that a cancelled coroutine has to clean up before it is left behind."""
 
+# What a tool may say of itself. Anything else, a retryable reason above all, would be believed by
+# the gate as if the service had said it.
+_REASONS_OF_TOOLS: Final = frozenset(
+    {
+        error_reason_pb2.ERROR_REASON_CANCELLED,
+        error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+        error_reason_pb2.ERROR_REASON_TOO_LARGE,
+        error_reason_pb2.ERROR_REASON_TOOL_FAILED,
+    }
+)
+
 _logger = telemetry.logger(__name__)
 
 
@@ -91,12 +103,12 @@ class Execution:
         task.add_done_callback(self._ended)
         try:
             done, _ = await asyncio.wait({task}, timeout=context.remaining_s())
-            if not done:
-                await _stop(task, context)
-                raise _too_slow(definition, context)
         except asyncio.CancelledError:
-            await _stop(task, context)
-            raise
+            if not await _stopped(task, context):
+                raise
+            return _returned(definition, task)
+        if not done and not await _stopped(task, context):
+            raise _too_slow(context)
         return _returned(definition, task)
 
     async def _run_blocking(self, definition: ToolDefinition, keywords: dict[str, Any]) -> object:
@@ -108,8 +120,10 @@ class Execution:
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            if not thread.done():
-                self._running.add(thread)
+            await asyncio.wait({thread}, timeout=STOP_GRACE_S / 2)
+            if thread.done():
+                return thread.result()  # it was asked to stop, and tells how far it came
+            self._running.add(thread)
             raise
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
@@ -170,20 +184,20 @@ def _start_thread(definition: ToolDefinition, keywords: dict[str, Any]) -> async
     return ended
 
 
-async def _stop(task: asyncio.Future[Any], context: ToolContext) -> None:
-    """Ask a tool to stop and give it a moment to clean up."""
+async def _stopped(task: asyncio.Future[Any], context: ToolContext) -> bool:
+    """Ask a tool to stop, give it a moment, and tell whether it still said how it ended."""
     context.cancellation.request()
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=STOP_GRACE_S)
     if not done:
         context.logger.warning("tool_left_behind", tool=context.tool)
+    return bool(done) and not task.cancelled()
 
 
-def _too_slow(definition: ToolDefinition, context: ToolContext) -> RemitError:
-    unsure = "" if definition.idempotent else "; what it did before is not known"
+def _too_slow(context: ToolContext) -> RemitError:
     return RemitError(
         error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
-        f"{context.tool} did not end within its time limit{unsure}",
+        f"{context.tool} did not end within its time limit",
     )
 
 
@@ -199,7 +213,7 @@ def _returned(definition: ToolDefinition, task: asyncio.Future[Any]) -> object:
     error = task.exception()
     if error is None:
         return task.result()
-    if isinstance(error, RemitError):
+    if isinstance(error, RemitError) and error.reason in _REASONS_OF_TOOLS:
         raise error
     if isinstance(error, ToolError):
         raise RemitError(error_reason_pb2.ERROR_REASON_TOOL_FAILED, f"{name}: {error}") from None

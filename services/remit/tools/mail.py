@@ -86,12 +86,12 @@ def send(
 
     Raises:
         ToolError: it was not handed over, and why.
-        RemitError: EFFECT_IN_DOUBT where it may have been; CANCELLED or DEADLINE_EXCEEDED before.
+        RemitError: EFFECT_IN_DOUBT where it may have been.
 
     """
     with _connected(server, context) as client:
         _begin(client, server, recipients, context)
-        context.check()
+        _check(context)
         _set_timeout(client, context)
         try:
             code, reply = client.data(message.as_bytes())
@@ -105,7 +105,7 @@ def send(
 
 @contextlib.contextmanager
 def _connected(server: MailServer, context: ToolContext) -> Iterator[smtplib.SMTP]:
-    context.check()
+    _check(context)
     client = _client(server, max(context.remaining_s(), _LEAST_TIMEOUT_S))
     try:
         with _explained(server):
@@ -150,11 +150,20 @@ def _begin(
         if code != 250:
             raise _refused(f"the sender {server.sender}", code, reply)
         for recipient in recipients:
-            context.check()
+            _check(context)
             _set_timeout(client, context)
             code, reply = client.rcpt(recipient)
             if code not in {250, 251}:
                 raise _refused(f"the recipient {recipient}, so nothing was sent", code, reply)
+
+
+def _check(context: ToolContext) -> None:
+    """Stop while stopping leaves no doubt, and say so."""
+    try:
+        context.check()
+    except RemitError as error:
+        message = f"{error.message}; nothing was sent"
+        raise ToolError(message) from error
 
 
 def _set_timeout(client: smtplib.SMTP, context: ToolContext) -> None:

@@ -74,7 +74,7 @@ class ToolsSettings(EffectSettings):
     max_result_bytes: int = Field(
         default=256 * 2**10, ge=1_024, le=2**20, description="Largest result of a tool."
     )
-    max_artifacts: int = Field(default=3, ge=0, le=3, description="Files that one call may return.")
+    max_artifacts: int = Field(default=2, ge=0, le=2, description="Files that one call may return.")
     max_artifact_bytes: int = Field(
         default=2**20, ge=0, le=2**20, description="Largest file that a call may return."
     )

@@ -1,0 +1,127 @@
+"""A tool call as the gate's effect: it runs once, and says plainly how it ended.
+
+A tool that is not idempotent and did not end by itself is in doubt: nobody knows how far it came,
+so it is neither a failure that may be tried again nor a success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import Counter, Histogram
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.tools.v1 import tool_service_pb2
+from remit.api.usage.v1 import usage_pb2
+from remit.effects import EffectResult, Outcome, Permit
+from remit.rpc.errors import RemitError
+from remit.tools import results
+from remit.tools.context import ToolContext
+from remit.tools.definition import ToolDefinition
+from remit.tools.execution import Execution
+
+ONE_CALL: Final = usage_pb2.Usage(calls=1)
+
+TOOL_CALLS: Final = Counter(
+    "remit_tool_calls_total", "Tool calls that ran, by tool and outcome.", ["tool", "outcome"]
+)
+TOOL_SECONDS: Final = Histogram(
+    "remit_tool_seconds",
+    "Time that a tool ran, in seconds.",
+    ["tool"],
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 50),
+)
+
+_DOUBTFUL: Final = frozenset(
+    {
+        error_reason_pb2.ERROR_REASON_CANCELLED,
+        error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+    }
+)
+
+
+@dataclass(frozen=True)
+class ToolEffect:
+    """One call of one tool, to be handed to the gate."""
+
+    definition: ToolDefinition
+    keywords: dict[str, Any]
+    execution: Execution
+    context_of: Callable[[Permit], ToolContext]
+
+    async def __call__(self, permit: Permit) -> EffectResult:
+        """Run the tool, until it ends, its time is up, or nobody waits for it any more."""
+        context = self.context_of(permit)
+        if context.remaining_s() <= 0:
+            return _not_started(self.definition)
+        started = context.clock.monotonic()
+        result = await self._run(permit, context)
+        TOOL_SECONDS.labels(self.definition.name).observe(context.clock.monotonic() - started)
+        TOOL_CALLS.labels(self.definition.name, result.outcome).inc()
+        return result
+
+    async def _run(self, permit: Permit, context: ToolContext) -> EffectResult:
+        run = asyncio.ensure_future(self.execution.run(self.definition, self.keywords, context))
+        stopping = asyncio.ensure_future(permit.stopping.wait())
+        try:
+            await asyncio.wait({run, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not run.done():
+                run.cancel()
+                await asyncio.wait({run})
+        except asyncio.CancelledError:  # the gate waits no longer; what is known is still recorded
+            run.cancel()
+            context.cancellation.request()
+        finally:
+            stopping.cancel()
+        return self._result(run)
+
+    def _result(self, run: asyncio.Future[results.Outcome]) -> EffectResult:
+        if not run.done() or run.cancelled():
+            return self._failed(_stopped(self.definition))
+        error = run.exception()
+        if error is None:
+            return EffectResult(Outcome.SUCCEEDED, ONE_CALL, payload=_payload(run.result()))
+        if isinstance(error, RemitError):
+            return self._failed(error)
+        raise error
+
+    def _failed(self, error: RemitError) -> EffectResult:
+        if error.reason in _DOUBTFUL and not self.definition.idempotent:
+            return EffectResult(Outcome.IN_DOUBT, ONE_CALL, error=_in_doubt(error))
+        if error.reason == error_reason_pb2.ERROR_REASON_CANCELLED:
+            return EffectResult(Outcome.CANCELLED, ONE_CALL, error=error)
+        return EffectResult(Outcome.FAILED, ONE_CALL, error=error)
+
+
+def _payload(outcome: results.Outcome) -> bytes:
+    """What is recorded: the response without what differs from one answer to the next."""
+    response = tool_service_pb2.CallToolResponse(result=outcome.result, artifacts=outcome.artifacts)
+    return response.SerializeToString()
+
+
+def _not_started(definition: ToolDefinition) -> EffectResult:
+    error = RemitError(
+        error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        f"the time of the call was over before {definition.resource_name} could start",
+    )
+    return EffectResult(Outcome.FAILED, usage_pb2.Usage(), error=error)
+
+
+def _stopped(definition: ToolDefinition) -> RemitError:
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_CANCELLED,
+        f"{definition.resource_name} was stopped because nobody waited for it any more",
+    )
+
+
+def _in_doubt(error: RemitError) -> RemitError:
+    if error.reason == error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT:
+        return error
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+        f"{error.message}; whether it took effect is unknown",
+    )
