@@ -1,0 +1,149 @@
+"""The tool calls of one model turn: made side by side, each recorded when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from google.protobuf import duration_pb2
+
+from remit.agent.attempts import EffectFailed
+from remit.agent.conversation import tool_key
+from remit.agent.decisions import Rest, next_action
+from remit.agent.definitions import OnDoubt
+from remit.agent.failures import Verdict, judge_tool_failure
+from remit.agent.journal import ToolCall
+from remit.agent.records import Content
+from remit.agent.work import Work
+from remit.api.agent.v1 import run_pb2
+from remit.api.tools.v1 import tool_pb2, tool_service_pb2
+from remit.rpc.errors import RemitError
+from remit.rpc.mesh import remit_metadata
+
+
+class RunOver(Exception):  # noqa: N818 - what happened, not a fault
+    """A call ended the run; its siblings stop."""
+
+
+class ToolCalls:
+    """Makes the tool calls of one run."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._logbook = work.logbook
+        self._places = asyncio.Semaphore(work.settings.max_parallel_tools)
+
+    async def make(self, step: int, calls: Sequence[ToolCall]) -> None:
+        """Makes the calls and records each. Raises FENCED, or RunOver if one ended the run."""
+        if len(calls) == 1:
+            await self._make_one(step, calls[0])
+            return
+        tasks = [asyncio.create_task(self._make_one(step, call)) for call in calls]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _make_one(self, step: int, call: ToolCall) -> None:
+        async with self._places:
+            again: ToolCall | None = call
+            while again is not None:
+                again = await self._attempt(step, again)
+
+    async def _attempt(self, step: int, call: ToolCall) -> ToolCall | None:
+        """Makes a call; returns it under its next attempt where a doubt allows another."""
+
+        async def once(remit: str) -> tool_service_pb2.CallToolResponse:
+            return await self._work.outside.tools.CallTool(
+                self._request(step, call), metadata=remit_metadata(remit)
+            )
+
+        try:
+            response = await self._work.attempts.until_final(once, judge_tool_failure)
+        except EffectFailed as failure:
+            if failure.verdict is Verdict.IN_DOUBT and await self._may_repeat(call):
+                return await self._begin_again(step, call)
+            await self._record(_failed(step, call, failure.error))
+        else:
+            artifacts = [Content.of(made.content) for made in response.artifacts]
+            await self._record(_succeeded(step, call, response), artifacts)
+        return None
+
+    def _request(self, step: int, call: ToolCall) -> tool_service_pb2.CallToolRequest:
+        request = tool_service_pb2.CallToolRequest(
+            tool=call.tool,
+            arguments=call.arguments,
+            request_id=tool_key(self._work.run, step, call),
+        )
+        if self._work.definition.tool_timeout_s is not None:
+            request.timeout.CopyFrom(
+                duration_pb2.Duration(seconds=self._work.definition.tool_timeout_s)
+            )
+        return request
+
+    async def _may_repeat(self, call: ToolCall) -> bool:
+        if self._work.definition.on_doubt is not OnDoubt.RETRY_IDEMPOTENT:
+            return False
+        if call.attempt >= self._work.settings.max_doubt_attempts:
+            return False
+        # The turn that asked for the call was made under the pinned offer.
+        offer, _ = await self._work.pinned_offer("")
+        return offer.is_idempotent(call.tool)
+
+    async def _begin_again(self, step: int, call: ToolCall) -> ToolCall | None:
+        started = run_pb2.ToolCallStarted(
+            step=step, call_id=call.call_id, tool=call.tool, arguments=call.arguments
+        )
+        async with self._logbook.lock:
+            draft = self._logbook.draft()
+            draft.add(started)
+            await self._logbook.commit(draft)
+            turn = draft.progress.turn
+        pending = turn.pending if turn is not None else ()
+        return next((c for c in pending if c.call_id == call.call_id), None)
+
+    async def _record(
+        self, ended: run_pb2.ToolCallEnded, artifacts: Sequence[Content] = ()
+    ) -> None:
+        async with self._logbook.lock:
+            draft = self._logbook.draft()
+            draft.add(ended)
+            draft.announce_next(self._work.model)
+            await self._logbook.commit(draft, artifacts=artifacts)
+        if isinstance(next_action(draft.progress), Rest):
+            raise RunOver
+
+
+def _succeeded(
+    step: int, call: ToolCall, response: tool_service_pb2.CallToolResponse
+) -> run_pb2.ToolCallEnded:
+    return run_pb2.ToolCallEnded(
+        step=step,
+        call_id=call.call_id,
+        tool=call.tool,
+        result=response.result,
+        artifacts=[_stored(made) for made in response.artifacts],
+        cost_nanos=response.cost_nanos,
+        claim=response.claim,
+        intent_leaf_index=response.intent_leaf_index,
+        usage=response.usage,
+    )
+
+
+def _stored(made: tool_service_pb2.ArtifactContent) -> tool_pb2.Artifact:
+    """The artifact as this service stores it: digest and size of the bytes that arrived."""
+    content = Content.of(made.content)
+    return tool_pb2.Artifact(
+        name=made.artifact.name,
+        media_type=made.artifact.media_type,
+        digest=content.digest,
+        size_bytes=len(content.data),
+    )
+
+
+def _failed(step: int, call: ToolCall, error: RemitError) -> run_pb2.ToolCallEnded:
+    return run_pb2.ToolCallEnded(
+        step=step, call_id=call.call_id, tool=call.tool, error=error.to_status()
+    )

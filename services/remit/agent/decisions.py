@@ -1,0 +1,110 @@
+"""What the worker of a run must do now: decided from the run's progress and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from google.rpc import status_pb2
+
+from remit.agent.journal import Progress, ToolCall, Turn
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Ask for the model turn of a step."""
+
+    step: int
+    is_journalled: bool
+    """Whether the journal already says that the present worker asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallTools:
+    """Call the tools of a step that have not ended; their starts are journalled."""
+
+    step: int
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the run."""
+
+    state: run_pb2.RunState.ValueType
+    result: str = ""
+    error: status_pb2.Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The run has ended; nothing is left to do."""
+
+
+Action: TypeAlias = AskModel | CallTools | End | Rest
+
+
+def next_action(progress: Progress) -> Action:
+    """What the run's worker must do now."""
+    if progress.ended is not None:
+        return Rest()
+    if progress.cancelled_by:
+        return _cancelled(progress)
+    turn = progress.turn
+    if turn is None:
+        return AskModel(1, is_journalled=False)
+    return _after_turn(progress, turn)
+
+
+def limit_reached(message: str) -> End:
+    """The end of a run that used up one of its limits."""
+    error = RemitError(reasons.ERROR_REASON_RUN_LIMIT_REACHED, message)
+    return End(run_pb2.RUN_STATE_FAILED, error=error.to_status())
+
+
+def failed(error: RemitError) -> End:
+    """The end of a run that cannot go on."""
+    return End(run_pb2.RUN_STATE_FAILED, error=error.to_status())
+
+
+def _after_turn(progress: Progress, turn: Turn) -> Action:
+    if turn.fatal_error is not None:
+        return End(run_pb2.RUN_STATE_FAILED, error=turn.fatal_error)
+    if turn.ended is None:
+        return AskModel(turn.step, is_journalled=turn.asked_by == progress.fencing_token)
+    return _after_ended_turn(progress, turn, turn.ended)
+
+
+def _after_ended_turn(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> Action:
+    if ended.tool_calls == 0:
+        return _answered(turn)
+    if turn.step >= progress.max_steps:
+        return limit_reached(f"the run used its {progress.max_steps} steps without an answer")
+    if not turn.is_recorded:
+        # Its calls were not journalled with it: the same key returns the recorded turn.
+        return AskModel(turn.step, is_journalled=False)
+    if turn.pending:
+        return CallTools(turn.step, turn.pending)
+    return AskModel(turn.step + 1, is_journalled=False)
+
+
+def _answered(turn: Turn) -> End:
+    if turn.text.strip():
+        return End(run_pb2.RUN_STATE_SUCCEEDED, result=turn.text)
+    return failed(
+        RemitError(
+            reasons.ERROR_REASON_PROVIDER_FAILED,
+            f"the model ended step {turn.step} with neither text nor a tool call",
+        )
+    )
+
+
+def _cancelled(progress: Progress) -> End:
+    error = RemitError(
+        reasons.ERROR_REASON_CANCELLED,
+        f"{progress.accepted.name} was cancelled by {progress.cancelled_by}",
+    )
+    return End(run_pb2.RUN_STATE_CANCELLED, error=error.to_status())

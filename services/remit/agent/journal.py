@@ -1,0 +1,258 @@
+"""The journal of a run: events in, progress out.
+
+A run is a fold over its events, so a replica that adopts a run goes on exactly where the journal
+ends. The text of a turn is the join of its deltas since the turn was last asked for: asking again
+begins the text anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final, cast
+
+from google.protobuf import struct_pb2
+from google.rpc import status_pb2
+
+from remit.agent.failures import is_told_to_model
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+
+TERMINAL: Final = frozenset(
+    {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call that a turn asks for."""
+
+    call_id: str
+    tool: str
+    arguments: struct_pb2.Struct
+    attempt: int = 1
+    """Grows only where a call in doubt is made again under a new key."""
+    ended: run_pb2.ToolCallEnded | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model turn and the tool calls that it asks for."""
+
+    step: int
+    asked_by: int
+    """Fencing token of the worker that asked for it last."""
+    text: str = ""
+    ended: run_pb2.ModelCallEnded | None = None
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the turn ended and every call that it asks for is in the journal."""
+        return self.ended is not None and len(self.calls) == self.ended.tool_calls
+
+    @property
+    def pending(self) -> tuple[ToolCall, ...]:
+        """Calls that have not ended."""
+        return tuple(call for call in self.calls if call.ended is None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing of the turn is left to do."""
+        return self.is_recorded and not self.pending
+
+    @property
+    def fatal_error(self) -> status_pb2.Status | None:
+        """The error that ends the run, if one of the turn's effects failed so."""
+        if self.ended is not None and self.ended.HasField("error"):
+            return self.ended.error
+        for call in self.calls:
+            ended = call.ended
+            if ended is not None and ended.HasField("error") and not is_told_to_model(ended.error):
+                return ended.error
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: the fold of its journal."""
+
+    sequence: int = 0
+    accepted: run_pb2.Run = field(default_factory=run_pb2.Run)
+    fencing_token: int = 0
+    """Token of the newest worker; 0 before the first."""
+    stage: str = ""
+    turns: tuple[Turn, ...] = ()
+    retry_time: datetime | None = None
+    """When the step that waits may be tried again; None if none waits."""
+    cancelled_by: str = ""
+    start_time: datetime | None = None
+    ended: run_pb2.Run | None = None
+
+    @property
+    def turn(self) -> Turn | None:
+        """The newest turn."""
+        return self.turns[-1] if self.turns else None
+
+    @property
+    def max_steps(self) -> int:
+        """Most model turns."""
+        return self.accepted.limits.max_steps
+
+    @property
+    def state(self) -> run_pb2.RunState.ValueType:
+        """The run's state as clients see it."""
+        if self.ended is not None:
+            return self.ended.state
+        if self.fencing_token:
+            return run_pb2.RUN_STATE_RUNNING
+        return run_pb2.RUN_STATE_QUEUED
+
+    @property
+    def percent(self) -> int:
+        """Completed turns in percent of the step limit; 100 exactly at the end."""
+        if self.ended is not None:
+            return 100
+        done = sum(turn.is_complete for turn in self.turns)
+        return min(99, 100 * done // max(self.max_steps, 1))
+
+
+def fold(events: Iterable[run_pb2.RunEvent], start: Progress | None = None) -> Progress:
+    """The progress after `events`, from `start` or the beginning. Raises DATA_CORRUPT."""
+    progress = start or Progress()
+    for event in events:
+        progress = apply(progress, event)
+    return progress
+
+
+def apply(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    """The progress after one more event. Raises DATA_CORRUPT if the event cannot come next."""
+    kind = event.WhichOneof("event")
+    _require(event.sequence == progress.sequence + 1, event, "is not the next in sequence")
+    _require(progress.ended is None, event, "follows the end of the run")
+    _require((kind == "created") == (progress.sequence == 0), event, "must be `created`, once")
+    _require(
+        progress.sequence == 0 or event.run == progress.accepted.name, event, "is of another run"
+    )
+    if progress.cancelled_by:
+        _require(kind in {"started", "ended", "cancel_requested"}, event, "follows a cancellation")
+    _require(kind in _APPLY, event, "has no content")
+    return replace(_APPLY[kind or ""](progress, event), sequence=event.sequence)
+
+
+def _created(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    run = event.created.run
+    _require(event.run == run.name, event, "is of another run")
+    return replace(progress, accepted=run)
+
+
+def _started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    token = event.started.fencing_token
+    _require(token > progress.fencing_token, event, "does not raise the fencing token")
+    start_time = progress.start_time or event.event_time.ToDatetime(UTC)
+    return replace(progress, fencing_token=token, start_time=start_time)
+
+
+def _stage_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    return replace(progress, stage=event.stage_started.stage)
+
+
+def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    step = event.model_call_started.step
+    turn = progress.turn
+    asked = Turn(step, progress.fencing_token)
+    if turn is None or turn.is_complete:
+        _require(step == len(progress.turns) + 1, event, "skips a step")
+        return replace(progress, turns=(*progress.turns, asked), retry_time=None)
+    _require(step == turn.step and not turn.is_recorded, event, "asks for another step")
+    return _with_turn(progress, asked)
+
+
+def _text_delta(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    turn = _open_turn(progress, event, event.text_delta.step)
+    return _with_turn(progress, replace(turn, text=turn.text + event.text_delta.text))
+
+
+def _model_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    turn = _open_turn(progress, event, event.model_call_ended.step)
+    return _with_turn(progress, replace(turn, ended=event.model_call_ended))
+
+
+def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    started = event.tool_call_started
+    turn = progress.turn
+    _require(turn is not None and turn.step == started.step, event, "is of another step")
+    turn = cast("Turn", turn)
+    call = ToolCall(started.call_id, started.tool, started.arguments)
+    earlier = next((c for c in turn.calls if c.call_id == started.call_id), None)
+    if earlier is None:
+        _require(turn.ended is not None and not turn.is_recorded, event, "was not asked for")
+        return _with_turn(progress, replace(turn, calls=(*turn.calls, call)))
+    _require(earlier.ended is None, event, "starts a call that has ended")
+    return _with_call(progress, turn, replace(call, attempt=earlier.attempt + 1))
+
+
+def _tool_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    ended = event.tool_call_ended
+    turn = progress.turn
+    _require(turn is not None and turn.step == ended.step, event, "is of another step")
+    turn = cast("Turn", turn)
+    call = next((c for c in turn.pending if c.call_id == ended.call_id), None)
+    _require(call is not None, event, "ends a call that is not open")
+    return _with_call(progress, turn, replace(cast("ToolCall", call), ended=ended))
+
+
+def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    return replace(progress, retry_time=event.waiting.retry_time.ToDatetime(UTC))
+
+
+def _cancel_requested(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    return replace(progress, cancelled_by=event.cancel_requested.subject)
+
+
+def _ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    _require(event.ended.run.state in TERMINAL, event, "ends the run in a state that is not final")
+    return replace(progress, ended=event.ended.run, retry_time=None)
+
+
+_APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
+    "created": _created,
+    "started": _started,
+    "stage_started": _stage_started,
+    "text_delta": _text_delta,
+    "model_call_started": _model_call_started,
+    "model_call_ended": _model_call_ended,
+    "tool_call_started": _tool_call_started,
+    "tool_call_ended": _tool_call_ended,
+    "waiting": _waiting,
+    "cancel_requested": _cancel_requested,
+    "ended": _ended,
+}
+
+
+def _open_turn(progress: Progress, event: run_pb2.RunEvent, step: int) -> Turn:
+    turn = progress.turn
+    _require(
+        turn is not None and turn.ended is None and turn.step == step, event, "is of no open turn"
+    )
+    return cast("Turn", turn)
+
+
+def _with_turn(progress: Progress, turn: Turn) -> Progress:
+    return replace(progress, turns=(*progress.turns[:-1], turn), retry_time=None)
+
+
+def _with_call(progress: Progress, turn: Turn, call: ToolCall) -> Progress:
+    calls = tuple(call if c.call_id == call.call_id else c for c in turn.calls)
+    return _with_turn(progress, replace(turn, calls=calls))
+
+
+def _require(condition: object, event: run_pb2.RunEvent, fault: str) -> None:
+    if not condition:
+        kind = event.WhichOneof("event")
+        raise RemitError(
+            reasons.ERROR_REASON_DATA_CORRUPT,
+            f"{event.run}: event {event.sequence} ({kind}) {fault}",
+        )

@@ -1,0 +1,141 @@
+"""Who works on which run: leases with fencing tokens, granted by the database's clock.
+
+A lease is a duration. Its holder counts from before it asked, by its own monotonic clock, and stops
+at 80 %; the database frees it by its own clock. So neither a frozen process nor a jumping clock
+makes two workers write: the newer token wins in every transaction, and at policy for each effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from remit import names
+from remit.agent.records import run_id
+from remit.agent.store import CHANNEL, QUEUED
+from remit.postgres import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A run that a replica may work on while its lease lasts."""
+
+    run: str
+    fencing_token: int
+    remaining_s: float
+    """Seconds until the run's own deadline; not positive when it has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease to renew or to give back."""
+
+    run: str
+    fencing_token: int
+
+
+class LeaseStore:
+    """Grants, renews and frees leases. `owner` names this process, not just its replica."""
+
+    def __init__(self, database: Database, *, owner: str, lease_s: float) -> None:
+        self._database = database
+        self.owner = owner
+        self.lease_s = lease_s
+
+    async def claim(self, limit: int) -> list[Grant]:
+        """Takes up to `limit` runs that wait for a worker or whose worker is gone.
+
+        Fair between orgs: the next run goes to the org with the fewest at work. Raises
+        DEPENDENCY_UNAVAILABLE.
+        """
+        rows = await self._database.fetch(_CLAIM, self.owner, self.lease_s, limit)
+        return [_grant(row) for row in rows]
+
+    async def seize(self, run: str) -> Grant | None:
+        """Takes a run from whoever has it, as a cancellation must; None if it has ended."""
+        row = await self._database.fetchrow(_SEIZE, run_id(run), self.owner, self.lease_s)
+        return _grant(row) if row else None
+
+    async def renew(self, leases: Sequence[Held]) -> set[str]:
+        """Extends leases by their full duration and returns the runs that are still held."""
+        rows = await self._database.fetch(
+            _RENEW,
+            [run_id(lease.run) for lease in leases],
+            [lease.fencing_token for lease in leases],
+            self.lease_s,
+        )
+        return {names.run_name(str(row["run"])) for row in rows}
+
+    async def release(self, leases: Sequence[Held]) -> None:
+        """Gives leases back, so that another replica may take the runs at once."""
+        await self._database.execute(
+            _RELEASE,
+            [run_id(lease.run) for lease in leases],
+            [lease.fencing_token for lease in leases],
+        )
+        await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
+
+    async def queue_length(self) -> int:
+        """Runs that wait for a worker."""
+        length: int = await self._database.fetchval("SELECT count(*) FROM runs WHERE state = 1")
+        return length
+
+
+def _grant(row: asyncpg.Record) -> Grant:
+    return Grant(names.run_name(str(row["run"])), row["fencing_token"], row["remaining_s"])
+
+
+# The outer WHERE is checked again on the locked row, so that two replicas never take the same run.
+_CLAIM: Final = """
+WITH at_work AS (
+    SELECT org, count(*) AS runs FROM runs
+    WHERE state < 3 AND lease_expire_time > clock_timestamp() GROUP BY org
+), ranked AS (
+    SELECT w.run, coalesce(at_work.runs, 0)
+           + row_number() OVER (PARTITION BY w.org ORDER BY w.state DESC, w.run) AS turn
+    FROM runs w LEFT JOIN at_work USING (org)
+    WHERE w.state < 3
+      AND (w.lease_expire_time IS NULL OR w.lease_expire_time <= clock_timestamp())
+), candidates AS (
+    SELECT run, turn FROM ranked ORDER BY turn, run LIMIT 2 * $3::bigint
+), picked AS (
+    SELECT r.run FROM runs r JOIN candidates c USING (run)
+    WHERE r.state < 3
+      AND (r.lease_expire_time IS NULL OR r.lease_expire_time <= clock_timestamp())
+    ORDER BY c.turn, c.run LIMIT $3::bigint
+    FOR UPDATE OF r SKIP LOCKED
+)
+UPDATE runs SET
+    owner = $1,
+    fencing_token = runs.fencing_token + 1,
+    lease_expire_time = clock_timestamp() + make_interval(secs => $2::float8)
+FROM picked WHERE runs.run = picked.run
+RETURNING runs.run, runs.fencing_token,
+          extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s
+"""
+
+_SEIZE: Final = """
+UPDATE runs SET
+    owner = $2,
+    fencing_token = fencing_token + 1,
+    lease_expire_time = clock_timestamp() + make_interval(secs => $3::float8)
+WHERE run = $1 AND state < 3
+RETURNING run, fencing_token,
+          extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s
+"""
+
+_RENEW: Final = """
+UPDATE runs SET lease_expire_time = clock_timestamp() + make_interval(secs => $3::float8)
+FROM unnest($1::uuid[], $2::bigint[]) AS held (run, fencing_token)
+WHERE runs.run = held.run AND runs.fencing_token = held.fencing_token AND runs.state < 3
+RETURNING runs.run
+"""
+
+_RELEASE: Final = """
+UPDATE runs SET owner = NULL, lease_expire_time = NULL
+FROM unnest($1::uuid[], $2::bigint[]) AS held (run, fencing_token)
+WHERE runs.run = held.run AND runs.fencing_token = held.fencing_token AND runs.state < 3
+"""

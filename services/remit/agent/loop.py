@@ -1,0 +1,189 @@
+"""The model-tool loop: does what the journal says comes next, until the run ends.
+
+The loop holds no state of its own. Whatever stops it, a crash, a lost lease, a drain, the next worker
+reads the journal and goes on with the same keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from remit import telemetry
+from remit.agent.attempts import Attempts
+from remit.agent.calls import RunOver, ToolCalls
+from remit.agent.decisions import AskModel, CallTools, End, Rest, failed, limit_reached, next_action
+from remit.agent.definitions import AgentDefinition
+from remit.agent.journal import Progress, fold
+from remit.agent.logbook import Books, Logbook
+from remit.agent.reading import DefinitionStore
+from remit.agent.run_remit import IssuedRemit, RemitDesk, RunRemit
+from remit.agent.settings import AgentSettings
+from remit.agent.tenure import Tenure
+from remit.agent.turns import ModelTurns
+from remit.agent.work import Outside, Work
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+from remit.rpc.ids import IdSource
+
+_KNOWN_DEFINITIONS: Final = 256
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every worker of a replica uses."""
+
+    books: Books
+    definitions: DefinitionStore
+    desk: RemitDesk
+    outside: Outside
+    settings: AgentSettings
+    ids: IdSource
+
+
+class RunWorker:
+    """Works on runs, one call of `work` each."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._shop = workshop
+        self._clock = workshop.books.clock
+        self._known: OrderedDict[str, AgentDefinition] = OrderedDict()
+
+    async def work(self, tenure: Tenure) -> None:
+        """Works on a run until it ends, is another's, or is to be handed over.
+
+        Returns without a word where another worker owns the run. Raises RemitError where the run
+        cannot be worked on now; whoever claims it next tries again.
+        """
+        with contextlib.suppress(RunOver):
+            try:
+                await self._work(tenure)
+            except RemitError as error:
+                if error.reason != reasons.ERROR_REASON_FENCED:
+                    raise
+                log.info("run_lost", run=tenure.run, fencing_token=tenure.fencing_token)
+
+    async def _work(self, tenure: Tenure) -> None:
+        try:
+            work = await self._take_up(tenure)
+        except RemitError as error:
+            if error.reason != reasons.ERROR_REASON_DATA_CORRUPT:
+                raise
+            await self._quarantine(tenure, error)
+            return
+        try:
+            await self._until_end(work, tenure)
+        finally:
+            work.logbook.close()
+
+    async def _until_end(self, work: Work, tenure: Tenure) -> None:
+        limit = asyncio.timeout(max(0.0, tenure.deadline - self._clock.monotonic()))
+        try:
+            async with limit:
+                await self._go_on(work, tenure)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            seconds = work.logbook.progress.accepted.limits.max_duration.ToNanoseconds() / 1e9
+            await self._end(work, limit_reached(f"the run did not end within {seconds:g} s"))
+        except (RemitError, RunOver):
+            raise
+        except Exception:
+            error_id = secrets.token_hex(8)
+            log.exception("run_crashed", run=tenure.run, error_id=error_id)
+            message = f"an unexpected error occurred; its id is {error_id}"
+            await self._end(work, failed(RemitError(reasons.ERROR_REASON_INTERNAL, message)))
+
+    async def _go_on(self, work: Work, tenure: Tenure) -> None:
+        turns, calls = ModelTurns(work), ToolCalls(work)
+        while True:
+            action = next_action(work.logbook.progress)
+            if isinstance(action, Rest) or tenure.handing_over:
+                return
+            if isinstance(action, AskModel):
+                await turns.ask(action.step)
+            elif isinstance(action, CallTools):
+                await calls.make(action.step, action.calls)
+            else:
+                await self._end(work, action)
+
+    async def _end(self, work: Work, end: End) -> None:
+        await work.logbook.settle()
+        if isinstance(next_action(work.logbook.progress), Rest):
+            return
+        async with work.logbook.lock:
+            draft = work.logbook.draft()
+            draft.end(end)
+            await work.logbook.commit(draft)
+
+    async def _take_up(self, tenure: Tenure) -> Work:
+        if tenure.head is not None:
+            head = tenure.head
+            work = self._made(tenure, head.progress, head.definition, head.remit)
+            work.offer = head.offer
+            return work
+        progress = fold(
+            await self._shop.books.reader.journal(tenure.run, page=self._shop.books.page)
+        )
+        definition = await self._definition(progress.accepted.agent_version)
+        work = self._made(tenure, progress, definition, None)
+        await self._say_started(work, tenure)
+        return work
+
+    async def _say_started(self, work: Work, tenure: Tenure) -> None:
+        if isinstance(next_action(work.logbook.progress), Rest | End):
+            return
+        async with work.logbook.lock:
+            draft = work.logbook.draft()
+            draft.add(started(tenure.fencing_token, self._shop.settings.replica))
+            await work.logbook.commit(draft)
+
+    def _made(
+        self,
+        tenure: Tenure,
+        progress: Progress,
+        definition: AgentDefinition,
+        issued: IssuedRemit | None,
+    ) -> Work:
+        shop = self._shop
+        logbook = Logbook(shop.books, tenure.run, tenure.fencing_token, progress)
+        remit = RunRemit(shop.desk, progress.accepted, tenure.fencing_token, definition, issued)
+        return Work(
+            run=tenure.run,
+            definition=definition,
+            logbook=logbook,
+            attempts=Attempts(logbook, remit, shop.settings, self._clock, shop.ids),
+            outside=shop.outside,
+            reader=shop.books.reader,
+            settings=shop.settings,
+        )
+
+    async def _definition(self, version: str) -> AgentDefinition:
+        known = self._known.get(version)
+        if known is None:
+            known = self._known[version] = await self._shop.definitions.get(version)
+            if len(self._known) > _KNOWN_DEFINITIONS:
+                self._known.popitem(last=False)
+        return known
+
+    async def _quarantine(self, tenure: Tenure, error: RemitError) -> None:
+        """Ends a run whose journal cannot be trusted; nothing stored of it is changed."""
+        log.error("run_corrupt", run=tenure.run, error=error.message)
+        stored = await self._shop.books.reader.run(tenure.run)
+        progress = Progress(sequence=stored.run.last_sequence, accepted=stored.run)
+        logbook = Logbook(self._shop.books, tenure.run, tenure.fencing_token, progress)
+        draft = logbook.draft()
+        draft.end(failed(error))
+        await logbook.commit(draft)
+
+
+def started(fencing_token: int, replica: str) -> run_pb2.RunStarted:
+    """The event that says that a worker took a run."""
+    return run_pb2.RunStarted(fencing_token=fencing_token, replica=replica)

@@ -1,0 +1,186 @@
+"""What is read of runs: one run, pages of runs, stretches of a journal, content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from remit import names
+from remit.agent.definitions import AgentDefinition
+from remit.agent.records import EventRow, decode_event, decode_run, run_id
+from remit.agent.store import FIND_REQUEST, key_reused
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.postgres import Database
+from remit.rpc.errors import RemitError
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run with what only the service knows of it."""
+
+    run: run_pb2.Run
+    org: str
+    cancel_request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list; an empty field does not filter."""
+
+    org: str
+    subject: str = ""
+    agent: str = ""
+    state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_UNSPECIFIED
+
+
+class RunReader:
+    """Reads runs; every method raises DEPENDENCY_UNAVAILABLE when the database is away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(self, name: str) -> StoredRun:
+        """The run of a full name. Raises RUN_NOT_FOUND."""
+        row = await self._database.fetchrow(f"{_SELECT_RUN} WHERE run = $1", run_id(name))
+        if row is None:
+            raise not_found(name)
+        return StoredRun(_run(row), row["org"], row["cancel_request_id"] or "")
+
+    async def run_of_request(
+        self, org: str, subject: str, request_id: str, body_digest: bytes
+    ) -> str | None:
+        """The run that the same request created before, if any. Raises KEY_REUSED."""
+        row = await self._database.fetchrow(FIND_REQUEST, org, subject, request_id)
+        if row is None:
+            return None
+        if row["body_digest"] != body_digest:
+            raise key_reused(request_id)
+        return names.run_name(str(row["run"]))
+
+    async def runs(self, only: RunFilter, *, limit: int, before: str = "") -> list[run_pb2.Run]:
+        """Up to `limit` runs, newest first, older than the run `before`."""
+        rows = await self._database.fetch(
+            _LIST_RUNS,
+            only.org,
+            only.subject or None,
+            only.agent or None,
+            only.state or None,
+            run_id(before) if before else None,
+            limit,
+        )
+        return [_run(row) for row in rows]
+
+    async def events(self, name: str, *, after: int, limit: int) -> list[run_pb2.RunEvent]:
+        """Up to `limit` events after a sequence. Raises DATA_CORRUPT for a row that was changed."""
+        rows = await self._database.fetch(_SELECT_EVENTS, run_id(name), after, limit)
+        return [decode_event(_event_row(row), row["bytes"]) for row in rows]
+
+    async def journal(self, name: str, *, page: int) -> list[run_pb2.RunEvent]:
+        """The whole journal, read in pages. Raises DATA_CORRUPT."""
+        events: list[run_pb2.RunEvent] = []
+        while True:
+            more = await self.events(name, after=len(events), limit=page)
+            events += more
+            if len(more) < page:
+                return events
+
+    async def offer(self, name: str) -> bytes | None:
+        """The tools pinned for the run's model, or None before it was asked."""
+        return await self._database.fetchval(_SELECT_OFFER, run_id(name))  # type: ignore[no-any-return]
+
+    async def content(self, digest: bytes) -> bytes:
+        """The bytes of a digest. Raises DATA_CORRUPT if they are missing or changed."""
+        data: bytes | None = await self._database.fetchval(
+            "SELECT bytes FROM content WHERE digest = $1", digest
+        )
+        if data is None or hashlib.sha256(data).digest() != digest:
+            raise RemitError(
+                reasons.ERROR_REASON_DATA_CORRUPT,
+                f"content {digest.hex()} is missing or does not match its digest",
+            )
+        return data
+
+
+class DefinitionStore:
+    """Agent definitions by version, kept for the runs that began with them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def save(self, definitions: tuple[AgentDefinition, ...]) -> None:
+        """Stores the versions that are not stored yet."""
+        await self._database.execute(
+            _SAVE_DEFINITIONS,
+            [d.version for d in definitions],
+            [d.full_name for d in definitions],
+            [d.canonical() for d in definitions],
+        )
+
+    async def get(self, version: str) -> AgentDefinition:
+        """The definition of a version. Raises DATA_CORRUPT if it is missing or changed."""
+        canonical: bytes | None = await self._database.fetchval(
+            "SELECT definition FROM agent_definitions WHERE version = $1", version
+        )
+        if canonical is None or hashlib.sha256(canonical).hexdigest() != version:
+            raise RemitError(
+                reasons.ERROR_REASON_DATA_CORRUPT,
+                f"the agent definition {version} is missing or does not match its digest",
+            )
+        return AgentDefinition.from_canonical(canonical)
+
+
+def not_found(name: str) -> RemitError:
+    """RUN_NOT_FOUND; says the same whether the run is missing or another's."""
+    return RemitError(reasons.ERROR_REASON_RUN_NOT_FOUND, f"{name} does not exist")
+
+
+def _run(row: asyncpg.Record) -> run_pb2.Run:
+    return decode_run(row["summary"], row["bytes"])
+
+
+def _event_row(row: asyncpg.Record) -> EventRow:
+    return EventRow(
+        run_id(names.run_name(str(row["run"]))),
+        row["sequence"],
+        row["event_time"],
+        row["percent"],
+        row["payload"],
+        row["content_digest"],
+        row["digest"],
+    )
+
+
+_SELECT_RUN: Final = """
+SELECT runs.summary, runs.org, runs.cancel_request_id, content.bytes
+FROM runs JOIN content ON content.digest = runs.content_digest
+"""
+
+_LIST_RUNS: Final = f"""
+{_SELECT_RUN}
+WHERE org = $1
+  AND ($2::text IS NULL OR subject = $2)
+  AND ($3::text IS NULL OR agent = $3)
+  AND ($4::smallint IS NULL OR state = $4)
+  AND ($5::uuid IS NULL OR run < $5)
+ORDER BY run DESC LIMIT $6
+"""
+
+_SELECT_EVENTS: Final = """
+SELECT e.run, e.sequence, e.event_time, e.percent, e.payload, e.content_digest, e.digest, c.bytes
+FROM run_events e LEFT JOIN content c ON c.digest = e.content_digest
+WHERE e.run = $1 AND e.sequence > $2 ORDER BY e.sequence LIMIT $3
+"""
+
+_SELECT_OFFER: Final = """
+SELECT content.bytes FROM runs JOIN content ON content.digest = runs.offer_digest WHERE run = $1
+"""
+
+_SAVE_DEFINITIONS: Final = """
+INSERT INTO agent_definitions (version, agent, definition)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS d ORDER BY 1
+ON CONFLICT (version) DO NOTHING
+"""

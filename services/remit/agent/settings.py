@@ -1,0 +1,94 @@
+"""Settings of the agent service; each is `REMIT_AGENT_<FIELD>` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from remit.settings import ServiceSettings
+
+
+class AgentSettings(ServiceSettings):
+    """What the agent service can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="REMIT_AGENT_", frozen=True, extra="ignore")
+
+    agents_dir: Path | None = Field(
+        default=None,
+        description="Folder with agents of your own as YAML; they replace shipped ones by name.",
+    )
+    max_running: int = Field(
+        default=64, ge=1, le=4096, description="Runs that a replica works on at once."
+    )
+    max_queued_runs: int = Field(
+        default=1000,
+        ge=0,
+        le=1_000_000,
+        description="Runs that wait for a worker, over all replicas; beyond it OVERLOADED.",
+    )
+    lease_s: float = Field(
+        default=10.0,
+        ge=0.2,
+        le=600,
+        description="Seconds that a worker holds a run without renewal; bounds the adoption time.",
+    )
+    claim_poll_s: float = Field(
+        default=2.0,
+        ge=0.05,
+        le=60,
+        description="Seconds between looks for runs whose worker is gone.",
+    )
+    claim_batch: int = Field(default=16, ge=1, le=256, description="Runs claimed at once at most.")
+    hand_over_s: float = Field(
+        default=8.0,
+        ge=0,
+        le=300,
+        description="Seconds that a drain lets effects under way end before it hands runs over.",
+    )
+    max_parallel_tools: int = Field(
+        default=8, ge=1, le=64, description="Tool calls of one model turn that are made at once."
+    )
+    delta_interval_ms: int = Field(
+        default=50, ge=1, le=5000, description="Milliseconds of text gathered in one event."
+    )
+    delta_chars: int = Field(
+        default=500, ge=1, le=100_000, description="Characters of text gathered in one event."
+    )
+    retry_base_s: float = Field(
+        default=0.5, gt=0, le=60, description="Backoff of a run's first wait in seconds."
+    )
+    retry_cap_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Longest backoff of a run in seconds."
+    )
+    max_doubt_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=10,
+        description="Times that an idempotent tool call in doubt is made, the first included.",
+    )
+    heartbeat_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=25,
+        description="Seconds of silence after which a stream sends a heartbeat and looks itself.",
+    )
+    watch_page: int = Field(
+        default=200, ge=1, le=1000, description="Events read from the journal at once."
+    )
+    recent_events: int = Field(
+        default=256, ge=16, le=65_536, description="Events per watched run kept in memory."
+    )
+    offer_cache_size: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Offers of tools remembered at most."
+    )
+    offer_cache_s: float = Field(
+        default=30.0, ge=0, le=3600, description="Seconds that an offer of tools is remembered."
+    )
+    max_batch: int = Field(
+        default=256, ge=1, le=4096, description="Journal entries in one commit at most."
+    )
+    max_queue: int = Field(
+        default=4096, ge=16, le=1_000_000, description="Journal entries that wait for a commit."
+    )

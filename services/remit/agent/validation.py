@@ -1,0 +1,181 @@
+"""What a request for a run must fulfil, checked in full before anything is stored.
+
+Every violation is reported at once, so that a person corrects a request in one go. Markup that a
+browser would run is refused in task and context, because results are shown in consoles and web
+pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from remit import names
+from remit.agent.definitions import AgentDefinition
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc.errors import RemitError, Violation, invalid_request
+
+MAX_TASK_CHARS: Final = 10_000
+MAX_CONTEXT_ENTRIES: Final = 50
+MAX_CONTEXT_KEY_CHARS: Final = 100
+MAX_CONTEXT_VALUE_CHARS: Final = 10_000
+MAX_REQUEST_ID_CHARS: Final = 64
+MAX_STEPS: Final = 100
+MAX_DURATION_S: Final = 86_400
+
+# Browsers ignore control characters inside `javascript:`, and lenient parsers ignore spaces between
+# `<` and `script`.
+_SUSPICIOUS: Final = (
+    (re.compile(r"<[\s/]*script\b", re.IGNORECASE), "contains a script tag"),
+    (
+        re.compile("[\\x00-\\x1f]*".join("javascript") + r"[\x00-\x20]*:", re.IGNORECASE),
+        "contains a javascript: address",
+    ),
+    (
+        re.compile(r"<[^<>]{0,2000}?[\s/\"']on[a-z]{2,30}\s*=", re.IGNORECASE),
+        "contains an inline event handler",
+    ),
+)
+
+
+def check_create(request: agent_service_pb2.CreateRunRequest) -> None:
+    """Checks the shape and the text of a request.
+
+    Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
+    first because a malformed request is malformed whatever its text says.
+    """
+    shape = [*_names(request), *_task(request.task), *_context(request), *_limits(request.limits)]
+    suspicious = list(_suspicious(request))
+    if shape:
+        raise invalid_request([*shape, *suspicious])
+    if suspicious:
+        raise _suspicious_input(suspicious)
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises INVALID_REQUEST unless the id has 1 to 64 characters."""
+    _raise_if(list(_request_id(request_id)))
+
+
+def check_name(kind: str, field: str, name: str) -> None:
+    """Raises INVALID_REQUEST unless `name` is a full name of that kind."""
+    _raise_if(list(_full_name(kind, field, name)))
+
+
+def resolve_limits(asked: run_pb2.RunLimits, definition: AgentDefinition) -> run_pb2.RunLimits:
+    """The limits of a run: what was asked for, else the agent's own.
+
+    Raises INVALID_REQUEST where a limit asked for is above the agent's own: nothing is cut in
+    silence.
+    """
+    _raise_if(list(_above_own(asked, definition)))
+    own = definition.limits()
+    own.MergeFrom(asked)
+    return own
+
+
+def _raise_if(violations: list[Violation]) -> None:
+    if violations:
+        raise invalid_request(violations)
+
+
+def _names(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violation]:
+    yield from _full_name("agent", "agent", request.agent)
+    yield from _request_id(request.request_id)
+
+
+def _full_name(kind: str, field: str, name: str) -> Iterator[Violation]:
+    if not names.is_name(kind, name):
+        yield Violation(field, f"must be the full name of a {kind}, such as {_EXAMPLES[kind]}")
+
+
+_EXAMPLES: Final = {
+    "agent": "agents/assistant",
+    "run": "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b",
+}
+
+
+def _request_id(request_id: str) -> Iterator[Violation]:
+    if not 1 <= len(request_id) <= MAX_REQUEST_ID_CHARS:
+        yield Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} characters")
+
+
+def _task(task: str) -> Iterator[Violation]:
+    if not task.strip():
+        yield Violation("task", "must not be empty")
+    elif len(task) > MAX_TASK_CHARS:
+        yield Violation("task", f"has {len(task)} characters; at most {MAX_TASK_CHARS} are allowed")
+    if "\x00" in task:
+        yield Violation("task", "contains a NUL character")
+
+
+def _context(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violation]:
+    if len(request.context) > MAX_CONTEXT_ENTRIES:
+        yield Violation(
+            "context",
+            f"has {len(request.context)} entries; at most {MAX_CONTEXT_ENTRIES} are allowed",
+        )
+    for key, value in sorted(request.context.items()):
+        yield from _context_entry(key, value)
+
+
+def _context_entry(key: str, value: str) -> Iterator[Violation]:
+    field = _context_field(key)
+    if not 1 <= len(key) <= MAX_CONTEXT_KEY_CHARS:
+        yield Violation(field, f"the key must have 1 to {MAX_CONTEXT_KEY_CHARS} characters")
+    if len(value) > MAX_CONTEXT_VALUE_CHARS:
+        yield Violation(
+            field, f"has {len(value)} characters; at most {MAX_CONTEXT_VALUE_CHARS} are allowed"
+        )
+
+
+def _context_field(key: str) -> str:
+    # The key is the client's own text: cut, so that an error stays readable.
+    return f"context[{key[:40]}]"
+
+
+def _limits(limits: run_pb2.RunLimits) -> Iterator[Violation]:
+    if limits.HasField("max_steps") and not 1 <= limits.max_steps <= MAX_STEPS:
+        yield Violation("limits.max_steps", f"must be from 1 to {MAX_STEPS}")
+    if limits.HasField("max_duration"):
+        seconds = limits.max_duration.ToNanoseconds() / 1e9
+        if not 0 < seconds <= MAX_DURATION_S:
+            yield Violation("limits.max_duration", "must be more than 0 s and at most 24 h")
+    if limits.HasField("max_cost_nanos") and limits.max_cost_nanos < 0:
+        yield Violation("limits.max_cost_nanos", "must not be negative")
+
+
+def _above_own(asked: run_pb2.RunLimits, definition: AgentDefinition) -> Iterator[Violation]:
+    own = definition.limits()
+    if asked.HasField("max_steps") and asked.max_steps > own.max_steps:
+        yield _above("max_steps", str(own.max_steps))
+    if asked.max_duration.ToNanoseconds() > own.max_duration.ToNanoseconds():
+        yield _above("max_duration", f"{definition.max_duration_s} s")
+    if asked.HasField("max_cost_nanos") and asked.max_cost_nanos > own.max_cost_nanos:
+        yield _above("max_cost_nanos", str(own.max_cost_nanos))
+
+
+def _above(field: str, own: str) -> Violation:
+    return Violation(f"limits.{field}", f"must not be above the agent's own limit, {own}")
+
+
+def _suspicious(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violation]:
+    texts = [("task", request.task)]
+    for key, value in sorted(request.context.items()):
+        texts += [(_context_field(key), key), (_context_field(key), value)]
+    for field, text in texts:
+        for pattern, description in _SUSPICIOUS:
+            if pattern.search(text):
+                yield Violation(field, description)
+
+
+def _suspicious_input(violations: list[Violation]) -> RemitError:
+    first = violations[0]
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_SUSPICIOUS_INPUT,
+        f"{first.field}: {first.description}{more}",
+        violations=violations,
+    )
