@@ -167,7 +167,7 @@ class EffectGate:
             work = self._perform(request, effect, performance.stopping, deadline, trace_id)
             performance.task = spawn(work, name=f"effect-{request.key}")
             self._performing[identity] = performance
-            performance.task.add_done_callback(lambda _: self._performing.pop(identity, None))
+            performance.task.add_done_callback(lambda task: self._performed(identity, task))
         elif performance.body_digest != request.body_digest:
             raise _key_reused(request)
         elif performance.stopping.is_set():
@@ -177,6 +177,13 @@ class EffectGate:
                 retry_after_s=_LONGEST_RETRY_S / 4,
             )
         return await self._wait(performance)
+
+    def _performed(
+        self, identity: tuple[str, str, str, str], task: asyncio.Task[EffectOutcome]
+    ) -> None:
+        self._performing.pop(identity, None)
+        if not task.cancelled():
+            task.exception()  # it is recorded; a caller that left must not make a warning
 
     async def run(self) -> None:
         """Renews the leases of what is performed here, until cancelled."""
