@@ -1,0 +1,198 @@
+"""A real Envoy with the rendered configuration, before services whose answers a test decides."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
+from google.rpc import code_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from remit.gateway.bootstrap import render
+from remit.gateway.topology import Replica, Topology
+from remit.local.certificates import ensure_certificates
+from remit.local.envoy_process import EnvoyProcess, find_envoy
+from remit.local.state import StateDirectory
+from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import AREAS
+from remit.rpc.identity import TlsIdentity, dns_name
+from tests.ports import free_ports
+from tests.waiting import eventually
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Answer = Callable[[bytes, Context], Awaitable[bytes]]
+
+
+@dataclass
+class Seen:
+    """One call as a service got it."""
+
+    area: str
+    replica: int
+    path: str
+    metadata: list[tuple[str, str | bytes]]
+    peer: list[bytes]
+    remaining_s: float
+
+
+async def echo(request: bytes, _: Context) -> bytes:
+    return request
+
+
+@dataclass
+class Upstream:
+    """One replica: a gRPC server with the area's certificate."""
+
+    area: str
+    index: int
+    world: World
+    port: int
+    server: grpc.aio.Server = field(init=False)
+    health: health.aio.HealthServicer = field(init=False)
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self.server.add_generic_rpc_handlers([_Handler(self)])
+        self.health = health.aio.HealthServicer()
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        if self.area == "policy":
+            external_auth_pb2_grpc.add_AuthorizationServicer_to_server(self.world, self.server)
+        credentials = self.world.identity(self.area).server_credentials()
+        self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop(None)
+
+
+class _Handler(grpc.GenericRpcHandler):
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        path = str(details.method)
+        if not path.startswith("/remit."):
+            return None
+
+        async def answer(request: bytes, context: Context) -> bytes:
+            upstream = self._upstream
+            peer = list(context.auth_context().get("peer_spiffe_id", ()))
+            metadata = list(context.invocation_metadata() or ())
+            remaining = context.time_remaining()
+            upstream.world.seen.append(
+                Seen(upstream.area, upstream.index, path, metadata, peer, remaining)
+            )
+            return await upstream.world.answers.get(path, echo)(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+class World(external_auth_pb2_grpc.AuthorizationServicer):
+    """Envoy, the replicas behind it, and what they were asked."""
+
+    def __init__(self, state: StateDirectory, topology: Topology) -> None:
+        self.state = state
+        self.topology = topology
+        self.envoy = EnvoyProcess(topology)
+        self.answers: dict[str, Answer] = {}
+        self.seen: list[Seen] = []
+        self.checks: list[external_auth_pb2.CheckRequest] = []
+        self.verdict = allow("remit-of-alice")
+        self.upstreams = {
+            (area, index): Upstream(area, index, self, replica.port)
+            for area in AREAS
+            for index, replica in enumerate(topology.replicas[area])
+        }
+        self.channels: list[grpc.aio.Channel] = []
+
+    async def Check(
+        self, request: external_auth_pb2.CheckRequest, context: Any
+    ) -> external_auth_pb2.CheckResponse:
+        self.checks.append(request)
+        return self.verdict
+
+    def identity(self, party: str) -> TlsIdentity:
+        return TlsIdentity.load(self.state.tls_folder(party))
+
+    def edge(self) -> grpc.aio.Channel:
+        return self._kept(grpc.aio.insecure_channel(str(self.topology.edge)))
+
+    def mesh(self, party: str) -> grpc.aio.Channel:
+        options = [("grpc.ssl_target_name_override", dns_name("mesh"))]
+        credentials = self.identity(party).channel_credentials()
+        address = str(self.topology.mesh)
+        return self._kept(grpc.aio.secure_channel(address, credentials, options))
+
+    def _kept(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        self.channels.append(channel)
+        return channel
+
+
+def allow(remit: str) -> external_auth_pb2.CheckResponse:
+    """The verdict that puts `remit` in place of the credential."""
+    response = external_auth_pb2.CheckResponse(status=status_pb2.Status(code=code_pb2.OK))
+    response.ok_response.headers_to_remove.append("authorization")
+    header = response.ok_response.headers.add()
+    header.header.key, header.header.value = "remit-token", remit
+    header.append_action = 2  # OVERWRITE_IF_EXISTS_OR_ADD
+    return response
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Envoy with one replica an area and two of cost; nothing fails unless the test makes it."""
+    async with running_world(tmp_path, {"cost": 2}) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def running_world(folder: Path, counts: dict[str, int]) -> AsyncIterator[World]:
+    state = StateDirectory.open(folder / "state")
+    ensure_certificates(state, SystemClock())
+    world = World(state, make_topology(state, counts))
+    state.envoy_file.write_text(render(world.topology))
+    command = world.envoy.spec(state, find_envoy(None)).command
+    with (folder / "envoy.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - at once
+        try:
+            for upstream in world.upstreams.values():
+                await upstream.start()
+            await eventually(lambda: all_healthy(world), timeout_s=30)
+            yield world
+        finally:
+            for channel in world.channels:
+                await channel.close()
+            process.kill()
+            process.wait()
+            for upstream in world.upstreams.values():
+                await upstream.stop()
+
+
+async def all_healthy(world: World) -> bool:
+    return not await world.envoy.unhealthy_replicas()
+
+
+def make_topology(state: StateDirectory, counts: dict[str, int]) -> Topology:
+    wanted = dict.fromkeys(AREAS, 1) | counts
+    ports = iter(free_ports(3 + 2 * sum(wanted.values())))
+    document = {
+        "edge": {"port": next(ports)},
+        "mesh": {"port": next(ports)},
+        "admin": {"port": next(ports)},
+        "tls_dir": str(state.folder / "tls"),
+        "replicas": {
+            area: [
+                Replica(port=next(ports), http_port=next(ports)).model_dump() for _ in range(count)
+            ]
+            for area, count in wanted.items()
+        },
+    }
+    return Topology.parse(document, source="the test")
