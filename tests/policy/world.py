@@ -1,0 +1,219 @@
+"""A policy service on a real database, with a clock that tests move and an audit log to read."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from envoy.service.auth.v3 import external_auth_pb2_grpc
+from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.options.v1 import options_pb2
+from remit.api.options.v1.options_pb2 import Caller
+from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.policy.admin_service import PolicyAdminService
+from remit.policy.api_keys import Pepper
+from remit.policy.bootstrap import bootstrap_admin
+from remit.policy.credentials import Credentials
+from remit.policy.epochs import Policies, read_policies
+from remit.policy.ext_authz import EdgeAuthorization
+from remit.policy.key_ring import KeyRing
+from remit.policy.recording import AdminRecorder
+from remit.policy.remits import RemitIssuer
+from remit.policy.rules import Principal
+from remit.policy.runs import RunStore
+from remit.policy.schema import SHIPPED_POLICIES
+from remit.policy.service import PolicyService
+from remit.policy.signing import Seal
+from remit.policy.store import PolicyStore
+from remit.postgres import Database
+from remit.rpc.errors import RemitError
+from remit.rpc.guard import Guard
+from remit.rpc.memory import MemoryMesh
+from remit.rpc.remits import RemitVerifier
+
+ORG = "orgs/acme"
+ALICE = "orgs/acme/users/alice"
+BOB = "orgs/acme/users/bob"
+PEPPER = bytes(range(32))
+SEAL = bytes(range(32, 64))
+CACHE_S = 5.0
+CACHE_SIZE = 8
+LIFETIME_S = 600
+
+
+class MovedClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self._now = datetime.now(UTC)
+        self._monotonic = 1000.0
+
+    def now(self) -> datetime:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def move(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+        self._monotonic += seconds
+
+
+class RandomIds:
+    def uuid7(self) -> str:
+        return str(uuid.uuid4())
+
+    def token_bytes(self, size_bytes: int) -> bytes:
+        return os.urandom(size_bytes)
+
+
+@dataclass
+class AuditLog(audit_service_pb2_grpc.AuditServiceServicer):
+    """Keeps events by their ids, as the contract of AppendEvents says; may be told to be away."""
+
+    events: dict[str, event_pb2.Event] = field(default_factory=dict)
+    away: bool = False
+
+    async def AppendEvents(
+        self,
+        request: audit_service_pb2.AppendEventsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_service_pb2.AppendEventsResponse:
+        if self.away:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "the log is away"
+            )
+        response = audit_service_pb2.AppendEventsResponse()
+        for entry in request.entries:
+            known = self.events.setdefault(entry.event.event_id, entry.event)
+            assert known == entry.event, "the same id came with another content"
+            response.results.add(leaf_index=list(self.events).index(entry.event.event_id))
+        return response
+
+
+class World:
+    """One replica of policy on a database, reached over an in-memory mesh."""
+
+    def __init__(
+        self, database: Database, policies: Policies, keys: KeyRing, clock: MovedClock
+    ) -> None:
+        self.database = database
+        self.policies = policies
+        self.keys = keys
+        self.clock = clock
+        self.ids = RandomIds()
+        self.audit = AuditLog()
+        self.pepper = Pepper(PEPPER)
+        self.store = PolicyStore(database)
+        self.runs = RunStore(database, max_batch=64, max_queue=64)
+        self.verifier = RemitVerifier(keys, clock)
+        self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
+        self.mesh = MemoryMesh()
+        self._add_audit()
+        self.recorder = AdminRecorder(
+            self.store,
+            self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
+                audit_service_pb2_grpc.AuditServiceStub
+            ),
+            retry_s=0.01,
+        )
+        self.credentials = Credentials(
+            store=self.store,
+            pepper=self.pepper,
+            policies=policies,
+            issuer=self.issuer,
+            clock=clock,
+            cache_s=CACHE_S,
+            cache_size=CACHE_SIZE,
+        )
+        self._add_policy()
+
+    @classmethod
+    async def open(cls, database: Database, clock: MovedClock) -> World:
+        store = PolicyStore(database)
+        keys = KeyRing(
+            store,
+            Seal(SEAL),
+            clock,
+            RandomIds(),
+            period=timedelta(days=7),
+            overlap=timedelta(seconds=LIFETIME_S),
+        )
+        await keys.refresh()
+        policies = await Policies.open(store, read_policies(SHIPPED_POLICIES))
+        return cls(database, policies, keys, clock)
+
+    def _guard(self, audience: Caller.ValueType) -> Guard:
+        # The guard's deadlines are the event loop's, so its clock is too.
+        return Guard(
+            audience=audience, verifier=self.verifier, clock=self.clock, max_in_flight=1000
+        )
+
+    def _add_audit(self) -> None:
+        self.mesh.add(
+            self._guard(options_pb2.CALLER_AUDIT),
+            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+            self.audit,
+        )
+
+    def _add_policy(self) -> None:
+        guard = self._guard(options_pb2.CALLER_POLICY)
+        self.mesh.add(
+            guard,
+            policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
+            PolicyService(
+                policies=self.policies,
+                runs=self.runs,
+                keys=self.keys,
+                issuer=self.issuer,
+                verifier=self.verifier,
+                ids=self.ids,
+                decision_valid_s=10,
+            ),
+        )
+        self.mesh.add(
+            guard,
+            policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server,
+            PolicyAdminService(
+                store=self.store,
+                pepper=self.pepper,
+                policies=self.policies,
+                credentials=self.credentials,
+                recorder=self.recorder,
+                clock=self.clock,
+            ),
+        )
+        self.mesh.add(
+            guard,
+            external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
+            EdgeAuthorization(self.credentials, self.policies),
+        )
+
+    def client_token(
+        self, user: str = ALICE, *, roles: tuple[str, ...] = ("member",), team: str = ""
+    ) -> str:
+        """A client's remit, as the edge sets it."""
+        org = "/".join(user.split("/")[:2])
+        return self.issuer.for_client(Principal(user, org, team, roles), epoch=1).token
+
+    async def admin_secret(self) -> str:
+        return await bootstrap_admin(self.database, self.pepper, ORG, ALICE)
+
+    def hot(
+        self, caller: Caller.ValueType = options_pb2.CALLER_TOOLS
+    ) -> policy_service_pb2_grpc.PolicyServiceStub:
+        stub: policy_service_pb2_grpc.PolicyServiceStub = self.mesh.as_caller(caller).stub(
+            policy_service_pb2_grpc.PolicyServiceStub
+        )
+        return stub
+
+    def admin(self) -> policy_admin_service_pb2_grpc.PolicyAdminServiceStub:
+        stub: policy_admin_service_pb2_grpc.PolicyAdminServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+        return stub
