@@ -101,7 +101,7 @@ def validate(definition: ToolDefinition, arguments: struct_pb2.Struct) -> pydant
     try:
         plain = plain_struct(arguments)
         # By way of JSON: strict there, a date is still its text and a tuple still a list.
-        return definition.arguments_model.model_validate_json(json.dumps(plain))
+        return definition.arguments_model.model_validate_json(json.dumps(plain), strict=True)
     except NotJsonError as error:
         raise _invalid(definition, [error.violation]) from None
     except pydantic.ValidationError as error:

@@ -131,7 +131,8 @@ def define(function: Callable[..., object]) -> ToolDefinition:
         return _define(function, declaration, source)
     except (ValueError, TypeError, NameError, pydantic.errors.PydanticUserError) as error:
         raise RemitError(
-            error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID, f"{source}: {error}"
+            error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+            f"{source}: {str(error).partition(chr(10))[0]}",
         ) from error
 
 
@@ -226,14 +227,12 @@ def _parameters(
 def _arguments_model(
     name: str, arguments: Mapping[str, tuple[Any, Any]]
 ) -> type[pydantic.BaseModel]:
-    """A strict model. Its fields have a prefix: an argument may have any name, also pydantic's."""
+    """The model. Its fields have a prefix, so that an argument may have any name, even `schema`."""
     fields: dict[str, Any] = {
         _FIELD_PREFIX + argument: (Annotated[hint, pydantic.Field(alias=argument)], default)
         for argument, (hint, default) in arguments.items()
     }
-    config = pydantic.ConfigDict(
-        extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False
-    )
+    config = pydantic.ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
     return pydantic.create_model(name, __config__=config, **fields)
 
 
