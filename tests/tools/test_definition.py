@@ -141,7 +141,7 @@ def fine(city: str) -> None:
         (open_ended, {}, "parameter 'cities' must be one that is passed by name"),
         (positional, {}, "parameter 'city' must be one that is passed by name"),
         (unknown_type, {}, "'Nowhere' is not defined"),
-        (no_schema, {}, "JSON schema"),
+        (no_schema, {}, "Cannot generate a JsonSchema"),
         (fine, {"permission_class": "all"}, "must be one of none, read, write, execute"),
         (fine, {"timeout_s": 0}, "timeout_s 0 must be more than 0"),
         (fine, {"timeout_s": MAX_TIMEOUT_S + 1}, "at most 50"),

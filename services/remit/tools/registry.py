@@ -22,6 +22,7 @@ from remit.tools.definition import ToolDefinition, define, is_declared
 
 ENTRY_POINT_GROUP: Final = "remit.tools"
 _SUGGESTION_CUTOFF: Final = 0.6
+_PREFIX: Final = "tools/"  # compared without it: what all names share makes none of them near
 
 
 class Registry:
@@ -69,10 +70,10 @@ class Registry:
 def not_found(resource_name: str, candidates: Sequence[str]) -> RemitError:
     """TOOL_NOT_FOUND, with the nearest of the candidates."""
     shown = resource_name if names.is_name("tool", resource_name) else repr(resource_name[:200])
-    near = difflib.get_close_matches(
-        resource_name[:200], candidates, n=1, cutoff=_SUGGESTION_CUTOFF
-    )
-    suggestion = f"; did you mean {near[0]}?" if near else ""
+    known = [candidate.removeprefix(_PREFIX) for candidate in candidates]
+    asked = resource_name.removeprefix(_PREFIX)[:200]
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=_SUGGESTION_CUTOFF)
+    suggestion = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
     return RemitError(
         error_reason_pb2.ERROR_REASON_TOOL_NOT_FOUND, f"{shown} does not exist{suggestion}"
     )
