@@ -46,10 +46,22 @@ def configure_logging(*, area: str, replica: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=area, replica=replica)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True, format=_STDLIB_FORMAT)
-
-
-_STDLIB_FORMAT: Final = '{"event": "%(message)s", "logger": "%(name)s", "level": "%(levelname)s"}'
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def logger(name: str) -> Any:  # noqa: ANN401 - structlog's loggers are duck-typed

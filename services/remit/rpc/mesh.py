@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import grpc
@@ -25,6 +25,7 @@ from remit.rpc.guard import method_unknown
 from remit.rpc.identity import TlsIdentity, dns_name
 from remit.rpc.server import MAX_MESSAGE_BYTES
 
+Message = TypeVar("Message")
 Stub = TypeVar("Stub")
 Stub_co = TypeVar("Stub_co", covariant=True)
 Metadata = tuple[tuple[str, str], ...]
@@ -195,7 +196,7 @@ def outgoing_metadata(given: Sequence[tuple[str, str]]) -> Metadata:
 
 
 @contextlib.asynccontextmanager
-async def reading(stream: AsyncIterator[Any]) -> AsyncIterator[AsyncIterator[Any]]:
+async def reading(stream: AsyncIterable[Message]) -> AsyncIterator[AsyncIterable[Message]]:
     """Cancels the stream at the server when the body ends, however it ends."""
     try:
         yield stream

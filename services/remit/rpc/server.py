@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.contracts import MethodContract, contract_of, public_services
 from remit.rpc.errors import RemitError
@@ -137,10 +138,16 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         check_request_size(contract, request.ByteSize())
         return self._guard.serve(
             contract,
-            self._identify(context),
+            self._caller(contract, context),
             context.invocation_metadata() or (),
             context.time_remaining(),
         )
+
+    def _caller(self, contract: MethodContract, context: Context) -> Caller.ValueType:
+        # Health checks and reflection ask for nobody: the gateway's own probes carry no caller.
+        if contract.auth == options_pb2.AUTH_NONE:
+            return options_pb2.CALLER_PUBLIC
+        return self._identify(context)
 
 
 async def abort(context: Context, error: RemitError) -> None:

@@ -1,0 +1,79 @@
+"""Errors keep everything on their way, and foreign ones get a reason."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remit.api.errors.v1.error_reason_pb2 import ErrorReason
+from remit.rpc.errors import (
+    QuotaViolation,
+    RemitError,
+    Violation,
+    invalid_request,
+    reason_contract,
+)
+
+REASONS = [number for number in ErrorReason.values() if number]
+words = st.text(min_size=1, max_size=40)
+
+
+@given(
+    st.sampled_from(REASONS),
+    words,
+    st.lists(st.builds(Violation, words, words), max_size=3),
+    st.lists(st.builds(QuotaViolation, words, words), max_size=3),
+    st.none() | st.integers(0, 10_000).map(lambda ms: ms / 1000),
+    st.dictionaries(words.filter(lambda w: w != "next_step"), words, max_size=3),
+)
+def test_an_error_survives_the_wire(
+    reason: ErrorReason.ValueType,
+    message: str,
+    violations: list[Violation],
+    quota: list[QuotaViolation],
+    retry_after_s: float | None,
+    metadata: dict[str, str],
+) -> None:
+    sent = RemitError(
+        reason,
+        message,
+        violations=violations,
+        quota=quota,
+        retry_after_s=retry_after_s,
+        metadata=metadata,
+    )
+    data = sent.to_status().SerializeToString()
+    received = RemitError.from_status(status_pb2.Status.FromString(data))
+    for part in ("reason", "message", "violations", "quota", "metadata", "code"):
+        assert getattr(received, part) == getattr(sent, part), part
+    assert received.retry_after_s == pytest.approx(sent.retry_after_s)
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)
+def test_every_reason_says_what_to_do(reason: ErrorReason.ValueType) -> None:
+    contract = reason_contract(reason)
+    assert contract.code is not grpc.StatusCode.OK
+    assert contract.example
+    assert contract.next_step.endswith(".")
+    if contract.retryable:
+        assert RemitError(reason, "x").retry_after_s
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.value[0]])
+def test_a_foreign_status_gets_a_reason(code: grpc.StatusCode) -> None:
+    error = RemitError.from_status(status_pb2.Status(code=code.value[0], message="from Envoy"))
+    assert error.reason in REASONS
+    assert error.message == "from Envoy"
+
+
+def test_every_violation_is_listed_and_the_first_is_named() -> None:
+    error = invalid_request([Violation("a.b", "is missing"), Violation("c", "is too long")])
+    assert error.message == "a.b: is missing (and 1 more)"
+    assert len(error.violations) == 2
+
+
+def test_a_message_is_bounded() -> None:
+    assert len(RemitError(REASONS[0], "x" * 10_000).message) == 2_000
