@@ -220,7 +220,7 @@ async def test_closing_calls_have_room_when_opening_ones_are_shed(
 ) -> None:
     async with running(tls_folder, max_in_flight=10) as run, client(run, identity, "tools") as cost:
         run.servicer.go_on.clear()
-        calls = [asyncio.create_task(cost.ReserveBudget(RESERVE)) for _ in range(8)]
+        calls = [asyncio.ensure_future(cost.ReserveBudget(RESERVE)) for _ in range(8)]
         await eventually(lambda: run.servicer.in_flight == 8)
         with pytest.raises(RemitError) as caught:
             await cost.ReserveBudget(RESERVE)
@@ -236,7 +236,7 @@ async def test_calls_in_flight_end_before_a_drained_service_does(
 ) -> None:
     async with running(tls_folder) as run, client(run, identity, "tools") as cost:
         run.servicer.go_on.clear()
-        call = asyncio.create_task(cost.ReserveBudget(RESERVE))
+        call = asyncio.ensure_future(cost.ReserveBudget(RESERVE))
         await eventually(lambda: run.servicer.in_flight == 1)
         run.stop.set()
         await eventually(lambda: asyncio.to_thread(lambda: run.http("/ready")[0] == 503))

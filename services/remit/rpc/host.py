@@ -56,7 +56,7 @@ async def run(
     """Serves until SIGTERM, SIGINT or `stop`, then drains.
 
     In a drain health turns NOT_SERVING, calls in flight get `settings.drain_s` to end, and
-    background work is cancelled. `started(port, http_port)` is called once the service accepts calls.
+    background work is cancelled. `started(port, http_port)` is called once calls are accepted.
     """
     stop = stop or stop_on_signals()
     host = _Host(service, settings, clock or SystemClock())
