@@ -144,7 +144,7 @@ def _check_export(request: audit_query_service_pb2.ExportLogRequest) -> None:
         for field in ("start_index", "tree_size")
         if getattr(request, field) < 0
     ]
-    if request.start_index and not request.tree_size:
+    if request.start_index > 0 and not request.tree_size:
         violations.append(
             Violation("tree_size", "must be that of the export which `start_index` resumes")
         )
