@@ -64,6 +64,32 @@ def configure_logging(*, area: str, replica: str, level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
+def configure_tracing(*, area: str, replica: str, endpoint: str) -> None:
+    """Exports spans to an OTLP/gRPC endpoint; does nothing for an empty one.
+
+    The exporter buffers a bounded number of spans and drops what a missing collector cannot take:
+    tracing never holds up a call.
+    """
+    if not endpoint:
+        return
+    # A third of a second to import, and only of use with an endpoint.
+    from opentelemetry import trace  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
+        OTLPSpanExporter,
+    )
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    resource = Resource.create(
+        {"service.name": f"remit-{area}", "service.instance.id": f"{area}-{replica}"}
+    )
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
 def logger(name: str) -> Any:  # noqa: ANN401 - structlog's loggers are duck-typed
     """A structured logger; `name` is the module's."""
     return structlog.get_logger(module=name)

@@ -35,6 +35,7 @@ def command(area: str, replica: str | None) -> None:
     settings = {name: load_settings(name, replica) for name in areas}
     first = next(iter(settings.values()))
     telemetry.configure_logging(area=area, replica=first.replica, level=first.log_level)
+    telemetry.configure_tracing(area=area, replica=first.replica, endpoint=first.otlp_endpoint)
     uvloop.run(_serve(settings))
 
 
