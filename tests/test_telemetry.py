@@ -69,7 +69,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_spans_are_exported_with_the_services_name() -> None:
     collector = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
