@@ -95,7 +95,7 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-class World(external_auth_pb2_grpc.AuthorizationServicer):
+class World(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
     """Envoy, the replicas behind it, and what they were asked."""
 
     def __init__(self, state: StateDirectory, topology: Topology) -> None:

@@ -16,6 +16,7 @@ from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     ApiVersion,
+    CidrRange,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     Http2ProtocolOptions,
@@ -60,6 +61,9 @@ _BUFFER_BYTES: Final = 1 << 20
 _HEADERS_TIMEOUT: Final = timedelta(seconds=10)
 _CONNECTION_IDLE: Final = timedelta(hours=1)
 _DRAIN_TIMEOUT: Final = timedelta(seconds=5)
+# Nobody is internal: a caller cannot set retries or time limits by x-envoy-* headers. An empty list
+# would mean the private ranges and loopback; the broadcast address never sends.
+_NOBODY: Final = CidrRange(address_prefix="255.255.255.255", prefix_len=32)
 _NO_LIMIT: Final = timedelta(0)
 
 
@@ -93,8 +97,8 @@ def _listener(
     return Listener(
         name=name,
         address=socket_address(address.host, address.port),
-        # `/drain_listeners` and health checks treat what comes from outside as inbound.
-        traffic_direction=TrafficDirection.INBOUND,
+        # `/drain_listeners?inboundonly` must close the edge and leave the services their mesh.
+        traffic_direction=(TrafficDirection.INBOUND if name == EDGE else TrafficDirection.OUTBOUND),
         per_connection_buffer_limit_bytes=_BUFFER_BYTES,
         filter_chains=[FilterChain(filters=[network_filter], transport_socket=transport_socket)],
     )
@@ -112,8 +116,7 @@ def _manager(way: str, routes: RouteConfiguration, resilience: Resilience) -> Ht
         stream_idle_timeout=_NO_LIMIT,  # each route states its own
         drain_timeout=_DRAIN_TIMEOUT,
         use_remote_address=True,
-        # Nobody is internal: a caller cannot set retries or time limits by x-envoy-* headers.
-        internal_address_config=HttpConnectionManagerInternalAddressConfig(),
+        internal_address_config=HttpConnectionManagerInternalAddressConfig(cidr_ranges=[_NOBODY]),
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action=(

@@ -73,6 +73,8 @@ def local_replies() -> LocalReplyConfig:
             _mapper(_and(_flags("UAEX"), _status(503)), _POLICY_SILENT),
             _mapper(_flags("UO"), _OVERLOADED),
             _mapper(_flags(*_LATE_FLAGS), _TOO_LATE),
+            # The caller's own deadline ends a call with this status and without a flag.
+            _mapper(_status(504), _TOO_LATE),
             _mapper(_flags(*_UNREACHABLE_FLAGS), _UNREACHABLE),
         ]
     )
