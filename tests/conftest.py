@@ -16,6 +16,10 @@ import pytest
 
 from remit.postgres import DATABASES, Database, migrate
 
+# An example's time says more about the machine's load than about the code.
+settings.register_profile("remit", deadline=None)
+settings.load_profile("remit")
+
 OpenDatabase = Callable[[str], Awaitable[Database]]
 
 
