@@ -59,6 +59,9 @@ _HASHES = {
     "subject_hash": "subject_hash",
     "detail_hash": "detail_hash",
 }
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _MEMBERS = frozenset({"v", "event_time", "attempt", *_TEXTS, *_HASHES})
 
 
@@ -117,9 +120,7 @@ class Leaf:
 
 def canonical_json(members: Mapping[str, str | int]) -> bytes:
     """Return strings and integers as canonical JSON (RFC 8785), in UTF-8."""
-    return json.dumps(
-        members, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _CANONICAL.encode(members).encode()
 
 
 def format_time(time_ns: int) -> str:
