@@ -1,7 +1,7 @@
 """The model-tool loop: does what the journal says comes next, until the run ends.
 
-The loop holds no state of its own. Whatever stops it, a crash, a lost lease, a drain, the next worker
-reads the journal and goes on with the same keys.
+The loop holds no state of its own. Whatever stops it, a crash, a lost lease, a drain, the next
+worker reads the journal and goes on with the same keys.
 """
 
 from __future__ import annotations

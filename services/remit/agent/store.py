@@ -157,7 +157,7 @@ class RunStore:
             return {}
         length = await connection.fetchval("SELECT count(*) FROM runs WHERE state = 1")
         room = max(0, self._max_queued_runs - int(length))
-        return {id(n): _queue_full(self._max_queued_runs) for n in queued[room:]}
+        return {id(n): queue_full(self._max_queued_runs) for n in queued[room:]}
 
 
 @dataclass
@@ -301,7 +301,8 @@ def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object
     return [[row[i] for row in rows] for i in range(width)]
 
 
-def _queue_full(limit: int) -> RemitError:
+def queue_full(limit: int) -> RemitError:
+    """OVERLOADED about the queue of runs."""
     return RemitError(
         reasons.ERROR_REASON_OVERLOADED, f"the queue of runs holds {limit} runs, its limit"
     )

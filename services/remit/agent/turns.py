@@ -50,7 +50,7 @@ class ModelTurns:
         offer, unpinned = await self._work.pinned_offer(remit)
         async with self._logbook.lock:
             draft = self._logbook.draft()
-            if next_action(draft.progress) != AskModel(step, is_journalled=True):
+            if not _is_asked_for(draft, step):
                 draft.enter(THINKING)
                 draft.add(run_pb2.ModelCallStarted(step=step, model=self._work.model))
             await self._logbook.commit(draft, offer=unpinned)
@@ -130,13 +130,20 @@ class ModelTurns:
             draft = self._logbook.draft()
             if not isinstance(next_action(draft.progress), AskModel):
                 return
-            if next_action(draft.progress) != AskModel(step, is_journalled=True):
+            if not _is_asked_for(draft, step):
                 draft.add(run_pb2.ModelCallStarted(step=step, model=self._work.model))
             draft.add(
                 run_pb2.ModelCallEnded(step=step, model=self._work.model, error=error.to_status())
             )
             draft.announce_next(self._work.model)
             await self._logbook.commit(draft)
+
+
+def _is_asked_for(draft: Draft, step: int) -> bool:
+    """Whether the journal says that this worker asks for the turn, and holds no text of it yet."""
+    turn = draft.progress.turn
+    has_text = turn is not None and bool(turn.text)
+    return next_action(draft.progress) == AskModel(step, is_journalled=True) and not has_text
 
 
 def _add_text(draft: Draft, step: int, text: str) -> None:

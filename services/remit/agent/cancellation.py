@@ -1,0 +1,91 @@
+"""Cancelling a run: taken from its worker, refused everywhere, then ended.
+
+The order makes it safe to die at any point. Seizing the run stops its journal; the request to
+cancel is then journalled, so that whoever adopts the run can only end it; raising the token at
+policy stops every effect that has not started; the end is journalled last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from remit.agent.decisions import End, next_action
+from remit.agent.journal import TERMINAL, fold
+from remit.agent.leases import Grant, LeaseStore
+from remit.agent.logbook import Books, Logbook
+from remit.agent.reading import StoredRun
+from remit.agent.run_remit import RemitDesk
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+
+_TRIES: Final = 5
+"""A run that changes hands this often during one request is left to the client's next try."""
+
+
+@dataclass(frozen=True)
+class Canceller:
+    """Cancels runs."""
+
+    books: Books
+    leases: LeaseStore
+    desk: RemitDesk
+
+    async def cancel(self, stored: StoredRun, subject: str, request_id: str) -> run_pb2.Run:
+        """The run as it ended. The same request gets the same answer.
+
+        Raises INVALID_STATE if the run had ended, DEPENDENCY_UNAVAILABLE if policy or the database
+        is away; a cancellation that was journalled by then is completed by whoever adopts the run.
+        """
+        name = stored.run.name
+        for _ in range(_TRIES):
+            if stored.run.state in TERMINAL:
+                return _answer(stored, request_id)
+            grant = await self.leases.seize(name)
+            if grant is not None and await self._end(grant, subject, request_id):
+                return (await self.books.reader.run(name)).run
+            stored = await self.books.reader.run(name)
+        raise RemitError(
+            reasons.ERROR_REASON_OVERLOADED, f"{name} changes hands too fast to be cancelled"
+        )
+
+    async def _end(self, grant: Grant, subject: str, request_id: str) -> bool:
+        """Ends a seized run; False if somebody else took it meanwhile."""
+        events = await self.books.reader.journal(grant.run, page=self.books.page)
+        logbook = Logbook(self.books, grant.run, grant.fencing_token, fold(events))
+        try:
+            if not logbook.progress.cancelled_by:
+                await self._request(logbook, subject, request_id)
+            await self.desk.fence(grant.run, grant.fencing_token)
+            await self._complete(logbook)
+        except RemitError as error:
+            if error.reason != reasons.ERROR_REASON_FENCED:
+                raise
+            return False
+        finally:
+            logbook.close()
+        return True
+
+    async def _request(self, logbook: Logbook, subject: str, request_id: str) -> None:
+        draft = logbook.draft()
+        draft.add(run_pb2.CancelRequested(subject=subject))
+        await logbook.commit(draft, cancel_request_id=request_id)
+
+    async def _complete(self, logbook: Logbook) -> None:
+        action = next_action(logbook.progress)
+        if isinstance(action, End):
+            draft = logbook.draft()
+            draft.end(action)
+            await logbook.commit(draft)
+
+
+def _answer(stored: StoredRun, request_id: str) -> run_pb2.Run:
+    if stored.run.state == run_pb2.RUN_STATE_CANCELLED and stored.cancel_request_id == request_id:
+        return stored.run
+    state = run_pb2.RunState.Name(stored.run.state).removeprefix("RUN_STATE_")
+    ended = stored.run.end_time.ToJsonString()
+    raise RemitError(
+        reasons.ERROR_REASON_INVALID_STATE,
+        f"{stored.run.name} ended at {ended} ({state}); an ended run cannot be cancelled",
+    )

@@ -1,0 +1,174 @@
+"""Creating a run: registered at policy, stored with its first events, begun at once if it can be.
+
+The client's remit is used while the request is served and not kept: policy registers the run under
+it, and from then on the run's own remits need only the fencing token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from remit import names
+from remit.agent.conversation import Offer
+from remit.agent.definitions import AgentCatalog, AgentDefinition
+from remit.agent.journal import Progress
+from remit.agent.logbook import Draft
+from remit.agent.loop import started
+from remit.agent.offers import Offers, pinned
+from remit.agent.pool import RunPool
+from remit.agent.reading import RunReader
+from remit.agent.run_remit import IssuedRemit, RemitDesk
+from remit.agent.settings import AgentSettings
+from remit.agent.store import NewRun, RunStore, queue_full
+from remit.agent.summary import run_of
+from remit.agent.tenure import Head, Tenure
+from remit.agent.validation import check_create, resolve_limits
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.rpc.calls import spawn
+from remit.rpc.clock import Clock
+from remit.rpc.ids import IdSource
+from remit.rpc.remits import Remit
+
+FIRST_TOKEN: Final = 1
+"""Fencing token under which a run is created; whoever claims it later raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A run that exists, with the events that this very call committed."""
+
+    name: str
+    events: tuple[run_pb2.RunEvent, ...] = ()
+    run: run_pb2.Run | None = None
+    """The run after these events; None where an earlier call created it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A request that was checked, and the run that it asks for."""
+
+    request: agent_service_pb2.CreateRunRequest
+    digest: bytes
+    remit: Remit
+    definition: AgentDefinition
+    run: run_pb2.Run
+
+
+@dataclass(frozen=True)
+class Creator:
+    """Creates runs."""
+
+    catalog: AgentCatalog
+    store: RunStore
+    reader: RunReader
+    desk: RemitDesk
+    offers: Offers
+    pool: RunPool
+    settings: AgentSettings
+    clock: Clock
+    ids: IdSource
+
+    async def create(
+        self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
+    ) -> Created:
+        """The run of a request: a new one, or the one that the same request created before.
+
+        Raises INVALID_REQUEST, SUSPICIOUS_INPUT, AGENT_NOT_FOUND, KEY_REUSED, OVERLOADED, and
+        whatever policy answers.
+        """
+        check_create(request)
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        known = await self.reader.run_of_request(
+            remit.org, remit.subject, request.request_id, digest
+        )
+        if known is not None:
+            return Created(known)
+        definition = self.catalog.get(request.agent)
+        run = self._accepted(request, remit, definition)
+        order = _Order(request, digest, remit, definition, run)
+        # Whoever asked may leave now; what was begun is finished, so that no run lies idle.
+        return await asyncio.shield(spawn(self._create(order, remit_token), name=f"new-{run.name}"))
+
+    async def _create(self, order: _Order, client_remit: str) -> Created:
+        has_place = self.pool.reserve()
+        tenure: Tenure | None = None
+        try:
+            if not has_place and self.pool.queue_length >= self.settings.max_queued_runs:
+                raise queue_full(self.settings.max_queued_runs)
+            issued = await self.desk.issue(
+                order.run, FIRST_TOKEN, order.definition, client_remit=client_remit
+            )
+            created, tenure = await self._store(order, issued, has_place=has_place)
+        finally:
+            if has_place and tenure is None:
+                self.pool.give_up_place()
+        if has_place and tenure is not None:
+            self.pool.start(tenure)
+        return created
+
+    async def _store(
+        self, order: _Order, issued: IssuedRemit, *, has_place: bool
+    ) -> tuple[Created, Tenure | None]:
+        draft = Draft(order.run.name, Progress(), self.clock)
+        draft.add(run_pb2.RunCreated(run=order.run))
+        offer = self._first_step(draft, order) if has_place else None
+        asked = self.clock.monotonic()
+        new = self._row(order, draft, offer, has_place=has_place)
+        stored = await self.store.create(new)
+        if not stored.is_new:
+            return Created(stored.name), None
+        created = Created(stored.name, new.events, new.run)
+        tenure = Tenure(
+            run=stored.name,
+            fencing_token=FIRST_TOKEN,
+            grant_time=asked,
+            lease_s=self.settings.lease_s,
+            deadline=asked + new.max_duration_s,
+            head=Head(draft.progress, order.definition, issued, offer),
+        )
+        return created, tenure if has_place else None
+
+    def _first_step(self, draft: Draft, order: _Order) -> Offer | None:
+        """Begins the run in the commit that creates it, as far as is known without asking."""
+        draft.add(started(FIRST_TOKEN, self.settings.replica))
+        offer = self.offers.remembered(order.run.subject, order.definition)
+        if offer is not None:
+            draft.announce_next(order.definition.model_name)
+        return offer
+
+    def _row(self, order: _Order, draft: Draft, offer: Offer | None, *, has_place: bool) -> NewRun:
+        return NewRun(
+            org=order.remit.org,
+            run=run_of(draft.progress),
+            request_id=order.request.request_id,
+            body_digest=order.digest,
+            max_duration_s=order.run.limits.max_duration.ToNanoseconds() / 1e9,
+            events=tuple(draft.events),
+            owner=self.pool.owner if has_place else "",
+            lease_s=self.settings.lease_s,
+            fencing_token=FIRST_TOKEN,
+            offer=pinned(offer) if offer is not None else None,
+        )
+
+    def _accepted(
+        self,
+        request: agent_service_pb2.CreateRunRequest,
+        remit: Remit,
+        definition: AgentDefinition,
+    ) -> run_pb2.Run:
+        run = run_pb2.Run(
+            name=names.run_name(self.ids.uuid7()),
+            agent=definition.full_name,
+            agent_version=definition.version,
+            subject=remit.subject,
+            task=request.task,
+            context=request.context,
+            state=run_pb2.RUN_STATE_QUEUED,
+            limits=resolve_limits(request.limits, definition),
+            last_sequence=1,
+        )
+        run.create_time.FromDatetime(self.clock.now())
+        return run

@@ -1,0 +1,156 @@
+"""Wires the agent service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from remit.agent.cancellation import Canceller
+from remit.agent.catalog_service import AgentCatalogService
+from remit.agent.creation import Creator
+from remit.agent.definitions import load_catalog
+from remit.agent.feed import Feed, Listener
+from remit.agent.leases import LeaseStore
+from remit.agent.logbook import Books
+from remit.agent.loop import RunWorker, Workshop
+from remit.agent.offers import Offers
+from remit.agent.pool import RunPool
+from remit.agent.reading import DefinitionStore, RunReader
+from remit.agent.run_remit import RemitDesk
+from remit.agent.service import AgentService
+from remit.agent.settings import AgentSettings
+from remit.agent.store import RunStore
+from remit.agent.work import Outside
+from remit.api.agent.v1 import agent_catalog_service_pb2_grpc, agent_service_pb2_grpc
+from remit.api.inference.v1 import inference_service_pb2_grpc
+from remit.api.policy.v1 import policy_service_pb2_grpc
+from remit.api.tools.v1 import tool_service_pb2_grpc
+from remit.postgres import Database
+from remit.rpc.clock import Clock
+from remit.rpc.host import Service
+from remit.rpc.ids import IdSource
+from remit.rpc.keys import RemoteKeys
+from remit.rpc.mesh import StubFactory
+from remit.rpc.remits import RemitVerifier
+
+Stub = TypeVar("Stub")
+
+
+class StubSource(Protocol):
+    """Whatever makes stubs: the mesh, or its stand-in inside one process."""
+
+    def stub(self, factory: StubFactory[Stub]) -> Stub:
+        """The stub of a service."""
+        ...
+
+
+@dataclass(frozen=True)
+class AgentParts:
+    """The wired parts of one replica."""
+
+    runs: AgentService
+    catalog: AgentCatalogService
+    pool: RunPool
+    feed: Feed
+    listener: Listener
+    store: RunStore
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    settings: AgentSettings, mesh: StubSource, *, clock: Clock, ids: IdSource
+) -> AsyncIterator[Service]:
+    """Reads the agents, opens the database and yields the wired service.
+
+    Raises CONFIGURATION_INVALID for a wrong agent file, DEPENDENCY_UNAVAILABLE without a database.
+    """
+    async with Database.open(
+        settings.dsn,
+        pool_size=settings.pool_size,
+        statement_timeout_s=settings.statement_timeout_s,
+        allow_unsafe_durability=settings.allow_unsafe_durability,
+    ) as database:
+        policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
+        parts = await open_parts(settings, mesh, database, clock=clock, ids=ids)
+        yield Service(
+            "agent",
+            servicers=[
+                (agent_service_pb2_grpc.add_AgentServiceServicer_to_server, parts.runs),
+                (
+                    agent_catalog_service_pb2_grpc.add_AgentCatalogServiceServicer_to_server,
+                    parts.catalog,
+                ),
+            ],
+            verifier=RemitVerifier(RemoteKeys(policy, clock), clock),
+            background=[
+                parts.listener.listen,
+                parts.pool.claim_runs,
+                parts.pool.renew_leases,
+                parts.pool.stop_lapsed,
+            ],
+            ready=[database.ping],
+            drain=[_drain(parts)],
+        )
+
+
+async def open_parts(
+    settings: AgentSettings, mesh: StubSource, database: Database, *, clock: Clock, ids: IdSource
+) -> AgentParts:
+    """Wires one replica on an open database and stores the definitions that it will run."""
+    catalog = load_catalog(settings.agents_dir)
+    definitions = DefinitionStore(database)
+    await definitions.save(catalog.all())
+    reader = RunReader(database)
+    store = RunStore(
+        database,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_queued_runs=settings.max_queued_runs,
+    )
+    feed = Feed(
+        reader,
+        page=settings.watch_page,
+        recent_events=settings.recent_events,
+        heartbeat_s=settings.heartbeat_s,
+    )
+    books = Books(store, reader, feed, clock, settings.watch_page)
+    desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
+    outside = _outside(settings, mesh, clock)
+    worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids))
+    leases = LeaseStore(
+        database, owner=f"{settings.replica}/{ids.uuid7()}", lease_s=settings.lease_s
+    )
+    pool = RunPool(leases, worker.work, settings, clock)
+    creator = Creator(catalog, store, reader, desk, outside.offers, pool, settings, clock, ids)
+    return AgentParts(
+        runs=AgentService(creator, Canceller(books, leases, desk), reader, feed),
+        catalog=AgentCatalogService(catalog),
+        pool=pool,
+        feed=feed,
+        listener=Listener(database.dsn, feed, queued=pool.wake, token_raised=pool.token_raised),
+        store=store,
+    )
+
+
+def _outside(settings: AgentSettings, mesh: StubSource, clock: Clock) -> Outside:
+    tools = mesh.stub(tool_service_pb2_grpc.ToolServiceStub)
+    return Outside(
+        inference=mesh.stub(inference_service_pb2_grpc.InferenceServiceStub),
+        tools=tools,
+        offers=Offers(
+            tools, clock, size=settings.offer_cache_size, lifetime_s=settings.offer_cache_s
+        ),
+    )
+
+
+def _drain(parts: AgentParts) -> Callable[[], Awaitable[None]]:
+    async def drain() -> None:
+        """Hands the runs over, then sends the followers to another replica."""
+        try:
+            await parts.pool.drain()
+        finally:
+            parts.feed.close()
+
+    return drain

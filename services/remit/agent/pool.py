@@ -1,0 +1,221 @@
+"""The runs that this replica works on: how many, for how long, and what happens when it stops.
+
+Bounded concurrency, leases renewed at a third of their life, orphans adopted, and a drain that
+hands runs over so that another replica takes them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from remit import telemetry
+from remit.agent.leases import Grant, LeaseStore
+from remit.agent.metrics import ADOPTED, QUEUE_LENGTH, RUNNING
+from remit.agent.settings import AgentSettings
+from remit.agent.tenure import Tenure
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.calls import spawn
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+
+_RENEWALS_A_LEASE: Final = 3
+_LOOKS_A_LEASE: Final = 20
+"""How often a lease is looked at to see whether its holder must stop."""
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    tenure: Tenure
+    task: asyncio.Task[None]
+
+
+class RunPool:
+    """Works on up to `max_running` runs at once."""
+
+    def __init__(
+        self,
+        leases: LeaseStore,
+        work: Callable[[Tenure], Awaitable[None]],
+        settings: AgentSettings,
+        clock: Clock,
+    ) -> None:
+        self._leases = leases
+        self._work = work
+        self._settings = settings
+        self._clock = clock
+        self._jobs: dict[str, _Job] = {}
+        self._reserved = 0
+        self._backlog = False
+        self._draining = False
+        self._wake = asyncio.Event()
+        self.queue_length = 0
+        """Runs that waited for a worker at the last look."""
+
+    @property
+    def owner(self) -> str:
+        """The name under which this process holds leases."""
+        return self._leases.owner
+
+    @property
+    def running(self) -> int:
+        """Runs being worked on."""
+        return len(self._jobs)
+
+    def reserve(self) -> bool:
+        """Takes a place for a run about to be created; False where it must queue.
+
+        Nobody overtakes: while runs wait for a worker, a new one queues behind them.
+        """
+        if self._backlog or self._draining or self._free <= 0:
+            return False
+        self._reserved += 1
+        return True
+
+    def give_up_place(self) -> None:
+        """Frees a reserved place that was not used."""
+        self._reserved -= 1
+        self.wake()
+
+    def start(self, tenure: Tenure) -> None:
+        """Works on a created run in the place that was reserved for it."""
+        self._reserved -= 1
+        self._begin(tenure)
+
+    def wake(self) -> None:
+        """Says that a run may be waiting for a worker."""
+        self._wake.set()
+
+    def token_raised(self, run: str, fencing_token: int) -> None:
+        """Says that a run's token is at least this: a worker with a lower one stops at once."""
+        job = self._jobs.get(run)
+        if job is not None and job.tenure.fencing_token < fencing_token:
+            job.task.cancel()
+
+    async def claim_runs(self) -> None:
+        """Claims waiting and orphaned runs while there are places; runs until cancelled."""
+        while True:
+            self._wake.clear()
+            with _outage_logged("claim"):
+                await self._claim_all()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.claim_poll_s):
+                    await self._wake.wait()
+
+    async def renew_leases(self) -> None:
+        """Renews every lease at a third of its life; runs until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / _RENEWALS_A_LEASE)
+            with _outage_logged("renew"):
+                await self._renew()
+
+    async def stop_lapsed(self) -> None:
+        """Stops workers whose lease was not renewed in time; runs until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / _LOOKS_A_LEASE)
+            now = self._clock.monotonic()
+            for run, job in list(self._jobs.items()):
+                if now >= job.tenure.stop_time:
+                    log.warning("lease_lapsed", run=run)
+                    job.task.cancel()
+
+    async def drain(self) -> None:
+        """Takes no more runs, lets effects under way end, then hands the leases over."""
+        self._draining = True
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.tenure.handing_over = True
+        tasks = [job.task for job in jobs]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._settings.hand_over_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if jobs:
+            await self._leases.release([job.tenure.held for job in jobs])
+
+    @property
+    def _free(self) -> int:
+        return self._settings.max_running - len(self._jobs) - self._reserved
+
+    async def _claim_all(self) -> None:
+        while not self._draining:
+            self.queue_length = await self._leases.queue_length()
+            QUEUE_LENGTH.set(self.queue_length)
+            count = min(self._free, self._settings.claim_batch)
+            if count <= 0:
+                self._backlog = self.queue_length > 0
+                return
+            asked = self._clock.monotonic()
+            grants = await self._leases.claim(count)
+            for grant in grants:
+                self._begin(self._tenure(grant, asked))
+                ADOPTED.inc()
+            self._backlog = len(grants) == count
+            if not self._backlog:
+                return
+
+    def _tenure(self, grant: Grant, asked: float) -> Tenure:
+        return Tenure(
+            run=grant.run,
+            fencing_token=grant.fencing_token,
+            grant_time=asked,
+            lease_s=self._settings.lease_s,
+            deadline=asked + grant.remaining_s,
+        )
+
+    def _begin(self, tenure: Tenure) -> None:
+        earlier = self._jobs.get(tenure.run)
+        if earlier is not None:
+            # This process lost the run, claims it again, and has not noticed the loss yet.
+            earlier.task.cancel()
+        task = spawn(self._run(tenure), name=f"work-{tenure.run}")
+        self._jobs[tenure.run] = job = _Job(tenure, task)
+        RUNNING.set(len(self._jobs))
+        task.add_done_callback(lambda _: self._finished(job))
+
+    async def _run(self, tenure: Tenure) -> None:
+        try:
+            await self._work(tenure)
+        except RemitError as error:
+            log.warning(
+                "run_put_back", run=tenure.run, reason=error.reason_name, error=error.message
+            )
+
+    def _finished(self, job: _Job) -> None:
+        if self._jobs.get(job.tenure.run) is job:
+            del self._jobs[job.tenure.run]
+        RUNNING.set(len(self._jobs))
+        if not job.task.cancelled() and (error := job.task.exception()) is not None:
+            log.error("worker_failed", run=job.tenure.run, error=repr(error))
+        if self._backlog:
+            self.wake()
+
+    async def _renew(self) -> None:
+        jobs = list(self._jobs.values())
+        if not jobs:
+            return
+        asked = self._clock.monotonic()
+        renewed = await self._leases.renew([job.tenure.held for job in jobs])
+        for job in jobs:
+            if job.tenure.run in renewed:
+                job.tenure.grant_time = asked
+            elif not job.task.done():
+                log.info("lease_lost", run=job.tenure.run)
+                job.task.cancel()
+
+
+@contextlib.contextmanager
+def _outage_logged(what: str) -> Iterator[None]:
+    """A database that is away ends no background work: it is tried again in time."""
+    try:
+        yield
+    except RemitError as error:
+        if error.reason != reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
+            raise
+        log.warning("lease_store_away", during=what, error=error.message)

@@ -1,0 +1,203 @@
+"""AgentService: proto in, proto out. The rules are elsewhere; here is who may see what."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from remit import names
+from remit.agent.cancellation import Canceller
+from remit.agent.creation import Creator
+from remit.agent.definitions import did_you_mean
+from remit.agent.feed import Feed
+from remit.agent.journal import TERMINAL
+from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
+from remit.agent.validation import check_name, check_request_id
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.calls import current_call, current_remit
+from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.remits import Remit
+
+ADMIN: Final = "admin"
+"""Role whose holders see every run of their org; others see their own."""
+_DEFAULT_PAGE: Final = 50
+_MAX_PAGE: Final = 200
+
+
+@dataclass(frozen=True)
+class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
+    """Runs, for the clients who own them."""
+
+    creator: Creator
+    canceller: Canceller
+    reader: RunReader
+    feed: Feed
+
+    async def CreateRun(
+        self,
+        request: agent_service_pb2.CreateRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.CreateRunResponse:
+        """Accepts a run."""
+        created = await self.creator.create(request, current_remit(), current_call().remit_token)
+        run = created.run or (await self.reader.run(created.name)).run
+        return agent_service_pb2.CreateRunResponse(run=run)
+
+    async def StreamRun(
+        self,
+        request: agent_service_pb2.StreamRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[agent_service_pb2.StreamRunResponse]:
+        """Accepts a run and follows it."""
+        _check_after(request.after_sequence)
+        created = await self.creator.create(
+            request.request, current_remit(), current_call().remit_token
+        )
+        after = request.after_sequence
+        if created.run is None and self._nothing_follows(
+            await self.reader.run(created.name), after
+        ):
+            return
+        async for event in self.feed.follow(created.name, after, created.events):
+            after = event.sequence if event is not None else after
+            yield agent_service_pb2.StreamRunResponse(event=event, sequence=after)
+
+    async def WatchRun(
+        self,
+        request: agent_service_pb2.WatchRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[agent_service_pb2.WatchRunResponse]:
+        """Follows a run."""
+        _check_after(request.after_sequence)
+        stored = await self._visible(request.name, "name")
+        after = request.after_sequence
+        if self._nothing_follows(stored, after):
+            return
+        async for event in self.feed.follow(request.name, after):
+            after = event.sequence if event is not None else after
+            yield agent_service_pb2.WatchRunResponse(event=event, sequence=after)
+
+    async def GetRun(
+        self,
+        request: agent_service_pb2.GetRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.GetRunResponse:
+        """Returns a run."""
+        stored = await self._visible(request.name, "name")
+        return agent_service_pb2.GetRunResponse(run=stored.run)
+
+    async def ListRuns(
+        self,
+        request: agent_service_pb2.ListRunsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ListRunsResponse:
+        """Lists runs, newest first."""
+        if request.agent:
+            check_name("agent", "agent", request.agent)
+        remit = current_remit()
+        only = RunFilter(
+            org=remit.org,
+            subject="" if ADMIN in remit.roles else remit.subject,
+            agent=request.agent,
+            state=request.state,
+        )
+        size = page_size(request.page_size)
+        runs = await self.reader.runs(only, limit=size + 1, before=_before(request.page_token))
+        more = len(runs) > size
+        return agent_service_pb2.ListRunsResponse(
+            runs=runs[:size], next_page_token=page_token(runs[size - 1].name) if more else ""
+        )
+
+    async def CancelRun(
+        self,
+        request: agent_service_pb2.CancelRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.CancelRunResponse:
+        """Asks a run to stop."""
+        check_request_id(request.request_id)
+        stored = await self._visible(request.name, "name")
+        run = await self.canceller.cancel(stored, current_remit().subject, request.request_id)
+        return agent_service_pb2.CancelRunResponse(run=run)
+
+    async def GetArtifact(
+        self,
+        request: agent_service_pb2.GetArtifactRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.GetArtifactResponse:
+        """Returns a file that a run made."""
+        stored = await self._visible(request.run, "run")
+        by_name = {artifact.name: artifact for artifact in stored.run.artifacts}
+        artifact = by_name.get(request.artifact)
+        if artifact is None:
+            raise RemitError(
+                reasons.ERROR_REASON_RESOURCE_NOT_FOUND,
+                f"{request.run} has no artifact of that name"
+                f"{did_you_mean(request.artifact, by_name)}",
+            )
+        return agent_service_pb2.GetArtifactResponse(
+            media_type=artifact.media_type,
+            digest=artifact.digest,
+            content=await self.reader.content(artifact.digest),
+        )
+
+    async def _visible(self, name: str, field: str) -> StoredRun:
+        """The run, if the caller may see it. Raises RUN_NOT_FOUND: existence is not told either."""
+        check_name("run", field, name)
+        stored = await self.reader.run(name)
+        if not _may_see(current_remit(), stored):
+            raise not_found(name)
+        return stored
+
+    def _nothing_follows(self, stored: StoredRun, after: int) -> bool:
+        """Whether a run ended at a sequence. Raises INVALID_REQUEST for one from the future."""
+        if after > stored.run.last_sequence:
+            raise invalid_request(
+                [Violation("after_sequence", f"the newest event is {stored.run.last_sequence}")]
+            )
+        return stored.run.state in TERMINAL and after == stored.run.last_sequence
+
+
+def page_size(asked: int) -> int:
+    """Entries of a page: 50 for 0, at most 200. Raises INVALID_REQUEST below 0."""
+    if asked < 0:
+        raise invalid_request([Violation("page_size", "must not be negative")])
+    return min(asked or _DEFAULT_PAGE, _MAX_PAGE)
+
+
+def page_token(name: str) -> str:
+    """The token of the page after the entry of that name."""
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def name_of_token(kind: str, token: str) -> str:
+    """The name inside a page token, or an empty string for none. Raises INVALID_REQUEST."""
+    if not token:
+        return ""
+    try:
+        name = base64.urlsafe_b64decode(token.encode()).decode()
+        names.parse(kind, name)
+    except (binascii.Error, ValueError) as error:
+        fault = Violation("page_token", "is not a token that this list gave out")
+        raise invalid_request([fault]) from error
+    return name
+
+
+def _before(token: str) -> str:
+    return name_of_token("run", token)
+
+
+def _may_see(remit: Remit, stored: StoredRun) -> bool:
+    if stored.org != remit.org:
+        return False
+    return stored.run.subject == remit.subject or ADMIN in remit.roles
+
+
+def _check_after(after: int) -> None:
+    if after < 0:
+        raise invalid_request([Violation("after_sequence", "must not be negative")])
