@@ -1,0 +1,156 @@
+"""What an engine is: it turns a prompt into pieces of one assistant turn, and can bound its bill.
+
+Engines are small and know nothing of remits, budgets or claims. The gate asks for the bound before
+anything starts and posts the usage afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from google.protobuf import json_format, struct_pb2
+
+from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
+from remit.api.inference.v1.message_pb2 import FinishReason, Message
+from remit.api.usage.v1.usage_pb2 import Usage
+
+# What a provider's chat template puts around a prompt, in tokens, generously: the published
+# templates use 3 to 8 tokens a message and under 20 for the tool preamble.
+PROMPT_FRAMING_TOKENS: Final = 64
+MESSAGE_FRAMING_TOKENS: Final = 16
+TOOL_FRAMING_TOKENS: Final = 32
+BYTES_PER_COUNTED_TOKEN: Final = 4
+EXACT_INTEGER_LIMIT: Final = 2**53
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """More text of the turn; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The whole turn, the last piece of every generation that does not fail."""
+
+    message: Message
+    finish_reason: FinishReason.ValueType
+    usage: Usage
+
+
+Piece = TextDelta | Turn
+
+
+@dataclass
+class Progress:
+    """How far a generation got, kept up by the engine: what is owed if it fails or is stopped."""
+
+    owed: bool = False
+    """Whether the engine may charge for it. False again once a provider refused the request."""
+    generated_bytes: int = 0
+    """UTF-8 bytes of what was generated so far, tool calls and reasoning included."""
+    reported: Usage | None = None
+    """What the provider says that it used."""
+
+
+class Engine(Protocol):
+    """Serves one declared model."""
+
+    @property
+    def stop_stops_bill(self) -> bool:
+        """Whether a generation that is stopped costs nothing more from then on."""
+        ...
+
+    def bound(self, request: GenerateTextRequest) -> Usage:
+        """The most that `request` can use. `max_output_tokens` must be set."""
+        ...
+
+    def generate(
+        self, request: GenerateTextRequest, progress: Progress
+    ) -> AsyncGenerator[Piece, None]:
+        """Yields text deltas, then exactly one `Turn`, and keeps `progress` up.
+
+        `max_output_tokens` must be set. Cancelling the task that iterates stops the engine. Raises
+        PROVIDER_UNAVAILABLE for what may pass, PROVIDER_FAILED for what will not.
+        """
+        ...
+
+    def used(self, request: GenerateTextRequest, progress: Progress) -> Usage:
+        """What a generation used that failed or was stopped after `progress`."""
+        ...
+
+    def not_ready_reason(self) -> str:
+        """Why the engine cannot serve now and what to do; empty when it can."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+        ...
+
+
+def prompt_texts(request: GenerateTextRequest) -> Iterable[str]:
+    """Every text of the request that a model reads."""
+    for message in request.messages:
+        yield message.text
+        yield message.tool_call_id
+        for call in message.tool_calls:
+            yield from (call.id, call.tool, arguments_json(call.arguments))
+    for tool in request.tools:
+        yield from (tool.name, tool.description, tool.input_schema_json)
+
+
+def upper_bound(request: GenerateTextRequest) -> Usage:
+    """The most that any tokenizer can make of the request: one token for each UTF-8 byte.
+
+    Byte-level tokenizers never make more tokens than bytes; framing is added for each message, tool
+    call and tool. All of `max_output_tokens` counts as generated.
+    """
+    calls = sum(len(message.tool_calls) for message in request.messages)
+    framing = (
+        PROMPT_FRAMING_TOKENS
+        + MESSAGE_FRAMING_TOKENS * (len(request.messages) + calls)
+        + TOOL_FRAMING_TOKENS * len(request.tools)
+    )
+    prompt_bytes = sum(len(text.encode()) for text in prompt_texts(request))
+    return Usage(
+        input_tokens=prompt_bytes + framing,
+        output_tokens=request.max_output_tokens,
+        calls=1,
+    )
+
+
+def counted_tokens(texts: Iterable[str]) -> int:
+    """UTF-8 bytes of all texts, divided by 4 and rounded up: a count without a tokenizer."""
+    return tokens_of_bytes(sum(len(text.encode()) for text in texts))
+
+
+def tokens_of_bytes(size_bytes: int) -> int:
+    """A size in bytes, divided by 4 and rounded up."""
+    return -(-size_bytes // BYTES_PER_COUNTED_TOKEN)
+
+
+def turn_texts(message: Message) -> Iterable[str]:
+    """Every text that a model generated for this turn."""
+    yield message.text
+    for call in message.tool_calls:
+        yield from (call.tool, arguments_json(call.arguments))
+
+
+def arguments_json(arguments: struct_pb2.Struct) -> str:
+    """Arguments as compact JSON, keys sorted, whole numbers without a fraction."""
+    plain = _whole(json_format.MessageToDict(arguments))
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_INTEGER_LIMIT:
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return value

@@ -1,0 +1,130 @@
+"""One model call as an effect: what the gate must know before, and what it is told after."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Final
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from remit.api.usage.v1.usage_pb2 import Usage
+from remit.effects import EffectOutcome, EffectRequest, EffectResult, Outcome, Permit
+from remit.inference.engine import Progress, TextDelta, Turn
+from remit.inference.models import DeclaredModel
+from remit.rpc.calls import Call
+from remit.rpc.errors import RemitError
+from remit.rpc.remits import Remit
+
+METHOD: Final = "models.generate"
+"""Action of the policy and space of the keys; unary and streamed calls share it."""
+
+
+def effect_request(
+    call: Call, remit: Remit, model: DeclaredModel, request: GenerateTextRequest
+) -> EffectRequest:
+    """What the gate must know. A model call may be made again: it costs money and harms nothing."""
+    digest = body_digest(request)
+    return EffectRequest(
+        remit=remit,
+        remit_token=call.remit_token,
+        method=METHOD,
+        key=request.request_id,
+        body_digest=digest,
+        action=METHOD,
+        resource=model.name,
+        bound=model.engine.bound(limited(model, request)),
+        idempotent=True,
+        arguments_digest=digest,
+        list_item=model.declaration.list_item,
+    )
+
+
+def body_digest(request: GenerateTextRequest) -> bytes:
+    """SHA-256 over the request without its key, maps sorted: what "the same body" means."""
+    body = GenerateTextRequest()
+    body.CopyFrom(request)
+    body.ClearField("request_id")
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+
+
+def limited(model: DeclaredModel, request: GenerateTextRequest) -> GenerateTextRequest:
+    """The request with the model's own limit where it names none."""
+    if request.max_output_tokens:
+        return request
+    filled = GenerateTextRequest()
+    filled.CopyFrom(request)
+    filled.max_output_tokens = model.declaration.max_output_tokens
+    return filled
+
+
+def response_of(outcome: EffectOutcome) -> GenerateTextResponse:
+    """The recorded turn with what the gate knows of it."""
+    response = GenerateTextResponse.FromString(outcome.payload)
+    response.usage.CopyFrom(outcome.used)
+    response.cost_nanos = outcome.cost_nanos
+    response.claim = outcome.claim
+    response.intent_leaf_index = outcome.intent_leaf_index
+    response.replayed = outcome.replayed
+    return response
+
+
+class Generation:
+    """Runs an engine once, inside the gate."""
+
+    def __init__(
+        self,
+        model: DeclaredModel,
+        request: GenerateTextRequest,
+        on_text: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._request = limited(model, request)
+        self._on_text = on_text
+        self._progress = Progress()
+
+    async def __call__(self, permit: Permit) -> EffectResult:
+        """The effect: the turn, or why there is none, always with what was used."""
+        generating = asyncio.create_task(self._turn())
+        stopping = asyncio.create_task(permit.stopping.wait())
+        try:
+            await asyncio.wait({generating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if generating.done():
+                return self._result(generating)
+            generating.cancel()
+            await asyncio.wait({generating})
+            return self._stopped()
+        finally:
+            generating.cancel()
+            stopping.cancel()
+
+    async def _turn(self) -> Turn:
+        pieces = self._model.engine.generate(self._request, self._progress)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, TextDelta):
+                    self._on_text(piece.text)
+                else:
+                    return piece
+        message = f"the engine of {self._model.name} ended without a turn"
+        raise RuntimeError(message)
+
+    def _result(self, generating: asyncio.Task[Turn]) -> EffectResult:
+        try:
+            turn = generating.result()
+        except RemitError as error:
+            return EffectResult(Outcome.FAILED, self._used(), error=error)
+        payload = GenerateTextResponse(message=turn.message, finish_reason=turn.finish_reason)
+        return EffectResult(Outcome.SUCCEEDED, turn.usage, payload.SerializeToString())
+
+    def _stopped(self) -> EffectResult:
+        error = RemitError(
+            error_reason_pb2.ERROR_REASON_CANCELLED,
+            f"the generation by {self._model.name} was stopped because nobody waits for it",
+        )
+        return EffectResult(Outcome.CANCELLED, self._used(), error=error)
+
+    def _used(self) -> Usage:
+        return self._model.engine.used(self._request, self._progress)

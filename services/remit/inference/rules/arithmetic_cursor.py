@@ -1,0 +1,43 @@
+"""A place in the tokens of a sentence, and the steps that a parser takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from remit.inference.rules.arithmetic_tokens import Token
+from remit.inference.rules.arithmetic_words import WEAK
+
+
+class NoFormula(Exception):  # noqa: N818 - not an error: the text simply is something else
+    """The tokens at this place are no formula."""
+
+
+class Cursor:
+    """Stands before `position`. `strong` tells whether words were read that mean arithmetic alone."""
+
+    def __init__(self, tokens: Sequence[Token], start: int) -> None:
+        self.tokens = tokens
+        self.words = [token.text if token.kind == "word" else "" for token in tokens]
+        self.position = start
+        self.strong = False
+
+    def word(self) -> str:
+        return self.words[self.position] if self.position < len(self.words) else ""
+
+    def take_marked(self, phrase: str) -> bool:
+        taken = self.take(phrase)
+        self.strong = self.strong or (taken and phrase not in WEAK)
+        return taken
+
+    def take(self, phrase: str) -> bool:
+        """Steps over the words or the symbol of `phrase` if they stand here."""
+        parts = phrase.split(" ")
+        here = self.tokens[self.position : self.position + len(parts)]
+        if [token.text for token in here] != parts:
+            return False
+        self.position += len(parts)
+        return True
+
+    def need(self, phrase: str) -> None:
+        if not self.take(phrase):
+            raise NoFormula
