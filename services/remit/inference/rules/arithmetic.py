@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from remit.inference.rules.arithmetic_grammar import Grammar, NoFormula
+from remit.inference.rules.arithmetic_cursor import NoFormula
+from remit.inference.rules.arithmetic_grammar import Grammar
 from remit.inference.rules.arithmetic_tokens import Token, tokens_of
 from remit.inference.rules.formula import Binary, Formula, Number, written
 from remit.inference.rules.vocabulary import vocabulary

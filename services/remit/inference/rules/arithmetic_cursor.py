@@ -13,7 +13,10 @@ class NoFormula(Exception):  # noqa: N818 - not an error: the text simply is som
 
 
 class Cursor:
-    """Stands before `position`. `strong` tells whether words were read that mean arithmetic alone."""
+    """Stands before `position`.
+
+    `strong` tells whether words were read that mean arithmetic and nothing else.
+    """
 
     def __init__(self, tokens: Sequence[Token], start: int) -> None:
         self.tokens = tokens
@@ -22,9 +25,11 @@ class Cursor:
         self.strong = False
 
     def word(self) -> str:
+        """The word that stands here; empty for a number, a sign or the end."""
         return self.words[self.position] if self.position < len(self.words) else ""
 
     def take_marked(self, phrase: str) -> bool:
+        """The same as `take`, and notes if the phrase means arithmetic alone."""
         taken = self.take(phrase)
         self.strong = self.strong or (taken and phrase not in WEAK)
         return taken
@@ -39,5 +44,6 @@ class Cursor:
         return True
 
     def need(self, phrase: str) -> None:
+        """Steps over `phrase`. Raises NoFormula if it does not stand here."""
         if not self.take(phrase):
             raise NoFormula

@@ -43,7 +43,7 @@ class Grammar(Cursor):
 
     def __init__(self, tokens: Sequence[Token], start: int, *, and_joins: bool) -> None:
         super().__init__(tokens, start)
-        self._and_joins = and_joins
+        self._numeral_words = [w if and_joins or w != "and" else "" for w in self.words]
         self._depth = 0
         self.strong = False
 
@@ -212,8 +212,7 @@ class Grammar(Cursor):
             while (scale := scale_of(self.word())) is not None:
                 value, self.position = _EXACT.multiply(value, Decimal(scale)), self.position + 1
             return Number(value)
-        words = self.words if self._and_joins else ["" if w == "and" else w for w in self._words]
-        numeral = read_numeral(words, self.position)
+        numeral = read_numeral(self._numeral_words, self.position)
         if numeral is None:
             return None
         value, self.position = numeral
