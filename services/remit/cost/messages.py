@@ -96,8 +96,9 @@ def usage_of(message: usage_pb2.Usage) -> Usage:
 def body_digest(
     request: cost_service_pb2.ReserveBudgetRequest, service: str, account: str
 ) -> bytes:
-    """SHA-256 of what a reserve asks for. The remit may be renewed between two tries: its account
-    counts, not its text.
+    """SHA-256 of what a reserve asks for.
+
+    The remit may be renewed between two tries: its account counts, not its text.
     """
     bound = request.bound
     parts = (

@@ -1,0 +1,87 @@
+"""Wires the cost service; no rules here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from remit.api.audit.v1 import audit_service_pb2_grpc
+from remit.api.cost.v1 import cost_report_service_pb2_grpc, cost_service_pb2_grpc
+from remit.api.policy.v1 import policy_service_pb2_grpc
+from remit.cost.budgets import BudgetStore
+from remit.cost.prices import PriceList, read_prices
+from remit.cost.public_prices import PublicPrices
+from remit.cost.report_service import CostReportService
+from remit.cost.service import CostService
+from remit.cost.settings import CostSettings
+from remit.cost.store import LedgerStore
+from remit.idempotency import AdminRecorder
+from remit.postgres import Database
+from remit.rpc.clock import Clock
+from remit.rpc.host import Service
+from remit.rpc.ids import IdSource
+from remit.rpc.keys import RemoteKeys
+from remit.rpc.mesh import Mesh
+from remit.rpc.remits import RemitVerifier
+
+
+@contextlib.asynccontextmanager
+async def open_service(
+    settings: CostSettings,
+    mesh: Mesh,
+    *,
+    clock: Clock,
+    ids: IdSource,  # noqa: ARG001 - every area is opened alike; the ledger names nothing itself
+) -> AsyncIterator[Service]:
+    """Open the database, read the prices and yield the wired service.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID for a price file or a database that does not fit,
+            DEPENDENCY_UNAVAILABLE when the database does not answer.
+
+    """
+    prices = await asyncio.to_thread(read_prices, settings.prices_file)
+    async with Database.open(
+        settings.dsn,
+        pool_size=settings.pool_size,
+        statement_timeout_s=settings.statement_timeout_s,
+        allow_unsafe_durability=settings.allow_unsafe_durability,
+    ) as database:
+        policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
+        verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
+        price_list = PriceList(
+            prices,
+            PublicPrices(cache_size=settings.price_cache_size),
+            unlisted_models=settings.unlisted_models,
+            unlisted_tools=settings.unlisted_tools,
+        )
+        recorder = AdminRecorder(
+            database,
+            mesh.stub(audit_service_pb2_grpc.AuditServiceStub),
+            retry_s=settings.record_retry_s,
+        )
+        store = LedgerStore(
+            database,
+            settings.rules,
+            clock,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+        )
+        budgets = BudgetStore(database, settings.rules.default_budget, clock)
+        yield Service(
+            area="cost",
+            servicers=(
+                (
+                    cost_service_pb2_grpc.add_CostServiceServicer_to_server,
+                    CostService(store=store, prices=price_list, verifier=verifier, clock=clock),
+                ),
+                (
+                    cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
+                    CostReportService(database=database, budgets=budgets, recorder=recorder),
+                ),
+            ),
+            verifier=verifier,
+            background=(recorder.run,),
+            ready=(database.ping,),
+        )

@@ -1,0 +1,151 @@
+"""CostReportService: reports and budgets of the caller's own org. Proto in, proto out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+from google.protobuf import timestamp_pb2
+
+from remit.api.cost.v1 import cost_report_service_pb2, cost_report_service_pb2_grpc
+from remit.api.errors.v1 import error_reason_pb2
+from remit.cost.accounts import is_account
+from remit.cost.budgets import BudgetStore
+from remit.cost.paging import decode_token, encode_token, page_size_of
+from remit.cost.periods import Period
+from remit.cost.reservations import SetLimit, require_limit
+from remit.cost.spend import SpendQuery, select_spend
+from remit.idempotency import AdminRecorder, AdminRequest, request_id_violations
+from remit.postgres import Database
+from remit.rpc.calls import current_call, current_remit
+from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.remits import Remit
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_SET_BUDGET: Final = "budgets.set"
+_LAST_SECOND: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+
+
+class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
+    """The admin and query side of cost."""
+
+    def __init__(
+        self, *, database: Database, budgets: BudgetStore, recorder: AdminRecorder
+    ) -> None:
+        self._database = database
+        self._budgets = budgets
+        self._recorder = recorder
+
+    async def ListSpend(
+        self, request: cost_report_service_pb2.ListSpendRequest, context: Context
+    ) -> cost_report_service_pb2.ListSpendResponse:
+        """Sum what the caller's org spent."""
+        query = _spend_query(current_remit().org, request)
+        size = page_size_of(request.page_size)
+        after = decode_token(request.page_token, query.describe(), (int, str))
+        page = await select_spend(self._database, query, after, size + 1)
+        response = cost_report_service_pb2.ListSpendResponse(
+            rows=page.rows[:size], total=page.total
+        )
+        if len(page.rows) > size:
+            last = page.rows[size - 1]
+            response.next_page_token = encode_token((last.posted_nanos, last.key), query.describe())
+        return response
+
+    async def SetBudget(
+        self, request: cost_report_service_pb2.SetBudgetRequest, context: Context
+    ) -> cost_report_service_pb2.SetBudgetResponse:
+        """Set a budget; the change is in the audit log before the caller hears of it."""
+        caller = current_remit()
+        wanted = _checked_limit(caller, request)
+        change = await self._budgets.set(_admin_request(caller, request), wanted)
+        await self._recorder.record(change)
+        return cost_report_service_pb2.SetBudgetResponse.FromString(change.response)
+
+    async def ListBudgets(
+        self, request: cost_report_service_pb2.ListBudgetsRequest, context: Context
+    ) -> cost_report_service_pb2.ListBudgetsResponse:
+        """List the budgets of the caller's org."""
+        org = current_remit().org
+        size = page_size_of(request.page_size)
+        after = decode_token(request.page_token, org, (str, int))
+        found = await self._budgets.page(org, after, size + 1)
+        response = cost_report_service_pb2.ListBudgetsResponse(
+            budgets=[budget.message() for budget in found[:size]]
+        )
+        if len(found) > size:
+            last = found[size - 1]
+            # A default stands before all others, whatever its period is.
+            place = (last.account, 0 if last.is_default else int(last.period))
+            response.next_page_token = encode_token(place, org)
+        return response
+
+
+def _spend_query(org: str, request: cost_report_service_pb2.ListSpendRequest) -> SpendQuery:
+    violations = []
+    if request.group_by not in cost_report_service_pb2.ListSpendRequest.Dimension.values():
+        violations.append(Violation("group_by", f"{request.group_by} is not a dimension"))
+    violations += [
+        Violation(field, "is not a time between the years 1970 and 9999")
+        for field in ("start_time", "end_time")
+        if request.HasField(field) and not _is_time(getattr(request, field))
+    ]
+    if violations:
+        raise invalid_request(violations)
+    start = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else None
+    end = request.end_time.ToDatetime(UTC) if request.HasField("end_time") else None
+    if start is not None and end is not None and start >= end:
+        raise invalid_request([Violation("end_time", "is not after start_time")])
+    return SpendQuery(org, request.group_by, start, end)
+
+
+def _is_time(moment: timestamp_pb2.Timestamp) -> bool:
+    return 0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000
+
+
+def _checked_limit(caller: Remit, request: cost_report_service_pb2.SetBudgetRequest) -> SetLimit:
+    violations = request_id_violations(request.request_id)
+    if not is_account(request.account):
+        fault = "must be `orgs/{org}` or an account under it, such as `orgs/acme/users/alice`"
+        violations.append(Violation("account", fault))
+    if request.period not in set(map(int, Period)):
+        violations.append(Violation("period", "must be TOTAL, DAY or MONTH"))
+    if violations:
+        raise invalid_request(violations)
+    if not f"{request.account}/".startswith(f"{caller.org}/"):
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
+            f"{caller.subject} may not set budgets outside {caller.org}",
+            metadata={"permission": _SET_BUDGET, "account": request.account},
+        )
+    wanted = SetLimit(request.account, Period(request.period), request.limit_nanos)
+    require_limit(wanted)
+    return wanted
+
+
+def _admin_request(
+    caller: Remit, request: cost_report_service_pb2.SetBudgetRequest
+) -> AdminRequest:
+    detail = json.dumps(
+        {
+            "account": request.account,
+            "period": Period(request.period).name,
+            "limit_nanos": request.limit_nanos,
+        },
+        sort_keys=True,
+    )
+    return AdminRequest(
+        subject=caller.subject,
+        method=_SET_BUDGET,
+        request_id=request.request_id,
+        org=caller.org,
+        body_digest=hashlib.sha256(detail.encode()).digest(),
+        action=_SET_BUDGET,
+        resource=request.account,
+        detail=detail,
+        trace_id=current_call().trace_id,
+    )
