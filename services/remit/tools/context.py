@@ -94,15 +94,15 @@ class ToolContext:
         """Stop a blocking tool whose time is up.
 
         Raises:
-            RemitError: CANCELLED after a request to stop, DEADLINE_EXCEEDED past the deadline.
+            RemitError: DEADLINE_EXCEEDED past the deadline, CANCELLED after a request to stop.
 
         """
-        if self.cancellation.requested:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_CANCELLED, f"{self.tool} was asked to stop"
-            )
         if self.remaining_s() <= 0:
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
                 f"{self.tool} did not end before its deadline",
+            )
+        if self.cancellation.requested:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CANCELLED, f"{self.tool} was asked to stop"
             )
