@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from remit.postgres import Database
 
+from remit.postgres import Database
 from tests.policy.world import MovedClock, World
 
 

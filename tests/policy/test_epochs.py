@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.rules import PolicySource
@@ -56,7 +57,7 @@ async def test_a_replica_follows_what_another_put_in_force(store: PolicyStore) -
 
 async def test_what_does_not_parse_is_never_put_in_force(store: PolicyStore) -> None:
     await Policies.open(store, SHIPPED)
-    with pytest.raises(RemitError, match="bad.cedar"):
+    with pytest.raises(RemitError, match=r"bad\.cedar"):
         await Policies.open(store, PolicySource({"bad.cedar": "permit("}, schema_text()))
     assert await store.newest_epoch() == 1
 

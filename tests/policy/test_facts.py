@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from remit.policy.facts import MAX_VALUES, facts_of, normalise_path
 
 

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.key_files import make_keys, make_pepper, read_secret
 from remit.rpc.errors import RemitError

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.policy.key_ring import KeyRing
@@ -22,7 +23,6 @@ from remit.policy.runs import Registration
 from remit.policy.signing import SigningKey
 from remit.rpc.errors import RemitError
 from remit.rpc.remits import MAX_TOKEN_BYTES, RemitVerifier, encode_claims
-
 from tests.policy.world import ALICE, MovedClock, RandomIds, World
 
 PRIVATE = Ed25519PrivateKey.generate()

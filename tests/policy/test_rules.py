@@ -1,4 +1,4 @@
-"""The rules: default deny, errors deny, and a table of who may do what under the shipped policies."""
+"""The rules: default deny, errors deny, and who may do what under the shipped policies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.epochs import read_policies
 from remit.policy.facts import facts_of
@@ -156,8 +157,7 @@ def test_mail_may_be_limited_to_domains_and_paths_to_folders() -> None:
         ("permit(principal, action, resource);", "needs an @id"),
         ('@id("") permit(principal, action, resource);', "needs an @id"),
         (
-            '@id("p") permit(principal, action, resource);'
-            '@id("p") permit(principal, action, resource);',
+            '@id("p") permit(principal, action, resource);\n' * 2,
             "needs an @id of its own",
         ),
         ('@id("own-org-only") permit(principal, action, resource);', "used by another policy"),
@@ -189,7 +189,9 @@ questions = st.one_of(
         Question,
         principals,
         st.sampled_from(actions()),
-        st.sampled_from(["orgs/acme", "orgs/b", "agents/x", "models/m", "runs/x", "orgs/b/users/q"]),
+        st.sampled_from(
+            ["orgs/acme", "orgs/b", "agents/x", "models/m", "runs/x", "orgs/b/users/q"]
+        ),
     ),
     st.builds(
         lambda who, level, path: tool(who, level, path=path),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.runs import Claim, Registration, RunStore, Standing, _settle
 from remit.postgres import Database
@@ -60,9 +61,7 @@ async def test_a_lower_token_is_fenced_and_changes_nothing(runs: RunStore) -> No
     "change",
     [{"agent": "agents/b"}, {"tools": ()}, {"models": ("models/n",)}, {"max_cost_nanos": 5}],
 )
-async def test_a_registration_cannot_be_replaced(
-    runs: RunStore, change: dict[str, object]
-) -> None:
+async def test_a_registration_cannot_be_replaced(runs: RunStore, change: dict[str, object]) -> None:
     wanted = registration()
     await runs.claim(wanted.run, 1, wanted)
     with pytest.raises(RemitError) as refused:

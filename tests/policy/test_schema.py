@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cedarpy
 import pytest
+
 from remit.policy.epochs import read_policies
 from remit.policy.rules import Principal, Question, RuleBook
 from remit.policy.schema import RUN_AGENT, SHIPPED_POLICIES, _declarations, actions, schema_text

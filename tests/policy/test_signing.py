@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.key_ring import ANNOUNCE, KeyRing, signing_key
 from remit.policy.signing import Seal, StoredKey, in_use, is_due, make_key, public_key_of
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
-
 from tests.policy.world import SEAL, MovedClock, RandomIds
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,7 +56,7 @@ def test_a_key_is_listed_until_its_successor_is_old_enough(ages_s: list[int]) ->
     ]
     listed = in_use(keys, NOW, OVERLAP)
     assert listed[0] == keys[0]
-    for successor, key in zip(keys, keys[1:], strict=False):
+    for successor, key in pairwise(keys):
         assert (key in listed) == (NOW - successor.create_time < OVERLAP)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2_grpc
+
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
@@ -94,6 +95,13 @@ class AuditLog(audit_service_pb2_grpc.AuditServiceServicer):
             assert known == entry.event, "the same id came with another content"
             response.results.add(leaf_index=list(self.events).index(entry.event.event_id))
         return response
+
+    async def AppendOutcomes(
+        self,
+        request: audit_service_pb2.AppendOutcomesRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_service_pb2.AppendOutcomesResponse:
+        raise NotImplementedError  # policy reports no outcomes
 
 
 class World:

@@ -34,7 +34,7 @@ CREATE TABLE admin_requests (
     subject text NOT NULL CHECK (length(subject) <= 400),
     method text NOT NULL,
     request_id text NOT NULL CHECK (length(request_id) BETWEEN 1 AND 64),
-    org text NOT NULL REFERENCES principals (name),
+    org text NOT NULL,
     body_digest bytea NOT NULL CHECK (octet_length(body_digest) = 32),
     action text NOT NULL,
     resource text NOT NULL,
