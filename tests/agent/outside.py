@@ -1,5 +1,7 @@
-"""What stands around the agent service in its tests: policy, inference and tools that speak the
-contracts, record every effect once per key, and can be told to fail, to hang or to be away.
+"""What stands around the agent service in its tests.
+
+Policy, inference and tools that speak the contracts, record every effect once per key, and can be
+told to fail, to hang or to be away.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""Agent definitions: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remit.agent.definitions import AgentCatalog, AgentDefinition, load_catalog, parse_definition
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+
+MINIMAL = """\
+name: helper
+display_name: Helper
+description: Helps.
+instructions: Help.
+model: builtin-rules
+"""
+
+
+def refused(text: str) -> RemitError:
+    with pytest.raises(RemitError) as caught:
+        parse_definition(text, "helper.yaml")
+    assert caught.value.reason == reasons.ERROR_REASON_CONFIGURATION_INVALID
+    return caught.value
+
+
+def test_the_shipped_agents_load() -> None:
+    catalog = load_catalog(None)
+    assert [agent.name for agent in catalog.all()] == ["assistant", "clerk", "researcher"]
+    assert catalog.get("agents/assistant").tool_names == (
+        "tools/calculator",
+        "tools/clock",
+        "tools/read_file",
+        "tools/search",
+    )
+
+
+def test_an_unknown_field_is_named_with_its_file_line_and_neighbour() -> None:
+    error = refused(MINIMAL + "toolz: [search]\n")
+    assert "helper.yaml:6: toolz: unknown field; did you mean tools?" in error.message
+
+
+def test_every_fault_is_reported_at_once() -> None:
+    error = refused(MINIMAL.replace("name: helper", "name: Not A Name") + "max_steps: 0\n")
+    assert {v.field for v in error.violations} == {
+        "helper.yaml:1: name",
+        "helper.yaml:6: max_steps",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "helper.yaml:1"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        (MINIMAL + "tools: [search, search]\n", "names the same tool twice"),
+        (MINIMAL + "max_cost_usd: 0.1234567891\n", "more than nine decimals"),
+        (MINIMAL + "max_cost_usd: -1\n", "max_cost_usd"),
+        (MINIMAL + "max_cost_usd: .nan\n", "max_cost_usd"),
+        (MINIMAL + "on_doubt: guess\n", "on_doubt"),
+        (MINIMAL.replace("model: builtin-rules\n", ""), "model: Field required"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, said: str) -> None:
+    assert said in refused(text).message
+
+
+def test_money_is_exact() -> None:
+    assert parse_definition(MINIMAL + "max_cost_usd: 0.1\n", "a.yaml").max_cost_nanos == 100_000_000
+    assert parse_definition(MINIMAL + "max_cost_usd: 1e-9\n", "a.yaml").max_cost_nanos == 1
+
+
+@given(st.integers(min_value=0, max_value=10**15))
+def test_money_and_version_survive_the_canonical_form(nanos: int) -> None:
+    usd = Decimal(nanos) / 10**9
+    definition = AgentDefinition(
+        name="a", display_name="A", description="A", instructions="A", model="m", max_cost_usd=usd
+    )
+    again = AgentDefinition.from_canonical(definition.canonical())
+    assert definition.max_cost_nanos == nanos
+    assert again.version == definition.version
+    assert again.max_cost_nanos == nanos
+
+
+def test_the_version_changes_with_any_field_and_with_nothing_else() -> None:
+    first = parse_definition(MINIMAL, "a.yaml")
+    reordered = "".join(reversed(MINIMAL.splitlines(keepends=True)))
+    assert parse_definition(reordered, "b.yaml").version == first.version
+    assert parse_definition(MINIMAL + "max_steps: 3\n", "a.yaml").version != first.version
+
+
+def test_an_operators_agent_replaces_a_shipped_one(agents_dir: Path) -> None:
+    (agents_dir / "mine.yaml").write_text(MINIMAL.replace("helper", "assistant"))
+    assert load_catalog(agents_dir).get("agents/assistant").display_name == "Helper"
+
+
+def test_two_files_may_not_declare_the_same_agent(agents_dir: Path) -> None:
+    (agents_dir / "a.yaml").write_text(MINIMAL)
+    (agents_dir / "b.yml").write_text(MINIMAL)
+    with pytest.raises(RemitError, match=r"b.yml: name: helper is declared in a.yaml too"):
+        load_catalog(agents_dir)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RemitError, match="REMIT_AGENT_AGENTS_DIR"):
+        load_catalog(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_text_is_named(agents_dir: Path) -> None:
+    (agents_dir / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RemitError, match=r"a\.yaml: cannot be read"):
+        load_catalog(agents_dir)
+
+
+def test_an_unknown_agent_is_answered_with_the_nearest() -> None:
+    catalog = AgentCatalog([parse_definition(MINIMAL, "a.yaml")])
+    with pytest.raises(
+        RemitError, match=r"agents/helpr does not exist; did you mean agents/helper"
+    ) as caught:
+        catalog.get("agents/helpr")
+    assert caught.value.reason == reasons.ERROR_REASON_AGENT_NOT_FOUND

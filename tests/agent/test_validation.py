@@ -1,0 +1,141 @@
+"""Requests for runs: every violation at once, nothing suspicious, no limit above the agent's."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import duration_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remit.agent.definitions import load_catalog
+from remit.agent.validation import check_create, check_name, resolve_limits
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+from tests.agent.conftest import request
+
+ASSISTANT = load_catalog(None).get("agents/assistant")
+
+
+def violations(error: RemitError) -> set[str]:
+    return {violation.field for violation in error.violations}
+
+
+def test_a_plain_request_passes() -> None:
+    check_create(request("What is 17 * 23?", context={"unit": "apples", "note": "a < b, on time"}))
+
+
+def test_every_violation_is_reported_at_once() -> None:
+    wrong = request(
+        " ",
+        agent="assistant",
+        request_id="",
+        context={"": "x", "long": "y" * 10_001, "bad": "<script>"},
+        limits=run_pb2.RunLimits(max_steps=0, max_cost_nanos=-1),
+    )
+    with pytest.raises(RemitError) as caught:
+        check_create(wrong)
+    assert caught.value.reason == reasons.ERROR_REASON_INVALID_REQUEST
+    assert violations(caught.value) == {
+        "agent",
+        "request_id",
+        "task",
+        "context[]",
+        "context[long]",
+        "context[bad]",
+        "limits.max_steps",
+        "limits.max_cost_nanos",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "< SCRIPT src=x>",
+        "</script >",
+        "click javascript:alert(1)",
+        "click JaVaScRiPt:alert(1)",
+        "click java\tscript:alert(1)",
+        "<img src=x onerror=alert(1)>",
+        "<svg/onload = alert(1)>",
+        "<a href='x'onclick=go()>",
+    ],
+)
+def test_markup_that_a_browser_would_run_is_refused(text: str) -> None:
+    for wrong, field in (
+        (request(text), "task"),
+        (request("ok", context={"key": text}), "context[key]"),
+    ):
+        with pytest.raises(RemitError) as caught:
+            check_create(wrong)
+        assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+        assert violations(caught.value) == {field}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is 3 < 4 and one = two?",
+        "describe the word script",
+        "if a < b then on = 1",
+        "JavaScript is a language",
+        "<p>on the one hand</p>",
+    ],
+)
+def test_ordinary_text_passes(text: str) -> None:
+    check_create(request(text))
+
+
+def test_the_bounds_of_the_task_are_exact() -> None:
+    check_create(request("x" * 10_000))
+    with pytest.raises(RemitError, match="10001 characters"):
+        check_create(request("x" * 10_001))
+
+
+def test_too_many_facts_are_refused() -> None:
+    check_create(request(context={str(i): "" for i in range(50)}))
+    with pytest.raises(RemitError, match="51 entries"):
+        check_create(request(context={str(i): "" for i in range(51)}))
+
+
+@given(st.text(max_size=2_000))
+def test_checking_ends_and_refuses_only_by_contract(text: str) -> None:
+    asked = request(text, context={text[:100]: text})
+    refused = None
+    try:
+        check_create(asked)
+    except RemitError as error:
+        refused = error
+    assert refused is None or refused.violations
+
+
+def test_limits_default_to_the_agents_own() -> None:
+    assert resolve_limits(run_pb2.RunLimits(), ASSISTANT) == ASSISTANT.limits()
+
+
+def test_a_lower_limit_is_taken_and_zero_money_is_a_limit() -> None:
+    limits = resolve_limits(run_pb2.RunLimits(max_steps=2, max_cost_nanos=0), ASSISTANT)
+    assert limits.max_steps == 2
+    assert limits.max_cost_nanos == 0
+    assert limits.max_duration == ASSISTANT.limits().max_duration
+
+
+def test_a_limit_above_the_agents_own_is_refused() -> None:
+    asked = run_pb2.RunLimits(
+        max_steps=9, max_duration=duration_pb2.Duration(seconds=301), max_cost_nanos=10**12
+    )
+    with pytest.raises(RemitError) as caught:
+        resolve_limits(asked, ASSISTANT)
+    assert violations(caught.value) == {
+        "limits.max_steps",
+        "limits.max_duration",
+        "limits.max_cost_nanos",
+    }
+
+
+@pytest.mark.parametrize("name", ["", "runs/", "runs/1", "runs/../x", "agents/assistant"])
+def test_a_malformed_name_is_refused(name: str) -> None:
+    with pytest.raises(RemitError) as caught:
+        check_name("run", "name", name)
+    assert violations(caught.value) == {"name"}
