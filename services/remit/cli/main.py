@@ -26,6 +26,16 @@ class Entry:
 
 
 COMMANDS: Final = {
+    "run": Entry("remit.cli.run", "Run an agent on a task and follow it to its end."),
+    "runs": Entry("remit.cli.runs", "List, show, watch and cancel runs."),
+    "agents": Entry("remit.cli.agents", "List the agents."),
+    "tools": Entry("remit.cli.tools", "List the tools and show their arguments."),
+    "models": Entry("remit.cli.models", "List the models."),
+    "spend": Entry("remit.cli.spend", "Show what was spent."),
+    "budgets": Entry("remit.cli.budgets", "List and set budgets."),
+    "audit": Entry("remit.cli.audit", "List, export and verify the audit log."),
+    "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
+    "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),
     "up": Entry("remit.cli.up", "Start the whole mesh on this machine and keep it running."),
     "status": Entry("remit.cli.status", "Show the health of each part of the local mesh."),
     "serve": Entry("remit.cli.serve", "Run one service, or all six in one process."),
@@ -65,7 +75,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nExamples:\n  remit up\n  remit run 'What is 17 * 23?'\n  remit status",
+    epilog="\b\nExamples:\n  remit up\n  remit run 'What is 17 * 23?'\n  remit status\n\n"
+    + exit_codes.help_text(),
 )
 @click.version_option(package_name="remit", prog_name="remit")
 def root() -> None:
@@ -87,21 +98,18 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return exit_codes.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - raised again unless it is ours
-        return _reported(error)
+        return _reported(error, arguments)
     return result if isinstance(result, int) else exit_codes.OK
 
 
-def _reported(error: Exception) -> int:
-    """Prints what happened and what to do; an error that is not ours keeps its traceback."""
-    from remit.rpc.errors import RemitError  # noqa: PLC0415 - slow, and only failures need it
+def _reported(error: Exception, arguments: list[str]) -> int:
+    """Tells an error of ours and what to do; any other keeps its traceback."""
+    from remit.cli.failures import report  # noqa: PLC0415 - slow, and only failures need it
+    from remit.rpc.errors import RemitError  # noqa: PLC0415 - as above
 
     if not isinstance(error, RemitError):
         raise error
-    click.echo(f"error: {error.message} [{error.reason_name}]", err=True)
-    click.echo(f"  {error.contract.next_step}", err=True)
-    for violation in error.violations:
-        click.echo(f"  {violation.field}: {violation.description}", err=True)
-    return exit_codes.of_error(error)
+    return report(error, as_json="--json" in arguments)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def command(  # noqa: PLR0913 - one parameter an option
 ) -> int:
     """Start PostgreSQL, six services and Envoy, and keep them running.
 
-    Ctrl-C drains and stops everything; a second one does not wait. Exit codes: 0 stopped, 4 a mesh
-    already runs on this folder, 5 something is configured wrong.
+    Ctrl-C drains and stops everything; a second one does not wait. Exit codes: 0 stopped, 7
+    something is configured wrong, 8 a mesh already runs on this folder.
     """
     _refuse_both(context, topology_file)
     counts = dict(_count(text) for text in replicas)

@@ -1,0 +1,296 @@
+"""`remit audit`: read the log, export it, and prove offline that an export is what was signed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.audit.export import ExportError, ExportSummary, write_export
+from remit.audit.note import NoteError, Verifier
+from remit.audit.verifier import Report, VerificationError, verify_export
+from remit.cli import documents, exit_codes
+from remit.cli.client import Edge, Listing, Session, client_options, collect
+from remit.cli.follow import is_break
+from remit.cli.output import Column, Output
+from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
+from remit.cli.wording import last_part, local_time
+from remit.rpc.errors import RemitError
+from remit.rpc.mesh import reading
+
+LoggedEvent = audit_query_service_pb2.LoggedEvent
+Query = audit_query_service_pb2_grpc.AuditQueryServiceStub
+MOST_RESUMES: Final = 5
+"""How often in a row an export that broke off without a new leaf is taken up again."""
+_MAX_SMALL_FILE_BYTES: Final = 1 << 16
+
+
+def _word(name: str | None, prefix: str) -> str:
+    return (name or "unknown").removeprefix(prefix).lower()
+
+
+def _kind(logged: LoggedEvent) -> str:
+    known = event_pb2.EventKind.DESCRIPTOR.values_by_number.get(logged.event.kind)
+    return _word(known.name if known else None, "EVENT_KIND_")
+
+
+def _outcome(logged: LoggedEvent) -> str:
+    if logged.event.outcome == event_pb2.OUTCOME_UNSPECIFIED:
+        return "-"
+    known = event_pb2.Outcome.DESCRIPTOR.values_by_number.get(logged.event.outcome)
+    return _word(known.name if known else None, "OUTCOME_")
+
+
+_COLUMNS: Final = (
+    Column[LoggedEvent]("leaf", lambda e: str(e.leaf_index), "right", keep=True),
+    Column[LoggedEvent]("time", lambda e: local_time(e.append_time), keep=True),
+    Column[LoggedEvent]("kind", _kind, keep=True),
+    Column[LoggedEvent]("outcome", _outcome, keep=True),
+    Column[LoggedEvent]("action", lambda e: e.event.action, keep=True),
+    Column[LoggedEvent]("resource", lambda e: e.event.resource),
+    Column[LoggedEvent]("by", lambda e: e.event.subject),
+    Column[LoggedEvent]("run", lambda e: last_part(e.event.run) or "-"),
+)
+
+
+@click.group(
+    epilog="\b\nExamples:\n  remit audit list --run 01981a2b-...\n  remit audit export log.export\n"
+    "  remit audit verify log.export --key audit.pub"
+)
+def command() -> None:
+    """List, export and verify the audit log."""
+
+
+@command.command(
+    "list",
+    epilog="\b\nExamples:\n  remit audit list --since 1h\n  remit audit list --run 01981a2b-...\n"
+    "  remit audit list --json | jq '.events[] | select(.event.outcome == \"OUTCOME_REFUSED\")'",
+)
+@click.option("--run", default="", help="Only of this run.")
+@click.option("--claim", default="", help="Only of this effect.")
+@since_option
+@until_option
+@limit_option
+@client_options
+def list_events(
+    *,
+    session: Session,
+    run: str,
+    claim: str,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+) -> None:
+    """List the events of your org, newest first: what was intended, and how it ended."""
+    request = audit_query_service_pb2.ListEventsRequest(
+        run=full_name("runs", run) if run else "",
+        claim=full_name("claims", claim) if claim else "",
+        start_time=timestamp(since),
+        end_time=timestamp(until),
+    )
+    listing = session.run(lambda edge: _events(edge, request, limit))
+    session.output.listing("events", listing.items, _COLUMNS, more=listing.more)
+
+
+@command.command(
+    "export",
+    epilog="\b\nExamples:\n  remit audit export log.export\n"
+    "  remit audit export --force /backup/log.export",
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@client_options
+def export(*, session: Session, file: Path, force: bool) -> None:
+    """Export the whole log to FILE, for anybody to verify without this mesh.
+
+    It holds no personal data: users are pseudonyms and details are salted commitments. FILE appears
+    only when it is whole.
+    """
+    if file.exists() and not force:
+        raise click.UsageError(f"{file} exists; an export is evidence, so --force replaces it")
+    written = session.run(lambda edge: export_to(edge, file))
+    if session.output.as_json:
+        session.output.document(
+            {
+                "file": str(file),
+                "tree_size": written.tree_size,
+                "size_bytes": written.size_bytes,
+                "signed_note": written.signed_note,
+            }
+        )
+    else:
+        session.output.line(f"{written.tree_size:,} entries, {written.size_bytes:,} bytes: {file}")
+        session.output.line(f"verify it with: remit audit verify {file} --key PUBLIC_KEY_FILE")
+
+
+@command.command(
+    "checkpoint",
+    epilog="\b\nExamples:\n  remit audit checkpoint > monday.checkpoint\n"
+    "  remit audit verify log.export --key audit.pub --checkpoint monday.checkpoint",
+)
+@client_options
+def checkpoint(*, session: Session) -> None:
+    """Print the newest signed checkpoint, to be kept outside and compared with later exports."""
+    found = session.run(_checkpoint)
+    if session.output.as_json:
+        session.output.document(documents.of_message(found))
+    else:
+        click.echo(found.signed_note, nl=False)
+
+
+@command.command(
+    "verify",
+    epilog="\b\nExamples:\n  remit audit verify log.export --key audit.pub\n"
+    "  remit audit verify log.export --key audit.pub --checkpoint monday.checkpoint\n\n"
+    "\b\nExit codes:\n    0  every entry is what was signed\n"
+    "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong",
+)
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="Public key of the log, saved earlier: audit.pub of the state directory.",
+)
+@click.option(
+    "--checkpoint",
+    "earlier",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A checkpoint kept earlier, which this log must extend.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")
+def verify(*, file: Path, key: Path, earlier: Path | None, as_json: bool) -> int:
+    """Verify the export FILE offline: no service, no database, no network.
+
+    Every entry is hashed, the Merkle root (RFC 6962) computed and compared with the one that the
+    log signed.
+    """
+    output = Output(as_json=as_json)
+    public_key = _public_key(key)
+    note = _small_text(earlier) if earlier else None
+    try:
+        report = verify_export(file, public_key, note)
+    except VerificationError as error:
+        return _refuted(output, error)
+    _proved(output, report)
+    return exit_codes.OK
+
+
+def verified_line(report: Report) -> str:
+    """What a person is told of an export that verifies."""
+    extends = ""
+    if report.earlier_tree_size is not None:
+        extends = f", extends the checkpoint of {report.earlier_tree_size:,}"
+    return (
+        f"audit: verified {report.tree_size:,} entries, root {report.root_hash.hex()},"
+        f" signed by {report.origin}{extends}"
+    )
+
+
+async def export_to(edge: Edge, file: Path) -> ExportSummary:
+    """Writes an export of the whole log. Raises RemitError."""
+    try:
+        return await write_export(file, _export_messages(edge.stub(Query), edge))
+    except ExportError as error:
+        raise RemitError(error_reason_pb2.ERROR_REASON_DATA_CORRUPT, str(error)) from error
+    except OSError as error:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+            f"{file} cannot be written: {error.strerror}",
+        ) from error
+
+
+async def _export_messages(
+    stub: Query, edge: Edge
+) -> AsyncIterator[audit_query_service_pb2.ExportLogResponse]:
+    """The messages of one export, across broken streams: leaves are counted."""
+    request = audit_query_service_pb2.ExportLogRequest()
+    failures = 0
+    while True:
+        try:
+            stream = aiter(stub.ExportLog(request, metadata=edge.metadata))
+            async with reading(stream):
+                async for message in stream:
+                    yield message
+                    failures = 0
+                    _advance(request, message)
+        except RemitError as error:
+            failures += 1
+            if failures > MOST_RESUMES or not is_break(error):
+                raise
+        else:
+            return
+
+
+def _advance(
+    request: audit_query_service_pb2.ExportLogRequest,
+    message: audit_query_service_pb2.ExportLogResponse,
+) -> None:
+    if message.HasField("checkpoint"):
+        request.tree_size = message.checkpoint.tree_size
+    if message.leaves:
+        request.start_index = message.sequence + len(message.leaves)
+
+
+async def _events(
+    edge: Edge, request: audit_query_service_pb2.ListEventsRequest, limit: int
+) -> Listing[LoggedEvent]:
+    stub = edge.stub(Query)
+
+    async def fetch(size: int, token: str) -> audit_query_service_pb2.ListEventsResponse:
+        request.page_size, request.page_token = size, token
+        return await stub.ListEvents(request, metadata=edge.metadata)
+
+    return await collect(fetch, lambda page: page.events, limit)
+
+
+async def _checkpoint(edge: Edge) -> event_pb2.Checkpoint:
+    stub = edge.stub(Query)
+    request = audit_query_service_pb2.GetCheckpointRequest()
+    return (await stub.GetCheckpoint(request, metadata=edge.metadata)).checkpoint
+
+
+def _public_key(file: Path) -> str:
+    text = _small_text(file)
+    try:
+        Verifier.parse(text)
+    except NoteError as error:
+        raise click.UsageError(f"{file} is no public key of a log: {error}") from error
+    return text
+
+
+def _small_text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _MAX_SMALL_FILE_BYTES:
+            raise click.UsageError(f"{file} is too large for a key or a checkpoint")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{file} cannot be read: {error}") from error
+
+
+def _proved(output: Output, report: Report) -> None:
+    if output.as_json:
+        output.document(
+            {
+                "verified": True,
+                "tree_size": report.tree_size,
+                "root_hash": report.root_hash.hex(),
+                "origin": report.origin,
+                "earlier_tree_size": report.earlier_tree_size,
+            }
+        )
+    else:
+        output.line(verified_line(report), "green")
+
+
+def _refuted(output: Output, error: VerificationError) -> int:
+    if output.as_json:
+        output.document({"verified": False, "place": error.place, "fault": error.fault})
+    else:
+        output.line(f"audit: NOT verified: {error.place}: {error.fault}", "bold red")
+    return exit_codes.FAILED

@@ -1,0 +1,144 @@
+"""`remit keys`: API keys, made, listed and revoked."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import click
+
+from remit.api.policy.v1 import api_key_pb2, policy_admin_service_pb2, policy_admin_service_pb2_grpc
+from remit.cli import documents
+from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
+from remit.cli.output import Column
+from remit.cli.parameters import Moment, limit_option, timestamp
+from remit.cli.wording import local_time
+
+ApiKey = api_key_pb2.ApiKey
+_ROLES: Final = ("member", "admin")
+
+
+def _works(key: ApiKey) -> str:
+    if key.HasField("revoke_time"):
+        return f"revoked {local_time(key.revoke_time)}"
+    if key.HasField("expire_time"):
+        return f"until {local_time(key.expire_time)}"
+    return "yes"
+
+
+_COLUMNS: Final = (
+    Column[ApiKey]("key", lambda k: k.name, keep=True),
+    Column[ApiKey]("for", lambda k: k.display_name),
+    Column[ApiKey]("user", lambda k: k.user, keep=True),
+    Column[ApiKey]("team", lambda k: k.team or "-", keep=True),
+    Column[ApiKey]("roles", lambda k: " ".join(k.roles), keep=True),
+    Column[ApiKey]("created", lambda k: local_time(k.create_time), keep=True),
+    Column[ApiKey]("works", _works, keep=True),
+)
+
+
+@click.group(
+    epilog="\b\nExamples:\n  remit keys create 'CI of core' --user orgs/local/users/ci\n"
+    "  remit keys list\n  remit keys revoke orgs/local/apiKeys/ab12cd34"
+)
+def command() -> None:
+    """Create, list and revoke API keys."""
+
+
+@command.command(
+    "create",
+    epilog="\b\nExamples:\n  remit keys create 'CI of core' --user orgs/local/users/ci\n"
+    "  remit keys create console --user orgs/local/users/alice --role admin --expires 2027-01-01\n"
+    "  export REMIT_API_KEY=$(remit keys create x --user orgs/local/users/bob --json"
+    " | jq -r .secret)",
+)
+@click.argument("display_name", metavar="PURPOSE")
+@click.option("--user", required=True, help="User it speaks for: orgs/ORG/users/USER.")
+@click.option("--team", default="", help="Team that its spending belongs to: orgs/ORG/teams/TEAM.")
+@click.option(
+    "--role",
+    "roles",
+    type=click.Choice(_ROLES),
+    multiple=True,
+    default=("member",),
+    show_default=True,
+    help="What it may do: run agents and read its own runs, or everything in the org; repeatable.",
+)
+@click.option("--expires", type=Moment(), help="When it stops working.  [default: never]")
+@client_options
+def create(
+    *,
+    session: Session,
+    display_name: str,
+    user: str,
+    team: str,
+    roles: tuple[str, ...],
+    expires: datetime | None,
+) -> None:
+    """Make an API key for PURPOSE and show its secret, which is stored nowhere."""
+    request = policy_admin_service_pb2.CreateApiKeyRequest(
+        display_name=display_name,
+        user=user,
+        team=team,
+        roles=roles,
+        expire_time=timestamp(expires),
+        request_id=new_request_id(),
+    )
+    made = session.run(lambda edge: _create(edge, request))
+    if session.output.as_json:
+        session.output.document(documents.of_message(made))
+        return
+    session.output.table([made.api_key], _COLUMNS)
+    session.output.line("The secret is shown this once; keep it as you keep passwords:", "yellow")
+    session.output.line(made.secret, "bold")
+
+
+@command.command(
+    "list",
+    epilog="\b\nExamples:\n  remit keys list\n"
+    "  remit keys list --json | jq '.api_keys[] | select(.revoke_time == null).name'",
+)
+@limit_option
+@client_options
+def list_keys(*, session: Session, limit: int) -> None:
+    """List the API keys of your org, without their secrets, newest first."""
+    listing = session.run(lambda edge: _keys(edge, limit))
+    session.output.listing("api_keys", listing.items, _COLUMNS, more=listing.more)
+
+
+@command.command("revoke", epilog="\b\nExamples:\n  remit keys revoke orgs/local/apiKeys/ab12cd34")
+@click.argument("name")
+@click.option("--request-id", default="", help="Names this request, so that it can be repeated.")
+@client_options
+def revoke(*, session: Session, name: str, request_id: str) -> None:
+    """Revoke the API key NAME at once; revoking it again changes nothing."""
+    request = policy_admin_service_pb2.RevokeApiKeyRequest(
+        name=name, request_id=request_id or new_request_id()
+    )
+    key = session.run(lambda edge: _revoke(edge, request))
+    if session.output.as_json:
+        session.output.document({"api_key": documents.of_message(key)})
+    else:
+        session.output.line(f"{key.name} was revoked at {local_time(key.revoke_time)}")
+
+
+async def _create(
+    edge: Edge, request: policy_admin_service_pb2.CreateApiKeyRequest
+) -> policy_admin_service_pb2.CreateApiKeyResponse:
+    stub = edge.stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+    return await stub.CreateApiKey(request, metadata=edge.metadata)
+
+
+async def _keys(edge: Edge, limit: int) -> Listing[ApiKey]:
+    stub = edge.stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+
+    async def fetch(size: int, token: str) -> policy_admin_service_pb2.ListApiKeysResponse:
+        request = policy_admin_service_pb2.ListApiKeysRequest(page_size=size, page_token=token)
+        return await stub.ListApiKeys(request, metadata=edge.metadata)
+
+    return await collect(fetch, lambda page: page.api_keys, limit)
+
+
+async def _revoke(edge: Edge, request: policy_admin_service_pb2.RevokeApiKeyRequest) -> ApiKey:
+    stub = edge.stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+    return (await stub.RevokeApiKey(request, metadata=edge.metadata)).api_key

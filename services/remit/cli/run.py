@@ -1,0 +1,226 @@
+"""`remit run`: start an agent on a task, follow it, end with its answer, cost and record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from typing import Final
+
+import click
+
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.errors.v1 import error_reason_pb2
+from remit.cli import exit_codes
+from remit.cli.client import Edge, Session, client_options, new_request_id
+from remit.cli.follow import Follower, RunResponse
+from remit.cli.parameters import Length, Pair, Usd, duration, full_name
+from remit.cli.run_display import Display, display_for
+from remit.rpc.clock import Clock, SystemClock
+from remit.rpc.errors import RemitError
+
+CANCEL_WAIT_S: Final = 15.0
+"""How long a cancelled run gets to end before the command leaves it."""
+_NAME_WAIT_S: Final = 5.0
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  remit run 'What is 17 * 23?'\n"
+    "  remit run --agent researcher -c topic=tides 'Summarise the notes on the topic.'\n"
+    "  remit run --max-cost 0.05 --timeout 2min - < task.txt\n"
+    "  remit run --json 'What time is it in UTC?' | jq -r 'select(.type==\"summary\").result'"
+    "\n\n" + exit_codes.help_text()
+)
+@click.argument("task")
+@click.option("--agent", default="assistant", show_default=True, help="Agent that runs the task.")
+@click.option(
+    "-c",
+    "--context",
+    "facts",
+    type=Pair(),
+    multiple=True,
+    help="A fact that the agent is given; repeatable.",
+)
+@click.option("--max-cost", "max_cost_nanos", type=Usd(), help="Most money in USD, such as 0.05.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Most model turns.")
+@click.option("--timeout", type=Length(), help="Most time, such as 90s, 5min or 2h.")
+@click.option(
+    "--request-id",
+    default="",
+    help="Names this request: given again with the same task, it follows the same run.",
+)
+@client_options
+def command(  # noqa: PLR0913 - one parameter an option
+    *,
+    session: Session,
+    task: str,
+    agent: str,
+    facts: tuple[tuple[str, str], ...],
+    max_cost_nanos: int | None,
+    max_steps: int | None,
+    timeout: timedelta | None,
+    request_id: str,
+) -> int:
+    """Run an agent on TASK (`-` reads it from standard input) and follow it to its end.
+
+    Shows stages, text and tool calls as they happen, then the answer, the tokens, the cost and the
+    position in the audit log. A broken connection is resumed by itself: the run goes on meanwhile.
+
+    Ctrl-C cancels the run at the server, and the command ends with code 130 once it has stopped; a
+    second Ctrl-C does not wait. With --json each line is one event with its `type`; the last line
+    has the type `summary`, or `error`.
+    """
+    request = agent_service_pb2.CreateRunRequest(
+        agent=full_name("agents", agent),
+        task=sys.stdin.read() if task == "-" else task,
+        context=dict(facts),
+        limits=run_pb2.RunLimits(
+            max_cost_nanos=max_cost_nanos, max_steps=max_steps, max_duration=duration(timeout)
+        ),
+        request_id=request_id or new_request_id(),
+    )
+    with display_for(session.output) as display:
+        run = session.run(lambda edge: execute(edge, request, display))
+        code = exit_code_of(run)
+        display.end(run, code)
+    return code
+
+
+async def execute(
+    edge: Edge, request: agent_service_pb2.CreateRunRequest, display: Display
+) -> run_pb2.Run:
+    """Starts a run, shows it, and returns it as it ended; Ctrl-C cancels it.
+
+    Raises:
+        RemitError: the run was refused, or could not be followed to its end; CANCELLED if the
+            person would not wait for the end of the cancelled run.
+
+    """
+    journey = start(edge, request, display)
+    canceller = Canceller(edge, journey, display)
+    reader = asyncio.create_task(journey.to_end(), name="follow")
+    with _on_interrupt(lambda: canceller.press(reader)):
+        try:
+            return await reader
+        except asyncio.CancelledError as error:
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CANCELLED,
+                "left before the end of the run was recorded; `remit runs list` shows how it ended",
+            ) from error
+        finally:
+            await canceller.close()
+
+
+def start(edge: Edge, request: agent_service_pb2.CreateRunRequest, display: Display) -> Journey:
+    """The journey of a new run; the run starts when the journey is followed."""
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+
+    def open_stream(after_sequence: int) -> AsyncIterator[RunResponse]:
+        resumed = agent_service_pb2.StreamRunRequest(request=request, after_sequence=after_sequence)
+        return aiter(stub.StreamRun(resumed, metadata=edge.metadata))
+
+    return Journey(open_stream, display, SystemClock())
+
+
+class Journey:
+    """A run shown from its first event to its last."""
+
+    def __init__(
+        self,
+        open_stream: Callable[[int], AsyncIterator[RunResponse]],
+        display: Display,
+        clock: Clock,
+        *,
+        after_sequence: int = 0,
+    ) -> None:
+        self._display = display
+        self._follower = Follower(
+            open_stream, clock=clock, on_break=self._broken, after_sequence=after_sequence
+        )
+        self._named = asyncio.Event()
+        self._run = ""
+
+    async def to_end(self) -> run_pb2.Run:
+        """Shows every event; returns the run as it ended. Raises RemitError."""
+        run = run_pb2.Run()
+        async for event in self._follower.events():
+            self._run = event.run
+            self._named.set()
+            self._display.event(event)
+            run = event.ended.run
+        return run
+
+    async def name(self) -> str:
+        """The run's name, as soon as it is known."""
+        await self._named.wait()
+        return self._run
+
+    def _broken(self, cause: RemitError | None) -> None:
+        self._display.broken(self._follower.sequence, cause)
+
+
+class Canceller:
+    """What Ctrl-C does: first it cancels the run, then it leaves."""
+
+    def __init__(self, edge: Edge, journey: Journey, display: Display) -> None:
+        self._edge = edge
+        self._journey = journey
+        self._display = display
+        self._task: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def press(self, reader: asyncio.Task[run_pb2.Run]) -> None:
+        """Ctrl-C was pressed."""
+        if self._task is not None:
+            reader.cancel()
+            return
+        self._display.note("  cancelling the run; press Ctrl-C again not to wait for its end")
+        self._task = asyncio.create_task(self._cancel(), name="cancel")
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(CANCEL_WAIT_S, reader.cancel)
+
+    async def close(self) -> None:
+        """Lets a request under way be sent, and ends."""
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=1.0)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _cancel(self) -> None:
+        stub = self._edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+        try:
+            async with asyncio.timeout(_NAME_WAIT_S):
+                name = await self._journey.name()
+            request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
+            await stub.CancelRun(request, metadata=self._edge.metadata)
+        except TimeoutError:
+            self._display.note("  the run has no name yet; look for it with `remit runs list`")
+        except RemitError as error:
+            self._display.note(f"  it could not be cancelled: {error.message}")
+
+
+def exit_code_of(run: run_pb2.Run) -> int:
+    """0 for an answer, 130 for a cancelled run, else the code of the error's reason."""
+    if run.state == run_pb2.RUN_STATE_SUCCEEDED:
+        return exit_codes.OK
+    if run.state == run_pb2.RUN_STATE_CANCELLED:
+        return exit_codes.INTERRUPTED
+    code = exit_codes.of_error(RemitError.from_status(run.error))
+    return code if code != exit_codes.OK else exit_codes.FAILED
+
+
+@contextlib.contextmanager
+def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` in the loop on SIGINT, for the body."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, act)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

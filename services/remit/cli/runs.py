@@ -1,0 +1,177 @@
+"""`remit runs`: the runs that there are, one of them in full, following one, stopping one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import click
+
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.cli import documents, exit_codes
+from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
+from remit.cli.follow import RunResponse
+from remit.cli.output import Column
+from remit.cli.parameters import full_name, limit_option
+from remit.cli.run import Journey, exit_code_of
+from remit.cli.run_display import Display, display_for
+from remit.cli.run_view import ending, state_name
+from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
+from remit.rpc.clock import SystemClock
+
+_STATES: Final = ("queued", "running", "succeeded", "failed", "cancelled")
+_TASK_CHARS: Final = 60
+_COLUMNS: Final = (
+    Column[run_pb2.Run]("run", lambda r: last_part(r.name), keep=True),
+    Column[run_pb2.Run]("agent", lambda r: last_part(r.agent), keep=True),
+    Column[run_pb2.Run]("state", lambda r: state_name(r.state), keep=True),
+    Column[run_pb2.Run]("created", lambda r: local_time(r.create_time), keep=True),
+    Column[run_pb2.Run]("cost", lambda r: usd(r.cost_nanos), "right", keep=True),
+    Column[run_pb2.Run]("task", lambda r: shortened(r.task, _TASK_CHARS)),
+)
+
+
+@click.group(
+    epilog="\b\nExamples:\n  remit runs list --in-state failed\n  remit runs show 01981a2b-...\n"
+    "  remit runs watch 01981a2b-...\n  remit runs cancel 01981a2b-..."
+)
+def command() -> None:
+    """List, show, watch and cancel runs."""
+
+
+@command.command(
+    "list",
+    epilog="\b\nExamples:\n  remit runs list\n  remit runs list --agent clerk --in-state running\n"
+    "  remit runs list --json | jq -r '.runs[].name'",
+)
+@click.option("--agent", default="", help="Only of this agent.")
+@click.option("--in-state", type=click.Choice(_STATES), help="Only in this state.")
+@limit_option
+@client_options
+def list_runs(*, session: Session, agent: str, in_state: str | None, limit: int) -> None:
+    """List the runs that you may read, newest first."""
+    request = agent_service_pb2.ListRunsRequest(
+        agent=full_name("agents", agent) if agent else "", state=_state(in_state)
+    )
+    listing = session.run(lambda edge: _runs(edge, request, limit))
+    session.output.listing("runs", listing.items, _COLUMNS, more=listing.more)
+
+
+@command.command(
+    "show",
+    epilog="\b\nExamples:\n  remit runs show 01981a2b-...\n"
+    "  remit runs show --json 01981a2b-... | jq .run.usage",
+)
+@click.argument("name")
+@client_options
+def show(*, session: Session, name: str) -> None:
+    """Show the run NAME: its task, its limits, its answer, and what it used."""
+    run = session.run(lambda edge: _run(edge, full_name("runs", name)))
+    _print_run(session, run)
+
+
+@command.command(
+    "watch",
+    epilog="\b\nExamples:\n  remit runs watch 01981a2b-...\n"
+    "  remit runs watch --json 01981a2b-... | jq .type\n\n" + exit_codes.help_text(),
+)
+@click.argument("name")
+@click.option(
+    "--after", type=click.IntRange(min=0), default=0, help="Skip events up to this sequence."
+)
+@client_options
+def watch(*, session: Session, name: str, after: int) -> int:
+    """Follow the run NAME from its first event to its end.
+
+    Ctrl-C stops watching; the run goes on. The exit code is that of `remit run`.
+    """
+    with display_for(session.output) as display:
+        run = session.run(lambda edge: _watched(edge, full_name("runs", name), after, display))
+        code = exit_code_of(run)
+        display.end(run, code)
+    return code
+
+
+@command.command(
+    "cancel", epilog="\b\nExamples:\n  remit runs cancel 01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
+)
+@click.argument("name")
+@client_options
+def cancel(*, session: Session, name: str) -> None:
+    """Ask the run NAME to stop.
+
+    Nothing new starts after the answer; what is under way is asked to stop, and is billed for what
+    it used.
+    """
+    run = session.run(lambda edge: _cancelled(edge, full_name("runs", name)))
+    if session.output.as_json:
+        session.output.document({"run": documents.of_message(run)})
+    else:
+        session.output.line(f"{run.name} is {state_name(run.state)}")
+
+
+def _state(name: str | None) -> run_pb2.RunState.ValueType:
+    if name is None:
+        return run_pb2.RUN_STATE_UNSPECIFIED
+    return run_pb2.RunState.Value(f"RUN_STATE_{name.upper()}")
+
+
+def _print_run(session: Session, run: run_pb2.Run) -> None:
+    output = session.output
+    if output.as_json:
+        output.document({"run": documents.of_message(run)})
+        return
+    output.facts(
+        (
+            ("run", run.name),
+            ("agent", f"{run.agent} (version {run.agent_version[:12]})"),
+            ("by", run.subject),
+            ("task", run.task),
+            *((f"context {key}", run.context[key]) for key in sorted(run.context)),
+            ("created", local_time(run.create_time)),
+            ("started", local_time(run.start_time)),
+            ("ended", local_time(run.end_time)),
+            ("limits", _limits(run.limits)),
+            ("events", str(run.last_sequence)),
+        )
+    )
+    output.lines(ending(run))
+
+
+def _limits(limits: run_pb2.RunLimits) -> str:
+    longest = span(seconds(limits.max_duration))
+    return f"{limits.max_steps} steps, {longest}, {usd(limits.max_cost_nanos)}"
+
+
+async def _runs(
+    edge: Edge, request: agent_service_pb2.ListRunsRequest, limit: int
+) -> Listing[run_pb2.Run]:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+
+    async def fetch(size: int, token: str) -> agent_service_pb2.ListRunsResponse:
+        request.page_size, request.page_token = size, token
+        return await stub.ListRuns(request, metadata=edge.metadata)
+
+    return await collect(fetch, lambda page: page.runs, limit)
+
+
+async def _run(edge: Edge, name: str) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    request = agent_service_pb2.GetRunRequest(name=name)
+    return (await stub.GetRun(request, metadata=edge.metadata)).run
+
+
+async def _cancelled(edge: Edge, name: str) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
+    return (await stub.CancelRun(request, metadata=edge.metadata)).run
+
+
+async def _watched(edge: Edge, name: str, after: int, display: Display) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+
+    def open_stream(sequence: int) -> AsyncIterator[RunResponse]:
+        request = agent_service_pb2.WatchRunRequest(name=name, after_sequence=sequence)
+        return aiter(stub.WatchRun(request, metadata=edge.metadata))
+
+    return await Journey(open_stream, display, SystemClock(), after_sequence=after).to_end()
