@@ -1,11 +1,41 @@
-"""A log over fresh databases."""
+"""A log over two databases that are emptied, not made anew, for each test: that is much faster."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
+import asyncpg
 import pytest
 
+from remit.postgres import Database
 from tests.audit.events import Log, make_log
-from tests.conftest import OpenDatabase
+from tests.conftest import OpenDatabase, PostgresCluster
+
+_TABLES = {"audit": "leaves, nodes, events, checkpoints", "audit_keys": "subject_keys"}
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, str]:
+    """The databases of this session, by kind."""
+    return {}
+
+
+@pytest.fixture
+async def database(postgres: PostgresCluster, made: dict[str, str]) -> AsyncIterator[OpenDatabase]:
+    """Open the empty database of a kind, under its service role; once a test for each kind."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def emptied(kind: str) -> Database:
+            if kind not in made:
+                made[kind] = await postgres.fresh(kind)
+            owner = await asyncpg.connect(postgres.dsn(made[kind], f"remit_{kind}_owner"))
+            await owner.execute(f"TRUNCATE {_TABLES[kind]}")
+            await owner.close()
+            dsn = postgres.dsn(made[kind], f"remit_{kind}")
+            return await stack.enter_async_context(Database.open(dsn))
+
+        yield emptied
 
 
 @pytest.fixture

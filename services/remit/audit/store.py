@@ -44,7 +44,7 @@ _INSERT_NODES = """
 _INSERT_EVENTS = """
     INSERT INTO events (leaf_index, append_time, event_time, org, subject_pseudonym, kind, action,
                         run, claim, outcome, leaf, payload)
-    SELECT leaf_index, now(), event_time, org, subject_pseudonym, kind, action,
+    SELECT leaf_index, statement_timestamp(), event_time, org, subject_pseudonym, kind, action,
            run, claim, outcome, leaf, payload
     FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::bytea[], $5::text[], $6::text[],
                 $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
