@@ -106,12 +106,9 @@ def send(
 @contextlib.contextmanager
 def _connected(server: MailServer, context: ToolContext) -> Iterator[smtplib.SMTP]:
     _check(context)
-    client = _client(server, max(context.remaining_s(), _LEAST_TIMEOUT_S))
+    with _explained(server):
+        client = _connect(server, max(context.remaining_s(), _LEAST_TIMEOUT_S))
     try:
-        with _explained(server):
-            code, reply = client.connect(server.host, server.port)
-            if code != 220:
-                raise _refused("the connection", code, reply)
         context.cancellation.on_request(lambda: _wake(client))
         yield client
     finally:
@@ -121,10 +118,16 @@ def _connected(server: MailServer, context: ToolContext) -> Iterator[smtplib.SMT
         client.close()
 
 
-def _client(server: MailServer, timeout_s: float) -> smtplib.SMTP:
-    if server.security == "tls":
-        return smtplib.SMTP_SSL(timeout=timeout_s, context=_tls(server))
-    return smtplib.SMTP(timeout=timeout_s)
+def _connect(server: MailServer, timeout_s: float) -> smtplib.SMTP:
+    # By the constructor: connect() forgets the name that the certificate is checked against.
+    try:
+        if server.security == "tls":
+            return smtplib.SMTP_SSL(
+                server.host, server.port, timeout=timeout_s, context=_tls(server)
+            )
+        return smtplib.SMTP(server.host, server.port, timeout=timeout_s)
+    except smtplib.SMTPConnectError as error:
+        raise _refused("the connection", error.smtp_code, error.smtp_error) from None
 
 
 def _tls(server: MailServer) -> ssl.SSLContext:
