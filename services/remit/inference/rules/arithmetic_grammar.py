@@ -169,7 +169,7 @@ class Grammar(Cursor):
         if self.take_marked("off"):
             kept = Binary("-", _HUNDRED, share)
             return Binary("/", Binary("*", self._unary(), kept), _HUNDRED)
-        if sign == "%" and self._starts_operand():
+        if sign == "%" and self._is_modulo(begin):
             self.position = begin
             return None
         return Binary("/", share, _HUNDRED)
@@ -302,6 +302,13 @@ class Grammar(Cursor):
 
     def _modulo_sign(self) -> Operator | None:
         return "%" if self.take("%") else None
+
+    def _is_modulo(self, sign: int) -> bool:
+        """Whether the % at `sign` divides: "17 % 5" and "17 % -5", yet not "17% - 5"."""
+        attached = self.tokens[sign - 1].end == self.tokens[sign].start
+        if not attached:
+            self.take("-")
+        return self._starts_operand()
 
     def _starts_operand(self) -> bool:
         begin, strong = self.position, self.strong

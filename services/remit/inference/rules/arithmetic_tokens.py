@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -62,7 +63,7 @@ def _token(match: re.Match[str]) -> Token:
 def _without_currency(tokens: list[Token]) -> list[Token]:
     return [
         token
-        for token, after in zip(tokens, [*tokens[1:], None], strict=True)
+        for token, after in itertools.zip_longest(tokens, tokens[1:])
         if not (token.text in _CURRENCIES and after is not None and after.kind == "number")
     ]
 

@@ -48,7 +48,7 @@ def written(formula: Formula) -> str:
         case Number(value):
             return _digits(value)
         case Negative(operand):
-            return f"-{_inside(operand, _NEGATION)}"
+            return f"-{_inside(operand, _NEGATION + 1)}"
         case Binary(operator, left, right):
             own = _PRECEDENCE[operator]
             # `**` binds to the right, the others to the left.

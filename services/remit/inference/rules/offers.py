@@ -112,7 +112,11 @@ class _Offer:
                 _property(name, _resolved(value, schema))
                 for name, value in (properties.items() if isinstance(properties, dict) else ())
             ),
-            required=frozenset(required if isinstance(required, list) else ()),
+            required=frozenset(
+                name
+                for name in (required if isinstance(required, list) else ())
+                if isinstance(name, str)
+            ),
         )
 
 
