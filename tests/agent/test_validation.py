@@ -115,10 +115,14 @@ def test_limits_default_to_the_agents_own() -> None:
 
 
 def test_a_lower_limit_is_taken_and_zero_money_is_a_limit() -> None:
-    limits = resolve_limits(run_pb2.RunLimits(max_steps=2, max_cost_nanos=0), ASSISTANT)
+    half_s = duration_pb2.Duration(nanos=500_000_000)
+    asked = run_pb2.RunLimits(max_steps=2, max_cost_nanos=0)
+    limits = resolve_limits(asked, ASSISTANT)
     assert limits.max_steps == 2
     assert limits.max_cost_nanos == 0
     assert limits.max_duration == ASSISTANT.limits().max_duration
+    limits = resolve_limits(run_pb2.RunLimits(max_duration=half_s), ASSISTANT)
+    assert limits.max_duration == half_s
 
 
 def test_a_limit_above_the_agents_own_is_refused() -> None:

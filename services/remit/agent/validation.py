@@ -71,9 +71,12 @@ def resolve_limits(asked: run_pb2.RunLimits, definition: AgentDefinition) -> run
     silence.
     """
     _raise_if(list(_above_own(asked, definition)))
-    own = definition.limits()
-    own.MergeFrom(asked)
-    return own
+    limits = definition.limits()
+    if asked.HasField("max_duration"):
+        # Merging would add the nanoseconds of one to the seconds of the other.
+        limits.ClearField("max_duration")
+    limits.MergeFrom(asked)
+    return limits
 
 
 def _raise_if(violations: list[Violation]) -> None:
