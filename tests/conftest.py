@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -85,6 +86,11 @@ def postgres() -> Iterator[PostgresCluster]:
         asyncio.run(cluster.make_roles())
         yield cluster
     finally:
+        # What it holds is thrown away: an orderly stop would first write every database to disk.
+        postmaster = server.get_postmaster_info().process
+        assert postmaster is not None
+        postmaster.send_signal(signal.SIGQUIT)
+        postmaster.wait(timeout=10)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 
