@@ -67,7 +67,7 @@ async def test_a_clients_remit_says_who_and_pays_from_the_users_account(clock: M
     issued = issuer.for_client(PRINCIPAL, epoch=3)
     remit = await verifier.verify(issued.token, audience=TOOLS, presenter=PUBLIC)
     assert principal_of(remit) == Principal(
-        PRINCIPAL.user, PRINCIPAL.org, PRINCIPAL.team, ["admin", "member"]
+        PRINCIPAL.user, PRINCIPAL.org, PRINCIPAL.team, ("admin", "member")
     )
     assert remit.account == "orgs/acme/teams/core/users/alice"
     assert (remit.policy_epoch, remit.fencing_token, remit.is_run) == (3, 0, False)

@@ -44,7 +44,7 @@ async def test_the_first_claim_registers_and_later_ones_need_only_the_token(
     assert await runs.claim(wanted.run, 1, wanted) == wanted
     assert await runs.claim(wanted.run, 1, None) == wanted
     assert await runs.claim(wanted.run, 5, None) == wanted
-    assert await runs.registration(wanted.run) == wanted
+    assert (await runs.look_up(wanted.run))[0] == wanted
     assert (await runs.fences([wanted.run])).min_tokens == {wanted.run: 5}
 
 
@@ -67,7 +67,7 @@ async def test_a_registration_cannot_be_replaced(runs: RunStore, change: dict[st
     with pytest.raises(RemitError) as refused:
         await runs.claim(wanted.run, 2, replace(wanted, **change))  # type: ignore[arg-type]
     assert refused.value.reason == error_reason_pb2.ERROR_REASON_KEY_REUSED
-    assert await runs.registration(wanted.run) == wanted
+    assert (await runs.look_up(wanted.run))[0] == wanted
     assert (await runs.fences([wanted.run])).min_tokens == {wanted.run: 1}
 
 
@@ -120,7 +120,7 @@ async def test_claims_and_fences_from_everywhere_at_once_agree(
     fences = await runs.fences([run.run for run in wanted])
     assert set(fences.min_tokens.values()) == {5}
     for run in wanted:
-        assert await runs.registration(run.run) == run
+        assert (await runs.look_up(run.run))[0] == run
 
 
 claims = st.builds(

@@ -118,7 +118,7 @@ class World:
         self.audit = AuditLog()
         self.pepper = Pepper(PEPPER)
         self.store = PolicyStore(database)
-        self.runs = RunStore(database, max_batch=64, max_queue=64)
+        self.runs = RunStore(database, max_batch=64, max_queue=1024)
         self.verifier = RemitVerifier(keys, clock)
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
         self.mesh = MemoryMesh()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -120,5 +119,4 @@ class RemitIssuer:
 
 def principal_of(remit: Remit) -> Principal:
     """Return who a verified remit speaks for, as the policies see it."""
-    roles: Sequence[str] = sorted(remit.roles)
-    return Principal(remit.subject, remit.org, remit.team, roles)
+    return Principal(remit.subject, remit.org, remit.team, tuple(sorted(remit.roles)))

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import cedarpy
@@ -19,6 +20,8 @@ from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.rpc.errors import RemitError
 
+_KNOWN_ENTITIES: Final = 4096
+"""Parsed principals with a resource, kept at most per policy set."""
 # The entity type behind each kind of resource name.
 _TYPES: Final = {
     "org": "Org",
@@ -42,7 +45,7 @@ class Principal:
     user: str
     org: str
     team: str = ""
-    roles: Sequence[str] = ()
+    roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,17 @@ class RuleBook:
         self._schema = _parse_schema(source.schema)
         self._reasons = _check(source, self._schema)
         self._policies = cedarpy.PolicySet.from_str(source.text)
+        # Parsing the entities is a third of a decision, and runs ask about the same few again and
+        # again. What is kept are the facts of the question, never its answer.
+        self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
 
     def decide(self, question: Question) -> Decision:
         """Answer one question. Never raises for a question: what cannot be decided is denied."""
         try:
             request = _request(question)
-            entities = _entities(question)
+            entities = self._parse_entities(
+                question.principal, question.resource, question.permission_class
+            )
         except ValueError as error:
             return Decision(allow=False, policy_ids=(), reason=str(error), epoch=self.epoch)
         try:
@@ -120,6 +128,12 @@ class RuleBook:
         if answer.diagnostics.errors:
             return self._undecided(tuple(answer.diagnostics.errors))
         return self._decided(question, answer)
+
+    def _parsed_entities(
+        self, asked: Principal, resource: str, permission_class: int
+    ) -> cedarpy.Entities:
+        stated = json.dumps(_entities(asked, resource, permission_class))
+        return cedarpy.Entities.from_json_str(stated, self._schema)
 
     def _undecided(self, errors: tuple[str, ...]) -> Decision:
         reason = "the policies could not be evaluated for this question, which denies it"
@@ -199,35 +213,34 @@ def _request(question: Question) -> dict[str, object]:
     }
 
 
-def _entities(question: Question) -> str:
-    """Every entity of the question; Cedar checks them against the schema on the way in."""
-    asked = question.principal
+def _entities(asked: Principal, resource: str, permission_class: int) -> list[dict[str, object]]:
+    """Every entity of a question; Cedar checks them against the schema when it parses them."""
     org = _reference(asked.org)
     parents = [org] if not asked.team else [org, _reference(asked.team)]
     user = {"org": {"__entity": org}, "roles": list(asked.roles)}
     entities = {asked.org: _entity(org), asked.user: _entity(_reference(asked.user), user, parents)}
     if asked.team:
         entities[asked.team] = _entity(_reference(asked.team), parents=[org])
-    for name, entity in _resource_entities(question).items():
+    for name, entity in _resource_entities(resource, permission_class).items():
         entities.setdefault(name, entity)
-    return json.dumps(list(entities.values()))
+    return list(entities.values())
 
 
-def _resource_entities(question: Question) -> dict[str, dict[str, object]]:
-    reference = _reference(question.resource)
+def _resource_entities(resource: str, permission_class: int) -> dict[str, dict[str, object]]:
+    reference = _reference(resource)
     if reference["type"] == "Tool":
-        if question.permission_class not in _TOOL_CLASSES:
-            message = f"{question.resource} comes without its permission class"
+        if permission_class not in _TOOL_CLASSES:
+            message = f"{resource} comes without its permission class"
             raise ValueError(message)
-        attributes = {"permission_class": question.permission_class}
-        return {question.resource: _entity(reference, attributes)}
+        attributes = {"permission_class": permission_class}
+        return {resource: _entity(reference, attributes)}
     if reference["type"] not in _IN_ORG:
-        return {question.resource: _entity(reference)}
-    org = _reference(names.org_of(question.resource))
+        return {resource: _entity(reference)}
+    org = _reference(names.org_of(resource))
     if reference["type"] == "User":
         other = {"org": {"__entity": org}, "roles": []}
-        return {question.resource: _entity(reference, other, [org]), org["id"]: _entity(org)}
-    return {question.resource: _entity(reference, parents=[org]), org["id"]: _entity(org)}
+        return {resource: _entity(reference, other, [org]), org["id"]: _entity(org)}
+    return {resource: _entity(reference, parents=[org]), org["id"]: _entity(org)}
 
 
 def reference_to(name: str) -> dict[str, dict[str, str]]:

@@ -105,20 +105,16 @@ class RunStore:
         """Raise the run's least token to `token` unless it is higher; return what it is now."""
         return (await self._fences.submit(Claim(run, token, fence_only=True))).min_token
 
-    async def registration(self, run: str) -> Registration | None:
-        """Return what the run was registered with."""
+    async def look_up(self, run: str) -> tuple[Registration | None, Fences]:
+        """Return what the run was registered with, and its fence and the policy epoch of now."""
         async with self._database.acquire() as connection:
-            return (await _registrations(connection, [run])).get(run)
+            registered = await _registrations(connection, [run])
+            return registered.get(run), await _fences(connection, [run])
 
     async def fences(self, runs: Iterable[str]) -> Fences:
         """Read the fences of `runs` and the policy epoch as they are now, in one statement."""
-        rows = await self._database.fetch(
-            "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
-            " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets",
-            sorted(set(runs)),
-        )
-        tokens: dict[str, int] = {row["run"]: row["min_fencing_token"] for row in rows}
-        return Fences(tokens.pop(_EPOCH_ROW), tokens)
+        async with self._database.acquire() as connection:
+            return await _fences(connection, sorted(set(runs)))
 
 
 async def settle_claims(
@@ -191,6 +187,16 @@ async def _lock(connection: Connection, claims: Sequence[Claim]) -> dict[str, St
     return {
         row["run"]: Standing(row["min_fencing_token"], registered.get(row["run"])) for row in rows
     }
+
+
+async def _fences(connection: Connection, runs: Sequence[str]) -> Fences:
+    rows = await connection.fetch(
+        "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
+        " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets",
+        runs,
+    )
+    tokens: dict[str, int] = {row["run"]: row["min_fencing_token"] for row in rows}
+    return Fences(tokens.pop(_EPOCH_ROW), tokens)
 
 
 async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[str, Registration]:

@@ -107,11 +107,8 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.IssueRemitResponse:
         """Issue or renew the remit of a run."""
         _check_issue(request)
-        known = self._registered.get(request.run) or await self._runs.registration(request.run)
-        if known is None:
-            wanted: Registration | None = await self._register(request)
-        else:
-            wanted = _restated(known, request)
+        known = self._registered.get(request.run)
+        wanted = _restated(known, request) if known else await self._wanted(request)
         run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
@@ -188,7 +185,16 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
 
     # ----------------------------------------------------------------------------------- runs
 
-    async def _register(self, request: policy_service_pb2.IssueRemitRequest) -> Registration:
+    async def _wanted(self, request: policy_service_pb2.IssueRemitRequest) -> Registration | None:
+        """Return what the run shall be registered with; None if it is and nothing is restated."""
+        known, fences = await self._runs.look_up(request.run)
+        if known is not None:
+            return _restated(known, request)
+        return await self._register(request, await self._policies.at_least(fences.epoch))
+
+    async def _register(
+        self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook
+    ) -> Registration:
         """Build the registration of a new run from the client's remit, if the rules allow it."""
         if not request.client_remit:
             raise RemitError(
@@ -201,8 +207,6 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             presenter=options_pb2.CALLER_PUBLIC,
         )
         _check_party(client, current_call().caller)
-        fences = await self._runs.fences(())
-        book = await self._policies.at_least(fences.epoch)
         principal = principal_of(client)
         decision = book.decide(Question(principal, RUN_AGENT, request.agent))
         if not decision.allow:
@@ -289,7 +293,7 @@ def _registration(
         run=request.run,
         subject=principal.user,
         team=principal.team,
-        roles=tuple(principal.roles),
+        roles=principal.roles,
         agent=request.agent,
         tools=tuple(sorted(set(request.tools))),
         models=tuple(sorted(set(request.models))),
