@@ -41,6 +41,18 @@ class Owners:
     run: str = ""
 
 
+@lru_cache(maxsize=_PATHS_REMEMBERED)
+def ancestors(leaf: str) -> tuple[str, ...]:
+    """All accounts of a leaf's path, the org first and the leaf itself last."""
+    return names.ancestors(leaf)
+
+
+@lru_cache(maxsize=_PATHS_REMEMBERED)
+def org_of(account: str) -> str:
+    """The org whose books an account stands in."""
+    return names.org_of(account)
+
+
 def revenue_account(org: str) -> str:
     """The operator's revenue from an org."""
     return f"operator/{org}/revenue"
@@ -64,7 +76,7 @@ def balance_key(account: str, period: Period, day: date) -> BalanceKey:
 @lru_cache(maxsize=_PATHS_REMEMBERED)
 def path_keys(leaf: str, day: date) -> tuple[BalanceKey, ...]:
     """Balances that a hold on `leaf`, begun on `day`, stands on: every ancestor and the leaf."""
-    return tuple(key for account in names.ancestors(leaf) for key in _keys_of_account(account, day))
+    return tuple(key for account in ancestors(leaf) for key in _keys_of_account(account, day))
 
 
 @lru_cache(maxsize=_PATHS_REMEMBERED)

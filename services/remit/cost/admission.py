@@ -13,7 +13,7 @@ from datetime import date, datetime
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
-from remit.cost.accounts import BalanceKey, balance_key
+from remit.cost.accounts import BalanceKey, ancestors, balance_key
 from remit.cost.books import Books, Limit
 from remit.cost.periods import Period, renewal_of
 from remit.rpc.errors import QuotaViolation, RemitError
@@ -51,7 +51,7 @@ def limits_of_path(
     leaf: str, day: date, limits: Limits, default: DefaultBudget, own_limit_nanos: int | None
 ) -> Iterator[Limit]:
     """Every limit of a path, the org's first; `own_limit_nanos` is the one its run carries."""
-    for account in names.ancestors(leaf):
+    for account in ancestors(leaf):
         for period, limit_nanos in limits_of_account(account, limits, default).items():
             yield Limit(balance_key(account, period, day), limit_nanos)
     if own_limit_nanos is not None:

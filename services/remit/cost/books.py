@@ -15,10 +15,15 @@ from datetime import date, datetime
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from remit import names
 from remit.api.errors.v1 import error_reason_pb2
-from remit.cost.accounts import BalanceKey, operator_keys, overrun_account, path_keys
-from remit.cost.accounts import revenue_account as revenue_of
+from remit.cost.accounts import (
+    BalanceKey,
+    operator_keys,
+    org_of,
+    overrun_account,
+    path_keys,
+    revenue_account,
+)
 from remit.pricing import INT64_MAX
 from remit.rpc.errors import RemitError, Violation
 
@@ -202,7 +207,7 @@ class Books:
 
 def keys_to_load(leaf: str, day: date) -> tuple[BalanceKey, ...]:
     """Every balance that an operation on a reservation of this leaf and day may read or change."""
-    revenue, overrun = operator_keys(names.org_of(leaf), day)
+    revenue, overrun = operator_keys(org_of(leaf), day)
     return path_keys(leaf, day) + revenue + overrun
 
 
@@ -217,8 +222,8 @@ def _effect_of(transfers: Iterable[Transfer]) -> tuple[int, int]:
 
 def transfer_accounts(kind: Kind, leaf: str) -> tuple[str, str]:
     """Debit and credit account of a transfer for a path's leaf."""
-    org = names.org_of(leaf)
-    return (overrun_account(org) if kind is Kind.OVERRUN else leaf), revenue_of(org)
+    org = org_of(leaf)
+    return (overrun_account(org) if kind is Kind.OVERRUN else leaf), revenue_account(org)
 
 
 def _org_of(transfer: Transfer) -> str:

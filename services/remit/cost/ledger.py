@@ -19,7 +19,7 @@ from typing import NoReturn
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
-from remit.cost.accounts import path_keys
+from remit.cost.accounts import org_of, path_keys
 from remit.cost.admission import DefaultBudget, admit, limits_of_path
 from remit.cost.books import Books, Kind, Transfer, transfer_accounts
 from remit.cost.periods import Period, day_of
@@ -93,7 +93,7 @@ class Ledger:
     # --------------------------------------------------------------------------------- opening
 
     def _reserve(self, wanted: Reserve) -> Reservation:
-        org = names.org_of(wanted.account)
+        org = org_of(wanted.account)
         begin_time = self._begin_time(org)
         hold = Reservation(
             key=wanted.key,
@@ -150,7 +150,7 @@ class Ledger:
             )
         )
         books = self._state.books
-        books.require_room(names.org_of(hold.account), hold.day, amount_nanos)
+        books.require_room(org_of(hold.account), hold.day, amount_nanos)
         admit(books, limits, amount_nanos, self._now)
         books.note_admission(path_keys(hold.account, hold.day), limits)
 
@@ -168,7 +168,7 @@ class Ledger:
             bill_nanos = cost_nanos(hold.price, wanted.used)
         posted_nanos = min(bill_nanos, hold.hold_nanos)
         overrun_nanos = bill_nanos - posted_nanos
-        self._state.books.require_room(names.org_of(hold.account), hold.day, overrun_nanos)
+        self._state.books.require_room(org_of(hold.account), hold.day, overrun_nanos)
         settled = replace(
             hold,
             state=State.SETTLED,

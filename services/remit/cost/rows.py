@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from remit import names
-from remit.cost.accounts import BalanceKey, owners_of
+from remit.cost.accounts import BalanceKey, org_of, owners_of
 from remit.cost.books import Balance, Transfer
 from remit.cost.reservations import Price, Reservation, ReservationKey, State, Usage
 
@@ -57,7 +56,7 @@ _PINNED_COLUMNS: Final[tuple[Column[Reservation], ...]] = (
     Column("day", "date", lambda row: row.day),
     Column("create_time", "timestamptz", lambda row: row.create_time),
     Column("account", "text", lambda row: row.account or None),
-    Column("org", "text", lambda row: names.org_of(row.account) if row.account else None),
+    Column("org", "text", lambda row: org_of(row.account) if row.account else None),
     Column("team", "text", lambda row: _owner(row, "team")),
     Column("user_name", "text", lambda row: _owner(row, "user")),
     Column("agent", "text", lambda row: _owner(row, "agent")),

@@ -12,10 +12,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 
-from remit import names
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cost import rows
-from remit.cost.accounts import BalanceKey
+from remit.cost.accounts import BalanceKey, ancestors, org_of
 from remit.cost.books import Balance, Books, keys_to_load
 from remit.cost.ledger import Ledger, LedgerState, Rules, begin_time
 from remit.cost.periods import Period, day_of
@@ -128,7 +127,7 @@ def _orgs(
 ) -> set[str]:
     accounts = {op.account for op in operations if isinstance(op, Reserve)}
     accounts |= {reservation.account for reservation in known.values() if reservation.account}
-    return {names.org_of(account) for account in accounts}
+    return {org_of(account) for account in accounts}
 
 
 async def _loaded(
@@ -141,9 +140,9 @@ async def _loaded(
     leaves = {(held.account, held.day) for held in known.values() if held.account}
     for operation in operations:
         if isinstance(operation, Reserve):
-            last = latest[names.org_of(operation.account)]
+            last = latest[org_of(operation.account)]
             leaves.add((operation.account, day_of(begin_time(now, last))))
-    accounts = {account for leaf, _ in leaves for account in names.ancestors(leaf)}
+    accounts = {account for leaf, _ in leaves for account in ancestors(leaf)}
     return LedgerState(
         books=Books(await _balances(connection, leaves)),
         limits=await _limits(connection, accounts),
