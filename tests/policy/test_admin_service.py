@@ -108,7 +108,7 @@ BAD_KEYS: list[tuple[dict[str, Any], set[str]]] = [
     ({"roles": ["root"]}, {"roles"}),
     ({"request_id": ""}, {"request_id"}),
     ({"request_id": "x" * 65}, {"request_id"}),
-    ({"user": "", "roles": [], "request_id": "a b"}, {"user", "roles", "request_id"}),
+    ({"user": "", "roles": [], "request_id": "a\nb"}, {"user", "roles", "request_id"}),
 ]
 
 
@@ -174,8 +174,7 @@ async def test_a_revoked_key_stops_here_at_once_and_stays_revoked(world: World) 
     assert error.reason == error_reason_pb2.ERROR_REASON_CREDENTIAL_REVOKED
     again = await as_admin(world, "RevokeApiKey", revoke(made.api_key.name, "r3"))
     assert again.api_key.revoke_time == answer.api_key.revoke_time
-    repeated = await as_admin(world, "CreateApiKey", create())
-    assert repeated.api_key.HasField("revoke_time")
+    assert await as_admin(world, "CreateApiKey", create()) == made
 
 
 async def test_a_key_that_is_not_there_or_anothers_does_not_exist(world: World) -> None:
@@ -261,7 +260,7 @@ async def test_without_the_log_nothing_is_acknowledged_and_nothing_is_lost(world
     world.audit.away = True
     error = await refused(as_admin(world, "CreateApiKey", create()))
     assert error.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
-    sweep = asyncio.create_task(world.recorder.sweep())
+    sweep = asyncio.create_task(world.recorder.run())
     try:
         world.audit.away = False
         await eventually(lambda: world.audit.events)
@@ -283,4 +282,5 @@ async def test_a_revocation_holds_even_while_the_log_is_away(world: World) -> No
 
 
 async def all_recorded(world: World) -> bool:
-    return not await world.store.unrecorded(10)
+    unrecorded = "SELECT count(*) FROM admin_requests WHERE record_time IS NULL"
+    return not int(await world.database.fetchval(unrecorded))

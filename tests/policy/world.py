@@ -16,6 +16,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
 from remit.policy.bootstrap import bootstrap_admin
@@ -23,7 +24,6 @@ from remit.policy.credentials import Credentials
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.key_ring import KeyRing
-from remit.policy.recording import AdminRecorder
 from remit.policy.remits import RemitIssuer
 from remit.policy.rules import Principal
 from remit.policy.runs import RunStore
@@ -124,7 +124,7 @@ class World:
         self.mesh = MemoryMesh()
         self._add_audit()
         self.recorder = AdminRecorder(
-            self.store,
+            self.database,
             self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
                 audit_service_pb2_grpc.AuditServiceStub
             ),

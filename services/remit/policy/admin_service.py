@@ -26,13 +26,18 @@ from remit.api.policy.v1 import (
     policy_admin_service_pb2,
     policy_admin_service_pb2_grpc,
 )
-from remit.policy.api_keys import Pepper, PresentedKey, canonical_request
+from remit.idempotency import (
+    AdminChange,
+    AdminRecorder,
+    AdminRequest,
+    request_id_violations,
+)
+from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
 from remit.policy.credentials import Credentials
 from remit.policy.epochs import Policies
-from remit.policy.recording import AdminRecorder
 from remit.policy.remits import principal_of
 from remit.policy.rules import Question
-from remit.policy.store import AdminRequest, ApiKeyRow, NewApiKey, PolicyStore
+from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -46,7 +51,6 @@ ROLES: Final = frozenset({MEMBER, ADMIN})
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 _MAX_DISPLAY_CHARS: Final = 100
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,64}")
 _KEY_ID: Final = re.compile(r"[a-z2-7]{16}")
 _CREATE: Final = "keys.create"
 _LIST: Final = "keys.list"
@@ -83,12 +87,12 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         await self._authorise(caller, _CREATE, request.user)
         _check_roles(caller, request)
         asked, key = self._derived(caller, request)
-        if await self._store.known_request(asked) is None:
+        if await self._store.known_change(asked) is None:
             _check_expiry(request, self._clock.now())
-        row, change = await self._store.create_api_key(asked, self._new_key(request, key))
+        change = await self._store.create_api_key(asked, self._new_key(request, key), _answer)
         await self._recorder.record(change)
         return policy_admin_service_pb2.CreateApiKeyResponse(
-            api_key=api_key_of(row), secret=key.text
+            api_key=_answered(change), secret=key.text
         )
 
     async def ListApiKeys(
@@ -116,12 +120,12 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         await self._authorise(caller, _REVOKE, request.name)
         asked = _admin_request(caller, _REVOKE, request.request_id, request.name, {})
         try:
-            row, change = await self._store.revoke_api_key(asked, key_id)
+            change = await self._store.revoke_api_key(asked, key_id, _answer)
         finally:
             # Even if the commit's outcome is unknown: forgetting too much costs one query.
             self._credentials.forget(key_id)
         await self._recorder.record(change)
-        return policy_admin_service_pb2.RevokeApiKeyResponse(api_key=api_key_of(row))
+        return policy_admin_service_pb2.RevokeApiKeyResponse(api_key=_answered(change))
 
     async def GetPolicySet(
         self, request: policy_admin_service_pb2.GetPolicySetRequest, context: Context
@@ -188,16 +192,25 @@ def api_key_of(row: ApiKeyRow) -> api_key_pb2.ApiKey:
     )
 
 
+def _answer(row: ApiKeyRow) -> bytes:
+    """Render a change's answer as it is kept: the key, never its secret."""
+    return api_key_of(row).SerializeToString()
+
+
+def _answered(change: AdminChange) -> api_key_pb2.ApiKey:
+    """Read the answer of a change, which every repetition of its request gets."""
+    return api_key_pb2.ApiKey.FromString(change.response)
+
+
 def _admin_request(
     caller: Remit, action: str, request_id: str, resource: str, body: Mapping[str, object]
 ) -> AdminRequest:
-    canonical = canonical_request(action, caller.subject, request_id, {"name": resource, **body})
     return AdminRequest(
         subject=caller.subject,
         method=action,
         request_id=request_id,
         org=caller.org,
-        body_digest=hashlib.sha256(canonical).digest(),
+        body_digest=hashlib.sha256(canonical_body({"name": resource, **body})).digest(),
         action=action,
         resource=resource,
         detail=json.dumps(dict(body), sort_keys=True),
@@ -206,7 +219,7 @@ def _admin_request(
 
 
 def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
-    found = _request_id_violations(request.request_id)
+    found = request_id_violations(request.request_id)
     if not 1 <= len(request.display_name) <= _MAX_DISPLAY_CHARS:
         found.append(Violation("display_name", f"must have 1 to {_MAX_DISPLAY_CHARS} characters"))
     if not _is_own("user", request.user, caller.org):
@@ -242,7 +255,7 @@ def _check_page(request: policy_admin_service_pb2.ListApiKeysRequest) -> None:
 
 def _revocable(caller: Remit, request: policy_admin_service_pb2.RevokeApiKeyRequest) -> str:
     """Return the key id. Another org's key does not exist for this caller."""
-    found = _request_id_violations(request.request_id)
+    found = request_id_violations(request.request_id)
     if not names.is_name("apiKey", request.name):
         found.append(Violation("name", "must be `orgs/{org}/apiKeys/{key}`"))
     if found:
@@ -250,12 +263,6 @@ def _revocable(caller: Remit, request: policy_admin_service_pb2.RevokeApiKeyRequ
     if names.org_of(request.name) != caller.org:
         raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{request.name} does not exist")
     return names.parse("apiKey", request.name)[1]
-
-
-def _request_id_violations(request_id: str) -> list[Violation]:
-    if _REQUEST_ID.fullmatch(request_id):
-        return []
-    return [Violation("request_id", "must have 1 to 64 visible ASCII characters")]
 
 
 def _is_own(kind: str, name: str, org: str) -> bool:

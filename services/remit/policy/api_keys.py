@@ -93,15 +93,20 @@ def parse_api_key(text: str) -> PresentedKey:
     return PresentedKey(match[1], text)
 
 
-def canonical_request(
-    method: str, subject: str, request_id: str, body: Mapping[str, object]
-) -> bytes:
-    """One byte string per admin request, by which a repetition is told from a reuse.
+def canonical_body(body: Mapping[str, object]) -> bytes:
+    """One byte string per body, by which a repetition is told from a reuse.
 
     `body` holds plain JSON values. Sorted keys and escaped text make it the same everywhere.
     """
+    return json.dumps(dict(body), sort_keys=True, separators=(",", ":")).encode()
+
+
+def canonical_request(
+    method: str, subject: str, request_id: str, body: Mapping[str, object]
+) -> bytes:
+    """One byte string per admin request, from which its key derives."""
     parts = {"method": method, "subject": subject, "request_id": request_id, "body": dict(body)}
-    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+    return canonical_body(parts)
 
 
 def _base32(data: bytes) -> str:

@@ -12,8 +12,9 @@ import json
 from typing import Final
 
 from remit import names
-from remit.policy.api_keys import Pepper, canonical_request
-from remit.policy.store import AdminRequest, NewApiKey, PolicyStore
+from remit.idempotency import AdminRequest
+from remit.policy.api_keys import Pepper, canonical_body, canonical_request
+from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
 from remit.postgres import Database
 
 _ACTION: Final = "keys.create"
@@ -46,7 +47,7 @@ async def bootstrap_admin(db: Database, pepper: Pepper, org: str, user: str) -> 
         method=f"{_ACTION}.bootstrap",
         request_id=request_id,
         org=org,
-        body_digest=hashlib.sha256(canonical).digest(),
+        body_digest=hashlib.sha256(canonical_body(body)).digest(),
         action=_ACTION,
         resource=f"{org}/apiKeys/{key.key_id}",
         detail=json.dumps(body, sort_keys=True),
@@ -62,5 +63,10 @@ async def bootstrap_admin(db: Database, pepper: Pepper, org: str, user: str) -> 
         pepper_id=pepper.fingerprint,
         expire_time=None,
     )
-    await store.create_api_key(request, new)
+    await store.create_api_key(request, new, _no_answer)
     return key.text
+
+
+def _no_answer(_: ApiKeyRow) -> bytes:
+    """Nobody called: there is no answer to repeat."""
+    return b""

@@ -13,6 +13,7 @@ from remit import telemetry
 from remit.api.audit.v1 import audit_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
 from remit.policy.credentials import Credentials
@@ -20,7 +21,6 @@ from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.key_files import read_secret
 from remit.policy.key_ring import KeyRing
-from remit.policy.recording import AdminRecorder
 from remit.policy.remits import RemitIssuer
 from remit.policy.runs import RunStore
 from remit.policy.service import PolicyService
@@ -93,7 +93,9 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     verifier = RemitVerifier(keys, clock)
     issuer = RemitIssuer(keys, clock, ids, lifetime_s=settings.remit_lifetime_s)
     recorder = AdminRecorder(
-        store, mesh.stub(audit_service_pb2_grpc.AuditServiceStub), retry_s=settings.record_retry_s
+        database,
+        mesh.stub(audit_service_pb2_grpc.AuditServiceStub),
+        retry_s=settings.record_retry_s,
     )
     credentials = Credentials(
         store=store,
@@ -130,7 +132,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (external_auth_pb2_grpc.add_AuthorizationServicer_to_server, edge),
         ),
         verifier=verifier,
-        background=(recorder.sweep, lambda: _refresh(keys, policies, settings.refresh_s)),
+        background=(recorder.run, lambda: _refresh(keys, policies, settings.refresh_s)),
         ready=(database.ping,),
     )
 

@@ -1,12 +1,13 @@
-"""Policy's tables but for the runs' (see runs.py): keys, admin requests, policy sets, signing keys.
+"""Policy's tables but for the runs' (see runs.py): API keys, policy sets, signing keys.
 
 Only SQL and rows here. What a row means is decided by the cores and the services.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,10 +15,8 @@ from typing import Any, Final
 import asyncpg
 
 from remit import names
-from remit.api.errors.v1.error_reason_pb2 import (
-    ERROR_REASON_KEY_REUSED,
-    ERROR_REASON_RESOURCE_NOT_FOUND,
-)
+from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_RESOURCE_NOT_FOUND
+from remit.idempotency import AdminChange, AdminRequest, known_change, remember
 from remit.policy.rules import PolicySource
 from remit.policy.signing import NewKey, StoredKey, is_due
 from remit.postgres import Connection, Database
@@ -26,12 +25,10 @@ from remit.rpc.errors import RemitError
 # Advisory locks of this database: replicas that start together do these things one at a time.
 _POLICY_LOCK: Final = 1
 _SIGNING_LOCK: Final = 2
+_ADMIN_LOCK: Final = 3
 
 _KEY_COLUMNS: Final = (
     "key_id, org, subject, team, display_name, roles, digest, create_time, expire_time, revoke_time"
-)
-_REQUEST_COLUMNS: Final = (
-    "subject, method, request_id, org, body_digest, action, resource, detail, trace_id, create_time"
 )
 
 
@@ -68,29 +65,6 @@ class NewApiKey:
     digest: bytes
     pepper_id: str
     expire_time: datetime | None
-
-
-@dataclass(frozen=True)
-class AdminRequest:
-    """One admin change as it was asked for, and what its audit event will say."""
-
-    subject: str
-    method: str
-    request_id: str
-    org: str
-    body_digest: bytes
-    action: str
-    resource: str
-    detail: str
-    trace_id: str
-
-
-@dataclass(frozen=True)
-class AdminChange:
-    """An admin request that took effect at `create_time`."""
-
-    request: AdminRequest
-    create_time: datetime
 
 
 @dataclass(frozen=True)
@@ -152,32 +126,35 @@ class PolicyStore:
         )
 
     async def create_api_key(
-        self, request: AdminRequest, key: NewApiKey
-    ) -> tuple[ApiKeyRow, AdminChange]:
+        self, request: AdminRequest, key: NewApiKey, answer: Callable[[ApiKeyRow], bytes]
+    ) -> AdminChange:
         """Store a key, its principals and the request in one commit; a repetition changes nothing.
 
         Raises:
             RemitError: KEY_REUSED if the request id named another request.
 
         """
-        async with self._database.transaction() as connection:
-            change, is_new = await _remember(connection, request)
-            if is_new:
-                await _insert_api_key(connection, request.org, key)
+        async with self._change(request.org) as connection:
+            known = await known_change(connection, request)
+            if known is not None:
+                return known
+            await _insert_api_key(connection, request.org, key)
             row = await _api_key_row(connection, request.org, key.key_id)
-        return row, change
+            return await remember(connection, request, answer(row))
 
     async def revoke_api_key(
-        self, request: AdminRequest, key_id: str
-    ) -> tuple[ApiKeyRow, AdminChange]:
+        self, request: AdminRequest, key_id: str, answer: Callable[[ApiKeyRow], bytes]
+    ) -> AdminChange:
         """Revoke a key of the request's org; a key revoked before keeps its time.
 
         Raises:
             RemitError: KEY_REUSED, or RESOURCE_NOT_FOUND if the org has no such key.
 
         """
-        async with self._database.transaction() as connection:
-            change, _ = await _remember(connection, request)
+        async with self._change(request.org) as connection:
+            known = await known_change(connection, request)
+            if known is not None:
+                return known
             await connection.execute(
                 "UPDATE api_keys SET revoke_time = now()"
                 " WHERE key_id = $1 AND org = $2 AND revoke_time IS NULL",
@@ -185,11 +162,9 @@ class PolicyStore:
                 request.org,
             )
             row = await _api_key_row(connection, request.org, key_id)
-        return row, change
+            return await remember(connection, request, answer(row))
 
-    # -------------------------------------------------------------------------- admin requests
-
-    async def known_request(self, request: AdminRequest) -> AdminChange | None:
+    async def known_change(self, request: AdminRequest) -> AdminChange | None:
         """Return what an identical earlier request did, or None if there was none.
 
         Raises:
@@ -197,31 +172,16 @@ class PolicyStore:
 
         """
         async with self._database.acquire() as connection:
-            return await _known(connection, request)
+            return await known_change(connection, request)
 
-    async def ensure_principals(self, org: str, subject: str) -> None:
-        """Create the org and the user unless they are there."""
+    @contextlib.asynccontextmanager
+    async def _change(self, org: str) -> AsyncIterator[Connection]:
+        """Open a transaction in which no other admin request of the org is being decided."""
         async with self._database.transaction() as connection:
-            await _insert_principals(connection, org, (subject,))
-
-    async def unrecorded(self, limit: int) -> list[AdminChange]:
-        """Return the oldest changes that audit has not taken yet."""
-        rows = await self._database.fetch(
-            f"SELECT {_REQUEST_COLUMNS} FROM admin_requests"  # noqa: S608 - constants
-            " WHERE record_time IS NULL ORDER BY create_time LIMIT $1",
-            limit,
-        )
-        return [_change(row) for row in rows]
-
-    async def mark_recorded(self, change: AdminChange) -> None:
-        """Note that the change is in the audit log."""
-        await self._database.execute(
-            "UPDATE admin_requests SET record_time = now()"
-            " WHERE subject = $1 AND method = $2 AND request_id = $3 AND record_time IS NULL",
-            change.request.subject,
-            change.request.method,
-            change.request.request_id,
-        )
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock($1, hashtext($2))", _ADMIN_LOCK, org
+            )
+            yield connection
 
     # ---------------------------------------------------------------------------- policy sets
 
@@ -287,49 +247,6 @@ class PolicyStore:
             )
 
 
-async def _remember(connection: Connection, request: AdminRequest) -> tuple[AdminChange, bool]:
-    """Store the request unless it is known; tell whether it is new. Raises KEY_REUSED."""
-    row = await connection.fetchrow(
-        "INSERT INTO admin_requests (subject, method, request_id, org, body_digest, action,"
-        " resource, detail, trace_id) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9"
-        f" ON CONFLICT DO NOTHING RETURNING {_REQUEST_COLUMNS}",
-        request.subject,
-        request.method,
-        request.request_id,
-        request.org,
-        request.body_digest,
-        request.action,
-        request.resource,
-        request.detail,
-        request.trace_id,
-    )
-    if row is not None:
-        return _change(row), True
-    known = await _known(connection, request)
-    if known is None:  # pragma: no cover - the row that conflicted is never deleted
-        message = "an admin request vanished"
-        raise AssertionError(message)
-    return known, False
-
-
-async def _known(connection: Connection, request: AdminRequest) -> AdminChange | None:
-    row = await connection.fetchrow(
-        f"SELECT {_REQUEST_COLUMNS} FROM admin_requests"  # noqa: S608 - constants
-        " WHERE subject = $1 AND method = $2 AND request_id = $3",
-        request.subject,
-        request.method,
-        request.request_id,
-    )
-    if row is None:
-        return None
-    if row["body_digest"] != request.body_digest:
-        raise RemitError(
-            ERROR_REASON_KEY_REUSED,
-            f"request_id {request.request_id} was used before for another request",
-        )
-    return _change(row)
-
-
 async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> None:
     await _insert_principals(connection, org, filter(None, (key.subject, key.team)))
     await connection.execute(
@@ -385,12 +302,6 @@ def _api_key(row: asyncpg.Record) -> ApiKeyRow:
     return ApiKeyRow(
         **_plain(row) | {"team": row["team"] or "", "roles": tuple(row["roles"])},
     )
-
-
-def _change(row: asyncpg.Record) -> AdminChange:
-    values = _plain(row)
-    create_time: datetime = values.pop("create_time")
-    return AdminChange(AdminRequest(**values), create_time)
 
 
 def _plain(row: asyncpg.Record) -> dict[str, Any]:

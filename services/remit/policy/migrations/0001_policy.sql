@@ -40,6 +40,7 @@ CREATE TABLE admin_requests (
     resource text NOT NULL,
     detail text NOT NULL,
     trace_id text NOT NULL,
+    response bytea NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now(),
     record_time timestamptz,
     PRIMARY KEY (subject, method, request_id)
