@@ -8,7 +8,7 @@ import click
 
 
 @click.command(
-    epilog="\b\nExample:\n  remit migrate cost --dsn postgresql://remit_cost_owner@db/remit_cost"
+    epilog="\b\nExamples:\n  remit migrate cost --dsn postgresql://remit_cost_owner@db/remit_cost"
 )
 @click.argument("database")
 @click.option(

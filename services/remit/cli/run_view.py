@@ -70,7 +70,7 @@ class RunView:
         self.stage = "running"
         again = event.started.fencing_token > 1
         what = "taken over by" if again else "taken by"
-        yield Line(f"  {what} {event.started.replica or 'a worker'}", "yellow" if again else "dim")
+        yield Line(f"  {what} replica {event.started.replica}", "yellow" if again else "dim")
 
     def _stage(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.stage = event.stage_started.stage
