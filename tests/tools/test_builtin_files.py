@@ -41,7 +41,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def put(folder: Path, texts: dict[str, str]) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text)
 
@@ -279,3 +279,12 @@ async def test_nothing_is_written_once_the_time_is_over(
     with pytest.raises(RemitError):
         await write_file.outcome({"path": "a", "content": "x"}, context_of(workspace, limit_s=0))
     assert not (workspace / "a").exists()
+
+
+async def test_a_workspace_that_cannot_be_made_is_explained(
+    write_file: Caller, workspace: Path
+) -> None:
+    put(workspace.parent, {"workspace": "a file where a folder should be"})
+    error = await write_file.error(path="a", content="x")
+    assert error.reason == error_reason_pb2.ERROR_REASON_TOOL_FAILED
+    assert "the workspace cannot be used (FileExistsError); tell the operator" in error.message

@@ -19,7 +19,7 @@ from remit.rpc.calls import current_call_or_none
 from remit.rpc.errors import RemitError
 from remit.tools import ToolContext, ToolError, tool
 from remit.tools.definition import define
-from remit.tools.execution import Execution, ExecutionLimits, open_execution
+from remit.tools.execution import Execution, ExecutionLimits, NotStartedError, open_execution
 from remit.tools.results import Outcome
 from tests.effects.world import a_call
 from tests.tools.calls import LIMITS, context_of
@@ -196,10 +196,12 @@ async def test_a_thread_that_will_not_stop_is_left_behind_and_keeps_its_place(
         return "quick"
 
     execution = Execution(ExecutionLimits(8, 1), LIMITS)
-    for _ in range(2):  # the second one finds no thread, and its time ends too
-        with pytest.raises(RemitError) as caught:
-            await run(stubborn, tmp_path, limit_s=0.05, execution=execution)
-        assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    with pytest.raises(RemitError) as caught:
+        await run(stubborn, tmp_path, limit_s=0.05, execution=execution)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    with pytest.raises(NotStartedError) as not_started:
+        await run(stubborn, tmp_path, limit_s=0.05, execution=execution)
+    assert not_started.value.reason == error_reason_pb2.ERROR_REASON_OVERLOADED
     assert execution.running == 1
     release.set()
     outcome = await run(quick, tmp_path, execution=execution)

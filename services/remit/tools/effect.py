@@ -21,9 +21,10 @@ from remit.rpc.errors import RemitError
 from remit.tools import results
 from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition
-from remit.tools.execution import Execution
+from remit.tools.execution import Execution, NotStartedError
 
 ONE_CALL: Final = usage_pb2.Usage(calls=1)
+NOTHING: Final = usage_pb2.Usage()
 
 TOOL_CALLS: Final = Counter(
     "remit_tool_calls_total", "Tool calls that ran, by tool and outcome.", ["tool", "outcome"]
@@ -90,6 +91,8 @@ class ToolEffect:
         raise error
 
     def _failed(self, error: RemitError) -> EffectResult:
+        if isinstance(error, NotStartedError):
+            return EffectResult(Outcome.FAILED, NOTHING, error=error)
         if error.reason in _DOUBTFUL and not self.definition.idempotent:
             return EffectResult(Outcome.IN_DOUBT, ONE_CALL, error=_in_doubt(error))
         if error.reason == error_reason_pb2.ERROR_REASON_CANCELLED:
@@ -108,7 +111,7 @@ def _not_started(definition: ToolDefinition) -> EffectResult:
         error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
         f"the time of the call was over before {definition.resource_name} could start",
     )
-    return EffectResult(Outcome.FAILED, usage_pb2.Usage(), error=error)
+    return EffectResult(Outcome.FAILED, NOTHING, error=error)
 
 
 def _stopped(definition: ToolDefinition) -> RemitError:

@@ -49,6 +49,10 @@ class ExecutionLimits:
     max_blocking: int
 
 
+class NotStartedError(RemitError):
+    """The tool did not begin: the same call may be made again, whatever the tool is."""
+
+
 class Execution:
     """Runs tools. At most `max_running` at once, `max_blocking` of them in threads."""
 
@@ -67,11 +71,11 @@ class Execution:
         """Refuse what could not run now, before anything is paid for it.
 
         Raises:
-            RemitError: OVERLOADED, to be tried again later.
+            NotStartedError: OVERLOADED, to be tried again later.
 
         """
         if self.running >= self._limits.max_running:
-            raise RemitError(
+            raise NotStartedError(
                 error_reason_pb2.ERROR_REASON_OVERLOADED,
                 f"{self.running} tools are running, the limit of this replica",
             )
@@ -82,8 +86,9 @@ class Execution:
         """Run a tool once, until `context.deadline` at the latest.
 
         Raises:
-            RemitError: DEADLINE_EXCEEDED, OVERLOADED, TOO_LARGE, TOOL_FAILED with the tool's own
-                message, or what the tool itself raised as RemitError.
+            NotStartedError: OVERLOADED.
+            RemitError: DEADLINE_EXCEEDED, TOO_LARGE, TOOL_FAILED with the tool's own message, or
+                what the tool itself raised of these.
             asyncio.CancelledError: the caller was cancelled; the tool was asked to stop.
 
         """
@@ -113,7 +118,13 @@ class Execution:
 
     async def _run_blocking(self, definition: ToolDefinition, keywords: dict[str, Any]) -> object:
         """Run a blocking tool in a thread. Its place is free again when the thread ends."""
-        await self._free_threads.acquire()
+        try:
+            await self._free_threads.acquire()
+        except asyncio.CancelledError:
+            raise NotStartedError(
+                error_reason_pb2.ERROR_REASON_OVERLOADED,
+                f"no thread was free for {definition.resource_name} in time",
+            ) from None
         thread = _start_thread(definition, keywords)
         thread.add_done_callback(lambda _: self._free_threads.release())
         thread.add_done_callback(self._ended)
@@ -213,6 +224,8 @@ def _returned(definition: ToolDefinition, task: asyncio.Future[Any]) -> object:
     error = task.exception()
     if error is None:
         return task.result()
+    if isinstance(error, NotStartedError):
+        raise error
     if isinstance(error, RemitError) and error.reason in _REASONS_OF_TOOLS:
         raise error
     if isinstance(error, ToolError):

@@ -58,6 +58,9 @@ def write_file_tool(settings: ToolsSettings) -> Callable[..., object]:
                 created = workspace.write(path, data)
         except FolderError as error:
             raise ToolError(str(error)) from error
+        except OSError as error:
+            message = f"the workspace cannot be used ({type(error).__name__}); tell the operator"
+            raise ToolError(message) from error
         file = File(path, mimetypes.guess_type(path)[0] or "text/plain", data)
         return ToolResult({"path": path, "size_bytes": len(data), "created": created}, files=[file])
 
