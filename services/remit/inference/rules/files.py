@@ -6,8 +6,9 @@ negations, and anything but showing and writing are left alone.
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from remit.inference.rules.clauses import QUOTED, quotation, unquoted
@@ -68,17 +69,24 @@ _NEEDS_COMPOSING: Final = re.compile(
     r"|\b(?:about|of|regarding|describing|summari[sz]ing)\b|^\W*$",
     re.IGNORECASE,
 )
+_REFUSED: Final = (_NEGATED, _OTHER_WORK, _URL)
 _P: Final = "\x00"
+_QUOTATION: Final = "\x01"
+_MAX_TARGETS: Final = 4
+MAX_PATHS: Final = 32
+MAX_CLAUSE_CHARS: Final = 1_000
+"""Of a clause without its quotations and the path; a longer one is prose."""
 
 
 def reading(clause: str) -> list[Reading]:
     """The files that a clause asks to be shown; empty if it asks for anything else."""
-    if _NEGATED.search(clause) or _OTHER_WORK.search(clause) or _URL.search(clause):
+    found = _paths(clause, list(QUOTED.finditer(clause)))
+    if not 1 <= len(found) <= MAX_PATHS:
         return []
-    found = _paths(clause)
-    if not found:
+    words = _marked(clause, [(start, end, _P) for _, start, end in found])
+    if len(words) > MAX_CLAUSE_CHARS or any(form.search(words) for form in _REFUSED):
         return []
-    before, after = clause[: found[0][1]], clause[found[-1][2] :]
+    before, after = words[: words.index(_P)], words[words.rindex(_P) :]
     says = _SAYS.search(after) is not None and re.search(r"\bwhat\b", before, re.IGNORECASE)
     if not (_READ.search(before) or says):
         return []
@@ -111,21 +119,36 @@ def written_from(clause: str) -> tuple[str, str] | None:
 
 def _assignments(clause: str) -> Iterator[tuple[str, str]]:
     """Readings of the clause as (path, content), the likeliest first."""
-    if _NEGATED.search(QUOTED.sub(" ", clause)):
+    if _P in clause or _QUOTATION in clause:
         return
-    for path, start, end in reversed(_paths(clause)):
-        content = _content(f"{clause[:start]}{_P}{clause[end:]}")
-        if content is not None:
-            yield path, content
+    quoted = list(QUOTED.finditer(clause))
+    for path, start, end in reversed(_paths(clause, quoted)[-_MAX_TARGETS:]):
+        outside = [q for q in quoted if q.end() <= start or q.start() >= end]
+        marks = [(start, end, _P), *((q.start(), q.end(), _QUOTATION) for q in outside)]
+        skeleton = _marked(clause, marks)
+        if len(skeleton) <= MAX_CLAUSE_CHARS and not _NEGATED.search(skeleton):
+            content = _content(skeleton, [q.group() for q in outside])
+            if content is not None:
+                yield path, content
 
 
-def _content(marked: str) -> str | None:
-    """The words of the content in a clause whose path is replaced by a mark."""
-    for form in _WRITE_FORMS:
-        match = form.search(marked)
-        if match is not None:
-            return re.sub(rf"^{_WHAT}", "", match["content"].strip(), flags=re.IGNORECASE)
-    return None
+def _marked(clause: str, marks: Sequence[tuple[int, int, str]]) -> str:
+    """The clause with marks in place of parts, so that what is long or quoted is not read."""
+    parts, at = [], 0
+    for start, end, mark in sorted(marks):
+        parts += [clause[at:start], mark]
+        at = end
+    return "".join([*parts, clause[at:]])
+
+
+def _content(skeleton: str, quotations: Sequence[str]) -> str | None:
+    """The content that a clause names, its quotations put back; None if it names none."""
+    match = next((found for form in _WRITE_FORMS if (found := form.search(skeleton))), None)
+    if match is None:
+        return None
+    words = re.sub(rf"^{_WHAT}", "", match["content"].strip(), flags=re.IGNORECASE)
+    put_back = iter(quotations[skeleton[: match.start("content")].count(_QUOTATION) :])
+    return "".join(next(put_back) if char == _QUOTATION else char for char in words)
 
 
 _WRITE_FORMS: Final = tuple(
@@ -139,9 +162,8 @@ _WRITE_FORMS: Final = tuple(
 )
 
 
-def _paths(clause: str) -> list[tuple[str, int, int]]:
-    """Paths with where they stand: bare ones outside quotation marks, and quoted ones."""
-    quoted = list(QUOTED.finditer(clause))
+def _paths(clause: str, quoted: Sequence[re.Match[str]]) -> list[tuple[str, int, int]]:
+    """Paths with where they stand: bare ones outside the quotations, and quoted ones."""
     found = [
         (quotation(match), match.start(), match.end())
         for match in quoted
@@ -150,7 +172,11 @@ def _paths(clause: str) -> list[tuple[str, int, int]]:
     found += [
         (match["path"], match.start(), match.end())
         for match in _PATH.finditer(clause)
-        if not any(q.start() <= match.start() < q.end() for q in quoted)
-        and not re.fullmatch(r"[\d.]+", match["path"])
+        if not _is_inside(match.start(), quoted) and not re.fullmatch(r"[\d.]+", match["path"])
     ]
     return sorted(found, key=lambda item: item[1])
+
+
+def _is_inside(position: int, quoted: Sequence[re.Match[str]]) -> bool:
+    at = bisect.bisect_right(quoted, position, key=lambda match: match.start()) - 1
+    return at >= 0 and position < quoted[at].end()
