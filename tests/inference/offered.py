@@ -71,7 +71,7 @@ def asked(text: str) -> list[Message]:
 def answered(
     messages: Sequence[Message], calls: Sequence[ToolCall], *results: object, failed: bool = False
 ) -> list[Message]:
-    """The conversation with the calls and what the tools answered, as the agent service writes it."""
+    """The conversation with calls and what the tools answered, as the agent service writes it."""
     return [
         *messages,
         Message(role=ROLE_ASSISTANT, tool_calls=calls),

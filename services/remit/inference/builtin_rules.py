@@ -38,6 +38,7 @@ from remit.inference.engine import (
 )
 from remit.inference.rules.plan import NextTurn, next_turn
 
+_SHORT_CHARS: Final = 1_000
 _PIECE: Final = re.compile(r"\s*\S{1,40}\s*")
 """A word with the space around it; a longer word comes in several pieces."""
 
@@ -63,7 +64,7 @@ class BuiltinRulesEngine:
     ) -> AsyncGenerator[Piece, None]:
         """Yields the answer word by word, then the turn."""
         progress.owed = True
-        turn = self._turn(request)
+        turn = await self._planned(request)
         for piece in _PIECE.findall(turn.message.text):
             progress.generated_bytes += len(piece.encode())
             yield TextDelta(piece)
@@ -74,6 +75,12 @@ class BuiltinRulesEngine:
     def used(self, request: GenerateTextRequest, progress: Progress) -> Usage:
         """The prompt, and the answer as far as it was sent."""
         return _usage(request, tokens_of_bytes(progress.generated_bytes))
+
+    async def _planned(self, request: GenerateTextRequest) -> Turn:
+        """The turn; a long text is read in a thread, because other calls must not stand still."""
+        if max(len(message.text) for message in request.messages) < _SHORT_CHARS:
+            return self._turn(request)
+        return await asyncio.to_thread(self._turn, request)
 
     def _turn(self, request: GenerateTextRequest) -> Turn:
         planned = next_turn(request.messages, request.tools)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,15 +44,17 @@ class Clause:
 def clauses_of(text: str) -> list[Clause]:
     """The clauses in order, empty and merely polite ones left out."""
     quoted = [match.span() for match in QUOTED.finditer(text)]
-    cuts = [
-        match.span()
-        for match in _BREAK.finditer(text)
-        if not any(start < match.end() and match.start() < end for start, end in quoted)
-    ]
+    cuts = [match.span() for match in _BREAK.finditer(text) if not _overlaps(match, quoted)]
     starts = [0, *(end for _, end in cuts)]
     ends = [*(start for start, _ in cuts), len(text)]
     parts = (text[start:end].strip(" \t\n,;") for start, end in zip(starts, ends, strict=True))
     return [Clause(part) for part in parts if part and not _is_social(part)]
+
+
+def _overlaps(cut: re.Match[str], quoted: Sequence[tuple[int, int]]) -> bool:
+    """Whether a cut lies within one of the quotations, which are in order."""
+    at = bisect.bisect_left(quoted, cut.end(), key=lambda span: span[0]) - 1
+    return at >= 0 and cut.start() < quoted[at][1]
 
 
 def unquoted(text: str) -> str:

@@ -28,7 +28,7 @@ from remit.inference.rules.offers import Fit, best_fit
 from remit.inference.rules.results import ToolResult
 from remit.inference.rules.search import finding, searching
 
-MAX_TASK_CHARS: Final = 20_000
+MAX_TASK_CHARS: Final = 10_000
 MAX_TASKS: Final = 32
 _MAX_QUOTED_CHARS: Final = 120
 _CALL_ID: Final = re.compile(r"call_\d+_(\d+)")
@@ -89,6 +89,8 @@ def understood(text: str) -> list[Step]:
         steps.extend(
             found or [Remark(f"I have no rule for “{_shortened(clause.text)}”. {CONNECT}")]
         )
+        if len(steps) > MAX_TASKS:
+            break
     return _bounded(_linked(steps)) if known else []
 
 
@@ -133,8 +135,7 @@ def _linked(steps: Sequence[Step]) -> list[Step]:
 def _bounded(steps: list[Step]) -> list[Step]:
     if len(steps) <= MAX_TASKS:
         return steps
-    left = len(steps) - MAX_TASKS
-    return [*steps[:MAX_TASKS], Remark(f"I do {MAX_TASKS} things at a time; {left} are left out.")]
+    return [*steps[:MAX_TASKS], Remark(f"I do {MAX_TASKS} things at a time; the rest is left out.")]
 
 
 class _Progress:
