@@ -15,7 +15,7 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from remit.gateway.bootstrap import render
+from remit.gateway.bootstrap import render_binary
 from remit.gateway.topology import Replica, Topology
 from remit.local.certificates import ensure_certificates
 from remit.local.envoy_process import EnvoyProcess, find_envoy
@@ -158,7 +158,7 @@ async def running_world(folder: Path, counts: dict[str, int]) -> AsyncIterator[W
     state = StateDirectory.open(folder / "state")
     ensure_certificates(state, SystemClock())
     world = World(state, make_topology(state, counts))
-    state.envoy_file.write_text(render(world.topology))
+    state.envoy_file.write_bytes(render_binary(world.topology))
     command = world.envoy.spec(state, find_envoy(None)).command
     with (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - at once

@@ -55,8 +55,12 @@ def test_every_port_in_use_is_named_at_once() -> None:
         pytest.raises(RemitError) as caught,
     ):
         check_ports(topology(edge=one, cost=two))
-    assert f":{one}" in caught.value.message
-    assert f":{two}" in caught.value.message
+    assert "and 1 more" in caught.value.message
+    assert [fault.field for fault in caught.value.violations] == [
+        "edge.port",
+        "replicas.cost[0].port",
+    ]
+    assert f":{two}" in caught.value.violations[1].description
 
 
 def test_an_address_of_another_machine_is_refused() -> None:

@@ -51,6 +51,11 @@ def render(topology: Topology) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def render_binary(topology: Topology) -> bytes:
+    """The same in binary form, for a file named `*.pb`: ready in half the time, for machines."""
+    return bytes(bootstrap(topology))
+
+
 def _unchanged(name: str) -> str:
     return name
 

@@ -7,23 +7,31 @@ import socket
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.gateway.topology import Address, Topology
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import RemitError, Violation
 
 
 def check_ports(topology: Topology) -> None:
     """Binds and releases every port of the mesh.
 
     Raises:
-        RemitError: CONFIGURATION_INVALID naming each port that cannot be used and what moves it.
+        RemitError: CONFIGURATION_INVALID; a violation names each port that cannot be used, and the
+            message names the first with what moves it.
 
     """
     faults = [
-        f"{address} ({setting}) {fault}; {_remedy(setting)}"
+        Violation(setting, f"{address} {fault}")
         for setting, address in topology.listeners()
         if (fault := _fault(address))
     ]
-    if faults:
-        raise RemitError(error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID, ". ".join(faults))
+    if not faults:
+        return
+    first = faults[0]
+    others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    raise RemitError(
+        error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+        f"{first.description}{others}; {_remedy(first.field)}",
+        violations=faults,
+    )
 
 
 def _fault(address: Address) -> str:

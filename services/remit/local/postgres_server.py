@@ -45,6 +45,7 @@ _SUPERUSER: Final = "postgres"
 _PEER_MAP: Final = "remit"
 _STOP_TIMEOUT_S: Final = 30.0
 _READY_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.1
 _RESERVED_CONNECTIONS: Final = 20
 _INITDB_ARGUMENTS: Final = (
     f"--username={_SUPERUSER}",
@@ -97,6 +98,7 @@ class EmbeddedPostgres:
         if not server.is_initialised:
             await server._initialise()
         server._check()
+        await server._until_unused()
         server._write_authentication()
         return server
 
@@ -220,6 +222,28 @@ class EmbeddedPostgres:
                 f"{self.folder} belongs to PostgreSQL {version}, but this Remit brings"
                 f" {_MAJOR_VERSION}; dump it with the old one, or choose another --state"
             )
+
+    async def _until_unused(self) -> None:
+        """Waits for a server that is still ending, as after a supervisor that was killed."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _STOP_TIMEOUT_S
+        while pid := self._owner():
+            if loop.time() > give_up:
+                raise _invalid(f"process {pid} still uses {self.folder}; end it first")
+            await asyncio.sleep(_POLL_S)
+
+    def _owner(self) -> int:
+        """The server that runs on the folder, by its lock file; 0 if there is none."""
+        try:
+            pid = int((self.folder / "postmaster.pid").read_text(encoding="ascii").split()[0])
+            os.kill(pid, 0)
+        except (OSError, ValueError, IndexError):
+            return 0
+        command = Path(f"/proc/{pid}/cmdline")
+        # The id of a server that died with the machine may be somebody else's by now.
+        if command.exists() and os.fsencode(self.folder) not in command.read_bytes():
+            return 0
+        return pid
 
     def _write_authentication(self) -> None:
         """Only the user who runs the mesh is superuser; roles present passwords; no network."""

@@ -22,7 +22,7 @@ from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
 TETHER: Final = Path(__file__).with_name("tether.py")
-_POLL_S: Final = 0.05
+_POLL_S: Final = 0.15
 _LOG_TAIL_BYTES: Final = 4096
 _LOG_TAIL_LINES: Final = 5
 

@@ -113,7 +113,7 @@ class StateDirectory:
     @property
     def envoy_file(self) -> Path:
         """The configuration that Envoy reads."""
-        return self.folder / "envoy.json"
+        return self.folder / "envoy.pb"
 
     @property
     def api_key_file(self) -> Path:

@@ -1,0 +1,164 @@
+"""The whole mesh, started as a user starts it: `remit up` on a state directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remit.gateway.topology import Topology
+from remit.local.mesh import ORG
+from remit.rpc.contracts import AREAS
+from tests.ports import free_ports
+
+START_TIMEOUT_S = 110.0
+STOP_TIMEOUT_S = 60.0
+REMIT = (sys.executable, "-m", "remit.cli.main")
+
+
+@dataclass
+class RunningMesh:
+    """A mesh under `remit up`."""
+
+    state: Path
+    process: subprocess.Popen[bytes]
+    topology: Topology
+    output: Path
+
+    @property
+    def address(self) -> str:
+        """host:port of the edge."""
+        return str(self.topology.edge)
+
+    @property
+    def api_key(self) -> str:
+        """The first API key, of an administrator."""
+        return (self.state / "api-key").read_text().strip()
+
+    @property
+    def org(self) -> str:
+        """The organisation that `remit up` makes."""
+        return ORG
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For commands that talk to this mesh."""
+        return os.environ | {"REMIT_STATE": str(self.state)}
+
+    def pid(self, part: str) -> int:
+        """Process id of a part, such as `cost-0`, `envoy` or `postgres`."""
+        return int(self._parts()[part]["pid"] or 0)
+
+    def restarts(self, part: str) -> int:
+        """How often a part was restarted."""
+        return int(self._parts()[part]["restarts"])
+
+    def kill(self, part: str) -> None:
+        """Ends a part as a crash does; the supervisor restarts it."""
+        os.kill(self.pid(part), signal.SIGKILL)
+
+    def run(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Runs `remit` with these arguments against this mesh."""
+        return subprocess.run(
+            [*REMIT, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def log(self, part: str) -> str:
+        """What a part printed."""
+        return (self.state / "logs" / f"{part}.log").read_text(errors="replace")
+
+    def _parts(self) -> dict[str, Any]:
+        parts = json.loads((self.state / "mesh.json").read_text())["parts"]
+        assert isinstance(parts, dict)
+        return parts
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[RunningMesh]:
+    """One mesh for the whole session, two replicas of policy. Do not kill its parts."""
+    with started_mesh({"policy": 2}) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started_mesh(
+    replicas: Mapping[str, int] | None = None,
+    *,
+    state: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningMesh]:
+    """A mesh for one test, which may kill what it likes; stopped at the end, and checked."""
+    # Not under pytest's own 0700 folder: as root the database's user must be able to pass.
+    folder = Path(tempfile.mkdtemp(prefix="remit-mesh-"))
+    folder.chmod(0o755)
+    topology = make_topology(replicas or {})
+    (folder / "topology.yaml").write_text(topology.dump())
+    chosen = state or folder / "state"
+    command = [*REMIT, "up", "--state", str(chosen), "--topology", str(folder / "topology.yaml")]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | dict(environment or {})
+        )
+    running = RunningMesh(chosen, process, topology, folder / "output")
+    try:
+        _until_started(running)
+        yield running
+    finally:
+        _stop(running)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _until_started(running: RunningMesh) -> None:
+    give_up = time.monotonic() + START_TIMEOUT_S
+    while "The mesh stands" not in running.output.read_text():
+        assert running.process.poll() is None, running.output.read_text()
+        assert time.monotonic() < give_up, running.output.read_text()
+        time.sleep(0.1)
+
+
+def _stop(running: RunningMesh) -> None:
+    if running.process.poll() is not None:
+        return
+    running.process.terminate()
+    try:
+        code = running.process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        running.process.kill()
+        running.process.wait()
+        raise
+    assert code == 0, running.output.read_text()
+
+
+def make_topology(replicas: Mapping[str, int]) -> Topology:
+    """A topology on free ports."""
+    counts = dict.fromkeys(AREAS, 1) | dict(replicas)
+    ports = iter(free_ports(3 + 2 * sum(counts.values())))
+    return Topology.parse(
+        {
+            "edge": {"port": next(ports)},
+            "mesh": {"port": next(ports)},
+            "admin": {"port": next(ports)},
+            "replicas": {
+                area: [{"port": next(ports), "http_port": next(ports)} for _ in range(count)]
+                for area, count in counts.items()
+            },
+        },
+        source="the test",
+    )
