@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.calls import remit_token
 from remit.rpc.clock import SystemClock
+from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.host import Service
 from remit.rpc.ids import SystemIds
@@ -129,3 +131,9 @@ async def opened(settings: ToolsSettings, world: World) -> AsyncIterator[ToolsWo
         opened_world = ToolsWorld(service, world, mesh)
         yield opened_world
         await opened_world.settled_down()
+
+
+async def error_of(call: Callable[[], Awaitable[object]]) -> RemitError:
+    with pytest.raises(RemitError) as caught:
+        await call()
+    return caught.value

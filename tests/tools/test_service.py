@@ -1,10 +1,9 @@
-"""ToolService over the gate and a real database."""
+"""CallTool over the gate and a real database."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -13,121 +12,16 @@ from remit.api.audit.v1 import event_pb2
 from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
-from remit.api.tools.v1 import tool_pb2, tool_service_pb2
-from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
 from remit.tools.arguments import plain_struct
 from remit.tools.settings import ToolsSettings
-from tests.conftest import OpenDatabase
 from tests.effects.world import World
-from tests.tools.service_world import BOB, ToolsWorld, a_run, opened, token_of
+from tests.tools.service_world import BOB, ToolsWorld, a_run, error_of, opened, token_of
 from tests.waiting import eventually
-
-OWN_TOOLS = '''
-import asyncio
-import os
-from pathlib import Path
-
-from remit.tools import ToolContext, ToolError, tool
-
-RUNS = Path(os.environ["RUNS_FILE"])
-
-
-def note(line: str) -> None:
-    with RUNS.open("a") as file:
-        file.write(line + "\\n")
-
-
-@tool(permission_class="execute")
-async def fail_once(context: ToolContext) -> None:
-    """Fail."""
-    note(context.key)
-    raise ToolError("the paper tray is empty")
-
-
-@tool(permission_class="execute")
-async def crash() -> None:
-    """Crash with a secret in the message."""
-    note("crash")
-    raise RuntimeError("password=hunter2")
-
-
-@tool(permission_class="execute", timeout_s=20)
-async def wait_for_ever() -> None:
-    """Wait."""
-    note("waiting")
-    await asyncio.Event().wait()
-
-
-@tool(permission_class="read", idempotent=True, timeout_s=20)
-async def watch_for_ever() -> None:
-    """Watch."""
-    note("watching")
-    await asyncio.Event().wait()
-
-
-@tool(permission_class="none", idempotent=True)
-async def who(context: ToolContext) -> dict[str, str]:
-    """Tell the context."""
-    from remit.rpc.calls import current_call_or_none
-
-    return {
-        "key": context.key,
-        "subject": context.subject,
-        "org": context.org,
-        "run": context.run,
-        "call": str(current_call_or_none()),
-    }
-
-
-@tool(permission_class="none")
-async def too_much() -> str:
-    """Return more than a result may hold."""
-    return "x" * 300_000
-'''
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """A file with a line for each time that a tool of OWN_TOOLS ran."""
-    return tmp_path / "runs.txt"
 
 
 def lines(runs: Path) -> list[str]:
     return runs.read_text().splitlines() if runs.exists() else []
-
-
-@pytest.fixture
-async def settings(
-    database: OpenDatabase, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> ToolsSettings:
-    (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own_tools", raising=False)
-    monkeypatch.setenv("RUNS_FILE", str(runs))
-    return ToolsSettings(
-        dsn=(await database("tools")).dsn,
-        workspace=tmp_path / "workspace",
-        modules=("own_tools",),
-        effect_stop_grace_s=2.0,
-    )
-
-
-@pytest.fixture
-async def tools(settings: ToolsSettings, world: World) -> AsyncIterator[ToolsWorld]:
-    async with opened(settings, world) as found:
-        yield found
-
-
-async def error_of(call: Callable[[], object]) -> RemitError:
-    with pytest.raises(RemitError) as caught:
-        await call()  # type: ignore[misc]
-    return caught.value
 
 
 def outcomes(world: World) -> list[event_pb2.Outcome.ValueType]:
@@ -347,73 +241,6 @@ async def test_users_have_workspaces_of_their_own(tools: ToolsWorld) -> None:
         lambda: tools.call("tools/read_file", {"path": "a.txt"}, token=token_of(BOB))
     )
     assert error.message == "tools/read_file: a.txt does not exist"
-
-
-async def listed(
-    tools: ToolsWorld,
-    token: str,
-    caller: options_pb2.Caller.ValueType = options_pb2.CALLER_PUBLIC,
-    page_size: int = 0,
-) -> list[list[str]]:
-    pages = []
-    page_token = ""
-    while True:
-        request = tool_service_pb2.ListToolsRequest(page_size=page_size, page_token=page_token)
-        with remit_token(token):
-            response = await tools.stub(caller).ListTools(request)
-        pages.append([tool.name for tool in response.tools])
-        page_token = response.next_page_token
-        if not page_token:
-            return pages
-
-
-async def test_tools_are_listed_by_name_in_pages(tools: ToolsWorld) -> None:
-    (everything,) = await listed(tools, token_of())
-    assert len(everything) == 12
-    assert everything == sorted(everything)
-    pages = await listed(tools, token_of(), page_size=5)
-    assert [len(page) for page in pages] == [5, 5, 2]
-    assert [name for page in pages for name in page] == everything
-
-
-async def test_a_run_sees_the_tools_of_its_remit_alone(tools: ToolsWorld) -> None:
-    token = token_of(run=a_run(), tools=("tools/clock", "tools/gone", "tools/search"))
-    pages = await listed(tools, token, options_pb2.CALLER_AGENT)
-    assert pages == [["tools/clock", "tools/search"]]
-
-
-@pytest.mark.parametrize(
-    ("page_size", "page_token", "field"),
-    [(-1, "", "page_size"), (0, "???", "page_token"), (0, "/w==", "page_token")],
-)
-async def test_a_wrong_page_is_refused(
-    tools: ToolsWorld, page_size: int, page_token: str, field: str
-) -> None:
-    request = tool_service_pb2.ListToolsRequest(page_size=page_size, page_token=page_token)
-    with remit_token(token_of()):
-        error = await error_of(lambda: tools.stub().ListTools(request))
-    assert error.reason == error_reason_pb2.ERROR_REASON_INVALID_REQUEST
-    assert [violation.field for violation in error.violations] == [field]
-
-
-async def got(tools: ToolsWorld, name: str, token: str) -> tool_pb2.Tool:
-    with remit_token(token):
-        caller = options_pb2.CALLER_PUBLIC
-        request = tool_service_pb2.GetToolRequest(name=name)
-        return (await tools.stub(caller).GetTool(request)).tool
-
-
-async def test_a_tool_is_shown_with_its_schema(tools: ToolsWorld) -> None:
-    tool = await got(tools, "tools/calculator", token_of())
-    assert json.loads(tool.input_schema_json)["required"] == ["expression"]
-    assert len(tool.definition_digest) == 32
-    assert tool.description.startswith("Evaluate an arithmetic expression")
-
-
-async def test_an_unknown_tool_is_not_found(tools: ToolsWorld) -> None:
-    error = await error_of(lambda: got(tools, "tools/calculater", token_of()))
-    assert error.reason == error_reason_pb2.ERROR_REASON_TOOL_NOT_FOUND
-    assert "did you mean tools/calculator?" in error.message
 
 
 async def test_a_lost_replicas_effect_is_in_doubt(
