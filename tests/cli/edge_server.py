@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from remit.rpc.errors import RemitError
@@ -77,7 +76,7 @@ class EdgeServer(grpc.GenericRpcHandler):
         return make(
             handle,
             request_deserializer=request_class.FromString,
-            response_serializer=Message.SerializeToString,
+            response_serializer=lambda response: response.SerializeToString(),
         )
 
     def _unary(self, answer: Answer, request: Any, context: Any) -> Any:
