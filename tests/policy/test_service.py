@@ -291,8 +291,9 @@ async def test_the_same_run_with_other_grants_is_refused(world: World) -> None:
     run = new_run()
     await issue(world, run, 1)
     await issue(world, run, 1)
-    error = await refused(issue(world, run, 1, tools=["tools/calculator", "tools/send_email"]))
+    error = await refused(issue(world, run, 2, tools=["tools/calculator", "tools/send_email"]))
     assert error.reason == error_reason_pb2.ERROR_REASON_KEY_REUSED
+    assert (await world.runs.fences([run])).min_tokens == {run: 1}
 
 
 async def test_an_unregistered_run_without_a_client_is_not_known(world: World) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Final
 
 import asyncpg
@@ -105,11 +105,17 @@ class RunStore:
         """Raise the run's least token to `token` unless it is higher; return what it is now."""
         return (await self._fences.submit(Claim(run, token, fence_only=True))).min_token
 
-    async def look_up(self, run: str) -> tuple[Registration | None, Fences]:
-        """Return what the run was registered with, and its fence and the policy epoch of now."""
-        async with self._database.acquire() as connection:
-            registered = await _registrations(connection, [run])
-            return registered.get(run), await _fences(connection, [run])
+    async def look_up(self, run: str) -> tuple[Registration | None, int]:
+        """Return what the run was registered with, and the policy epoch of now."""
+        row = await self._database.fetchrow(
+            "SELECT known.run, subject, team, roles, agent, tools, models, account, max_cost_nanos,"
+            " (SELECT coalesce(max(epoch), 0) FROM policy_sets) AS epoch FROM (SELECT $1 AS run)"
+            " AS asked LEFT JOIN run_registrations AS known USING (run)",
+            run,
+        )
+        assert row is not None  # noqa: S101 - an outer join of one row has one row
+        epoch: int = row["epoch"]
+        return (_registration(row) if row["run"] else None), epoch
 
     async def fences(self, runs: Iterable[str]) -> Fences:
         """Read the fences of `runs` and the policy epoch as they are now, in one statement."""
@@ -154,11 +160,16 @@ def _fault(standing: Standing, claim: Claim) -> RemitError | None:
             ERROR_REASON_RUN_NOT_FOUND, f"{claim.run} was never registered with policy"
         )
     if known and claim.registration and not known.same_grant(claim.registration):
-        return RemitError(
-            ERROR_REASON_KEY_REUSED,
-            f"{claim.run} is registered with another agent, other tools, models or another limit",
-        )
+        return registered_otherwise(claim.run)
     return None
+
+
+def registered_otherwise(run: str) -> RemitError:
+    """KEY_REUSED: what a run may use is fixed by its first remit."""
+    return RemitError(
+        ERROR_REASON_KEY_REUSED,
+        f"{run} is registered with another agent, other tools, models or another limit",
+    )
 
 
 def fenced(run: str, token: int, min_token: int) -> RemitError:
@@ -170,15 +181,21 @@ def fenced(run: str, token: int, min_token: int) -> RemitError:
 
 
 async def _lock(connection: Connection, claims: Sequence[Claim]) -> dict[str, Standing]:
-    """Create the fences that a claim may create, lock all of them in order, and read them."""
-    new = sorted({claim.run for claim in claims if claim.fence_only or claim.registration})
-    await connection.execute(
+    """Create the fences that a claim may create, lock the others in order, and read them."""
+    creatable = sorted({claim.run for claim in claims if claim.fence_only or claim.registration})
+    created = await connection.fetch(
         "INSERT INTO run_fences (run, min_fencing_token)"
-        " SELECT run, $2 FROM unnest($1::text[]) AS given (run) ON CONFLICT DO NOTHING",
-        new,
+        " SELECT run, $2 FROM unnest($1::text[]) AS given (run)"
+        " ON CONFLICT DO NOTHING RETURNING run",
+        creatable,
         _LOWEST_TOKEN,
     )
-    runs = sorted({claim.run for claim in claims})
+    standings = {row["run"]: Standing(_LOWEST_TOKEN, None) for row in created}
+    others = sorted({claim.run for claim in claims} - standings.keys())
+    return standings | await _locked(connection, others) if others else standings
+
+
+async def _locked(connection: Connection, runs: Sequence[str]) -> dict[str, Standing]:
     rows = await connection.fetch(
         "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1) ORDER BY run FOR UPDATE",
         runs,
@@ -209,7 +226,7 @@ async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[st
 
 
 def _registration(row: asyncpg.Record) -> Registration:
-    values = dict(row.items())
+    values = {field.name: row[field.name] for field in fields(Registration)}
     lists = {name: tuple(values[name]) for name in ("roles", "tools", "models")}
     return Registration(**values | lists)
 

@@ -37,7 +37,7 @@ from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
 from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Principal, Question, RuleBook
-from remit.policy.runs import Fences, Registration, RunStore, fenced
+from remit.policy.runs import Fences, Registration, RunStore, fenced, registered_otherwise
 from remit.policy.schema import RUN_AGENT
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -107,8 +107,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.IssueRemitResponse:
         """Issue or renew the remit of a run."""
         _check_issue(request)
-        known = self._registered.get(request.run)
-        wanted = _restated(known, request) if known else await self._wanted(request)
+        wanted = await self._wanted(request)
         run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
@@ -186,11 +185,14 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     # ----------------------------------------------------------------------------------- runs
 
     async def _wanted(self, request: policy_service_pb2.IssueRemitRequest) -> Registration | None:
-        """Return what the run shall be registered with; None if it is and nothing is restated."""
-        known, fences = await self._runs.look_up(request.run)
-        if known is not None:
-            return _restated(known, request)
-        return await self._register(request, await self._policies.at_least(fences.epoch))
+        """Return what the run shall be registered with; None if it is registered already."""
+        known, epoch = self._registered.get(request.run), 0
+        if known is None:
+            known, epoch = await self._runs.look_up(request.run)
+        if known is None:
+            return await self._register(request, await self._policies.at_least(epoch))
+        _check_restated(known, request)
+        return None
 
     async def _register(
         self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook
@@ -302,14 +304,13 @@ def _registration(
     )
 
 
-def _restated(
-    known: Registration, request: policy_service_pb2.IssueRemitRequest
-) -> Registration | None:
-    """Build what a renewal states again, to be compared with `known`; None if it states nothing."""
+def _check_restated(known: Registration, request: policy_service_pb2.IssueRemitRequest) -> None:
+    """Refuse a renewal that states another grant than the registered one. Stating none is fine."""
     if not request.agent:
-        return None
+        return
     owner = Principal(known.subject, names.org_of(known.subject), known.team, known.roles)
-    return _registration(owner, request)
+    if not known.same_grant(_registration(owner, request)):
+        raise registered_otherwise(known.run)
 
 
 def _denied(client: Remit, agent: str, decision: Decision) -> RemitError:
