@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from remit.agent.main import AgentParts, open_parts
@@ -89,8 +90,8 @@ class World:
 class Client:
     """A client of one replica, under one remit."""
 
-    runs: agent_service_pb2_grpc.AgentServiceAsyncStub
-    catalog: agent_catalog_service_pb2_grpc.AgentCatalogServiceAsyncStub
+    runs: agent_service_pb2_grpc.AgentServiceStub
+    catalog: agent_catalog_service_pb2_grpc.AgentCatalogServiceStub
     metadata: tuple[tuple[str, str], ...]
 
     async def create(self, task: str = "What is 17 * 23?", **more: Any) -> run_pb2.Run:
@@ -177,6 +178,21 @@ async def world(database: OpenDatabase) -> World:
         inference=Inference(Effects(policy), multiplies),
         tools=Tools(Effects(policy), computes),
     )
+
+
+@pytest.fixture
+def owner_execute(world: World) -> Callable[..., Awaitable[None]]:
+    """Changes rows by hand, as the owner of the database can and the service cannot."""
+
+    async def execute(statement: str, *args: object) -> None:
+        dsn = world.database.dsn.replace("remit_agent@", "remit_agent_owner@")
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(statement, *args)
+        finally:
+            await connection.close()
+
+    return execute
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf import struct_pb2
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def error_of(reason: reasons.ErrorReason.ValueType) -> run_pb2.ToolCallEnded:
 class Player:
     """Plays a worker against a world that hypothesis draws."""
 
-    def __init__(self, draw: st.DrawFn, draft: Draft) -> None:
+    def __init__(self, draw: Callable[..., Any], draft: Draft) -> None:
         self._draw = draw
         self.draft = draft
         self._token = 0

@@ -131,6 +131,15 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
         self._raise(request.run, request.min_fencing_token)
         return policy_service_pb2.FenceRunResponse(min_fencing_token=self.least[request.run])
 
+    async def CheckPermission(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("CheckPermission")
+
+    async def BatchCheckPermissions(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("BatchCheckPermissions")
+
+    async def ListRemitKeys(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("ListRemitKeys")
+
     def check(self, remit: Remit) -> None:
         """What CheckPermission would say of a fenced remit."""
         if remit.fencing_token < self.least.get(remit.run, 0):
@@ -156,6 +165,11 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
                 fencing_token=token,
             )
         )
+
+
+def not_asked_for(method: str) -> RemitError:
+    """The agent service has no business with this method."""
+    return RemitError(reasons.ERROR_REASON_METHOD_UNKNOWN, method)
 
 
 def fenced(run: str) -> RemitError:
@@ -242,6 +256,9 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
             sequence=sequence + 1, response=response
         )
 
+    async def GenerateText(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("GenerateText")
+
     async def _texts(self, turn: Turn) -> AsyncIterator[str]:
         if self.pieces is not None:
             async for text in self.pieces:
@@ -276,6 +293,9 @@ class Tools(tool_service_pb2_grpc.ToolServiceServicer):
                 for name in self.names
             ]
         )
+
+    async def GetTool(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("GetTool")
 
     async def CallTool(self, request: Any, context: Any) -> tool_service_pb2.CallToolResponse:
         self.at_once += 1

@@ -92,19 +92,7 @@ async def test_a_stream_that_breaks_off_is_asked_for_again_and_its_text_begins_a
     assert sum(world.inference.effects.performed.values()) == 1
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
-        reasons.ERROR_REASON_TOOL_FAILED,
-        reasons.ERROR_REASON_INVALID_TOOL_ARGUMENTS,
-        reasons.ERROR_REASON_PERMISSION_DENIED,
-        reasons.ERROR_REASON_TOOL_NOT_FOUND,
-        reasons.ERROR_REASON_TOO_LARGE,
-    ],
-)
-async def test_the_model_is_told_of_a_tool_that_failed(
-    reason: reasons.ErrorReason.ValueType, replica: StartReplica, world: World
-) -> None:
+async def test_the_model_is_told_of_a_tool_that_failed(replica: StartReplica, world: World) -> None:
     def think(asked: Generate) -> Turn:
         last = asked.messages[-1]
         if last.role == message_pb2.ROLE_TOOL:
@@ -112,33 +100,37 @@ async def test_the_model_is_told_of_a_tool_that_failed(
         return says("", ("calculator", {"expression": "1 * 1"}))
 
     world.inference.think = think
-    world.tools.effects.failures = [
-        RemitError(reason, "it did not work", violations=[Violation("expression", "is odd")])
-    ]
-    run = await ended((await replica()).client())
-    name = RemitError(reason, "").reason_name
-    assert run.result == f"told: True {name}: it did not work\nexpression: is odd"
+    client = (await replica()).client()
+    for reason in (
+        reasons.ERROR_REASON_TOOL_FAILED,
+        reasons.ERROR_REASON_INVALID_TOOL_ARGUMENTS,
+        reasons.ERROR_REASON_PERMISSION_DENIED,
+        reasons.ERROR_REASON_TOOL_NOT_FOUND,
+        reasons.ERROR_REASON_TOO_LARGE,
+    ):
+        error = RemitError(reason, "it broke", violations=[Violation("expression", "is odd")])
+        world.tools.effects.failures = [error]
+        run = await ended(client)
+        assert run.result == f"told: True {error.reason_name}: it broke\nexpression: is odd"
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
+@pytest.mark.parametrize("service", ["inference", "tools"])
+async def test_other_failures_end_the_run_with_their_reason(
+    service: str, replica: StartReplica, world: World
+) -> None:
+    client = (await replica()).client()
+    for reason in (
         reasons.ERROR_REASON_BUDGET_EXHAUSTED,
         reasons.ERROR_REASON_EFFECT_IN_DOUBT,
         reasons.ERROR_REASON_PRICE_UNKNOWN,
         reasons.ERROR_REASON_KEY_REUSED,
         reasons.ERROR_REASON_INTERNAL,
-    ],
-)
-@pytest.mark.parametrize("service", ["inference", "tools"])
-async def test_other_failures_end_the_run_with_their_reason(
-    service: str, reason: reasons.ErrorReason.ValueType, replica: StartReplica, world: World
-) -> None:
-    getattr(world, service).effects.failures = [RemitError(reason, "no")]
-    run = await ended((await replica()).client())
-    assert run.state == run_pb2.RUN_STATE_FAILED
-    assert reason_of(run) == reason
-    assert run.result == ""
+    ):
+        getattr(world, service).effects.failures = [RemitError(reason, "no")]
+        run = await ended(client)
+        assert run.state == run_pb2.RUN_STATE_FAILED
+        assert reason_of(run) == reason
+        assert run.result == ""
 
 
 async def test_a_deadline_that_passed_is_asked_about_once_more(
@@ -277,26 +269,19 @@ async def test_a_tool_that_is_not_offered_fails_the_run_by_name(
     )
 
 
-@pytest.mark.parametrize(
-    ("finish", "reason"),
-    [
+async def test_a_turn_that_was_cut_is_no_answer(replica: StartReplica, world: World) -> None:
+    client = (await replica()).client()
+    for finish, reason in (
         (message_pb2.FINISH_REASON_LENGTH, reasons.ERROR_REASON_RUN_LIMIT_REACHED),
         (message_pb2.FINISH_REASON_CONTENT_FILTER, reasons.ERROR_REASON_PROVIDER_FAILED),
-    ],
-)
-async def test_a_turn_that_was_cut_is_no_answer(
-    finish: message_pb2.FinishReason.ValueType,
-    reason: reasons.ErrorReason.ValueType,
-    replica: StartReplica,
-    world: World,
-) -> None:
-    turn = says("half an ans")
-    turn.finish_reason = finish
-    world.inference.think = lambda _: turn
-    run = await ended((await replica()).client())
-    assert reason_of(run) == reason
-    assert run.result == ""
-    assert run.cost_nanos == turn.cost_nanos
+    ):
+        turn = says("half an ans")
+        turn.finish_reason = finish
+        world.inference.think = lambda _, turn=turn: turn  # type: ignore[misc]
+        run = await ended(client)
+        assert reason_of(run) == reason
+        assert run.result == ""
+        assert run.cost_nanos == turn.cost_nanos
 
 
 async def test_large_results_and_artifacts_are_stored_once_and_returned(

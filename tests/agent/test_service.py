@@ -197,24 +197,18 @@ async def test_another_users_request_id_is_another_run(replica: StartReplica, wo
     assert len(names) == 3
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason"),
-    [
+async def test_a_bad_request_is_refused_before_anything_is_stored(
+    replica: StartReplica, world: World
+) -> None:
+    client = (await replica()).client()
+    for asked, reason in (
         (request(""), reasons.ERROR_REASON_INVALID_REQUEST),
         (request("x" * 10_001), reasons.ERROR_REASON_INVALID_REQUEST),
         (request("<script>"), reasons.ERROR_REASON_SUSPICIOUS_INPUT),
         (request(agent="agents/asistant"), reasons.ERROR_REASON_AGENT_NOT_FOUND),
         (request(limits=run_pb2.RunLimits(max_steps=9)), reasons.ERROR_REASON_INVALID_REQUEST),
-    ],
-)
-async def test_a_bad_request_is_refused_before_anything_is_stored(
-    asked: agent_service_pb2.CreateRunRequest,
-    reason: reasons.ErrorReason.ValueType,
-    replica: StartReplica,
-    world: World,
-) -> None:
-    client = (await replica()).client()
-    await refused(client.runs.CreateRun(asked, metadata=client.metadata), reason)
+    ):
+        await refused(client.runs.CreateRun(asked, metadata=client.metadata), reason)
     assert await world.database.fetchval("SELECT count(*) FROM runs") == 0
     assert world.policy.registered == {}
 
@@ -299,7 +293,7 @@ async def test_runs_are_listed_in_pages_newest_first(replica: StartReplica, worl
     for wrong in ({"page_token": "%%"}, {"page_token": "YQ=="}, {"page_size": -1}):
         await refused(
             client.runs.ListRuns(
-                agent_service_pb2.ListRunsRequest(**wrong),  # type: ignore[arg-type]
+                agent_service_pb2.ListRunsRequest(**wrong),
                 metadata=client.metadata,
             ),
             reasons.ERROR_REASON_INVALID_REQUEST,

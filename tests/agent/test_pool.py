@@ -1,0 +1,227 @@
+"""Replicas among each other: adoption, fencing, fairness, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from remit.agent.journal import fold
+from remit.agent.logbook import Logbook
+from remit.agent.loop import started
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+from tests.agent.conftest import Replica, StartReplica, World
+from tests.agent.outside import client_remit
+from tests.waiting import eventually
+
+
+async def held_run(made: Replica, world: World, service: str = "inference") -> run_pb2.Run:
+    """A run whose first effect of that service was performed and hangs."""
+    effects = getattr(world, service).effects
+    effects.hold = asyncio.Event()
+    run = await made.client().create()
+    await eventually(lambda: effects.held == 1)
+    return run
+
+
+def tokens(events: list[run_pb2.RunEvent]) -> list[int]:
+    return [event.started.fencing_token for event in events if event.HasField("started")]
+
+
+@pytest.mark.parametrize("service", ["inference", "tools"])
+async def test_the_run_of_a_dead_replica_is_adopted_and_its_effect_happens_once(
+    service: str, replica: StartReplica, world: World
+) -> None:
+    first = await replica(lease_s=0.5)
+    run = await held_run(first, world, service)
+    await first.kill()
+    getattr(world, service).effects.hold.set()
+    second = await replica(lease_s=0.5, replica="second")
+    events = await second.client().watch(run.name)
+    assert events[-1].ended.run.result == "The result is 391."
+    assert tokens(events) == [1, 2]
+    assert [e.started.replica for e in events if e.HasField("started")] == ["0", "second"]
+    performed = world.inference.effects.performed + world.tools.effects.performed
+    assert set(performed.values()) == {1}
+    assert len(performed) == 3
+
+
+async def test_a_worker_that_lost_its_lease_writes_and_starts_nothing(
+    replica: StartReplica, world: World
+) -> None:
+    """A frozen process: its lease lapses, another adopts the run, then it wakes up."""
+    frozen = await replica(running=False, lease_s=0.3)
+    run = await held_run(frozen, world)
+    hung, world.inference.effects.hold = world.inference.effects.hold, None
+    second = await replica(lease_s=30)
+    # The adopter's call replays what the frozen worker's call recorded, then calls the tool.
+    events = await second.client().watch(run.name)
+    journal = [event.SerializeToString(deterministic=True) for event in events]
+    assert hung is not None
+    hung.set()
+    await eventually(lambda: frozen.parts.pool.running == 0)
+    again = await second.client().watch(run.name)
+    assert [event.SerializeToString(deterministic=True) for event in again] == journal
+    assert tokens(again) == [1, 2]
+    assert sum(world.tools.effects.performed.values()) == 1
+
+
+async def test_a_stale_token_is_refused_by_the_journal(replica: StartReplica, world: World) -> None:
+    made = await replica()
+    run = await held_run(made, world)
+    books = made.parts.runs.canceller.books
+    progress = fold(await books.reader.journal(run.name, page=100))
+    grant = await made.parts.runs.canceller.leases.seize(run.name)
+    assert grant is not None
+    assert grant.fencing_token == 2
+    stale = Logbook(books, run.name, 1, progress)
+    draft = stale.draft()
+    draft.add(run_pb2.StageStarted(stage="stale"))
+    with pytest.raises(RemitError) as caught:
+        await stale.commit(draft)
+    assert caught.value.reason == reasons.ERROR_REASON_FENCED
+    fresh = Logbook(books, run.name, 2, progress)
+    draft = fresh.draft()
+    draft.add(started(2, "x"))
+    await fresh.commit(draft)
+    assert (await made.client().get(run.name)).last_sequence == progress.sequence + 1
+
+
+async def test_a_worker_stops_when_its_lease_cannot_be_renewed(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await replica(lease_s=0.4)
+
+    async def away(_: object) -> set[str]:
+        raise RemitError(reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "no database")
+
+    monkeypatch.setattr(made.parts.pool._leases, "renew", away)
+    run = await held_run(made, world)
+    job = made.parts.pool._jobs[run.name].task
+    await asyncio.wait([job], timeout=5)
+    assert job.cancelled()
+
+
+async def test_a_lease_is_renewed_while_the_run_lasts(replica: StartReplica, world: World) -> None:
+    made = await replica(lease_s=0.3)
+    run = await held_run(made, world)
+    tenure = made.parts.pool._jobs[run.name].tenure
+    first = tenure.grant_time
+    await eventually(lambda: tenure.grant_time > first + 0.5)
+    hold = world.inference.effects.hold
+    assert hold is not None
+    hold.set()
+    events = await made.client().watch(run.name)
+    assert tokens(events) == [1]
+
+
+async def test_a_drain_lets_effects_end_and_hands_runs_over_at_once(
+    replica: StartReplica, world: World
+) -> None:
+    first = await replica(lease_s=60, replica="first")
+    run = await held_run(first, world)
+    second = await replica(lease_s=60, replica="second", claim_poll_s=30)
+    draining = asyncio.create_task(first.parts.pool.drain())
+    await asyncio.sleep(0)
+    assert not draining.done()
+    hold = world.inference.effects.hold
+    assert hold is not None
+    world.inference.effects.hold = None
+    hold.set()
+    await draining
+    events = await second.client().watch(run.name)
+    assert events[-1].ended.run.result == "The result is 391."
+    assert tokens(events) == [1, 2]
+    assert set(world.inference.effects.performed.values()) == {1}
+
+
+async def test_a_draining_replica_ends_its_streams_and_takes_no_run(
+    replica: StartReplica, world: World
+) -> None:
+    made = await replica(hand_over_s=0.05)
+    run = await held_run(made, world)
+    client = made.client()
+    watching = asyncio.create_task(client.watch(run.name))
+    await eventually(lambda: made.parts.feed._topics)
+    await made.parts.pool.drain()
+    made.parts.feed.close()
+    with pytest.raises(RemitError) as caught:
+        await watching
+    assert caught.value.reason == reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    assert not made.parts.pool.reserve()
+
+
+async def test_queued_runs_are_taken_in_turns_between_orgs(
+    replica: StartReplica, world: World
+) -> None:
+    idle = await replica(running=False, max_running=1)
+    await held_run(idle, world)  # takes the only place
+    names: dict[str, str] = {}
+    for org, count in (("acme", 6), ("small", 2)):
+        client = idle.client(client_remit(f"orgs/{org}/users/u"))
+        for _ in range(count):
+            names[(await client.create()).name] = org
+    grants = await idle.parts.pool._leases.claim(4)
+    orgs = [names[grant.run] for grant in grants]
+    # acme has one at work already, so small goes first and both get two of four at least.
+    assert orgs.count("small") == 2
+    assert {grant.fencing_token for grant in grants} == {2}
+    rest = await idle.parts.pool._leases.claim(10)
+    assert len(rest) == 4
+    assert await idle.parts.pool._leases.claim(10) == []
+
+
+async def test_events_of_another_replica_are_pushed(replica: StartReplica, world: World) -> None:
+    first = await replica()
+    second = await replica(heartbeat_s=20)
+    run = await held_run(first, world)
+    client = second.client()
+    stream = client.runs.WatchRun(
+        agent_service_pb2.WatchRunRequest(name=run.name, after_sequence=4),
+        metadata=client.metadata,
+    )
+    received: list[Any] = []
+
+    async def follow() -> None:
+        received.extend([response async for response in stream])
+
+    following = asyncio.create_task(follow())
+    await eventually(lambda: second.parts.feed._topics)
+    hold = world.inference.effects.hold
+    assert hold is not None
+    hold.set()
+    # Far sooner than the heartbeat's own look.
+    await asyncio.wait_for(following, 10)
+    assert received[-1].event.HasField("ended")
+    assert [r.sequence for r in received] == list(range(5, 5 + len(received)))
+
+
+async def test_a_corrupt_journal_is_named_and_other_runs_go_on(
+    replica: StartReplica, world: World, owner_execute: Any
+) -> None:
+    first = await replica(lease_s=0.5)
+    broken = await held_run(first, world)
+    await first.kill()
+    await owner_execute(
+        "UPDATE run_events SET percent = 42 WHERE sequence = 2 AND run = $1::uuid",
+        broken.name.removeprefix("runs/"),
+    )
+    hold = world.inference.effects.hold
+    assert hold is not None
+    hold.set()
+    second = await replica(lease_s=0.5)
+    client = second.client()
+    healthy = await client.create()
+    assert (await client.ended(healthy.name)).result == "The result is 391."
+
+    async def quarantined() -> bool:
+        return (await client.get(broken.name)).state == run_pb2.RUN_STATE_FAILED
+
+    await eventually(quarantined)
+    run = await client.get(broken.name)
+    error = RemitError.from_status(run.error)
+    assert error.reason == reasons.ERROR_REASON_DATA_CORRUPT
+    assert error.message == f"{broken.name}: event 2 does not match its digest"
