@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from remit.gateway.topology import Topology
-from remit.local.mesh import ORG
+from remit.local.first_key import ORG
 from remit.rpc.contracts import AREAS
 from tests.ports import free_ports
 
@@ -71,14 +71,7 @@ class RunningMesh:
 
     def run(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Runs `remit` with these arguments against this mesh."""
-        return subprocess.run(
-            [*REMIT, *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        return remit(self.environment, *arguments, timeout_s=timeout_s)
 
     def log(self, part: str) -> str:
         """What a part printed."""
@@ -123,6 +116,20 @@ def started_mesh(
     finally:
         _stop(running)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remit(
+    environment: Mapping[str, str], *arguments: str, timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Runs `remit` with these arguments."""
+    return subprocess.run(
+        [*REMIT, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def _until_started(running: RunningMesh) -> None:

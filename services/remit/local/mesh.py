@@ -20,6 +20,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.gateway.topology import Topology
 from remit.local.certificates import ensure_certificates
 from remit.local.envoy_process import EnvoyProcess, find_envoy, render_configuration
+from remit.local.first_key import ensure_api_key
 from remit.local.logs import bound_logs
 from remit.local.ports import check_ports
 from remit.local.postgres_server import EmbeddedPostgres
@@ -29,9 +30,6 @@ from remit.local.wiring import Secrets, Wiring, ensure_secrets
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
-ORG: Final = "orgs/local"
-USER: Final = "orgs/local/users/admin"
-"""Whose the first API key is."""
 _CONNECTIONS_PER_SERVICE: Final = 10
 _ROUTES_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.1
@@ -134,21 +132,9 @@ class LocalMesh:
         )
         await self._supervise("postgres", spec)
         dsns = dict(await self._postgres.provision())
-        await self._ensure_api_key(dsns["policy"], secrets)
+        if await ensure_api_key(self._state, dsns["policy"], secrets):
+            self._reporter.note(f"The first API key is in {self._state.api_key_file}")
         return dsns
-
-    async def _ensure_api_key(self, dsn: str, secrets: Secrets) -> None:
-        if self._state.api_key_file.exists():
-            return
-        from remit.policy.api_keys import Pepper  # noqa: PLC0415 - only the first start needs it
-        from remit.policy.bootstrap import bootstrap_admin  # noqa: PLC0415
-        from remit.policy.key_files import read_secret  # noqa: PLC0415
-        from remit.postgres import Database  # noqa: PLC0415
-
-        async with Database.open(dsn, pool_size=1) as database:
-            key = await bootstrap_admin(database, Pepper(read_secret(secrets.pepper)), ORG, USER)
-        write_private(self._state.api_key_file, f"{key}\n")
-        self._reporter.note(f"The first API key is in {self._state.api_key_file}")
 
     async def _supervise(self, area: str, spec: ProcessSpec) -> None:
         part = Supervised(spec, self._reporter, self._clock)
