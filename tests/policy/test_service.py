@@ -121,9 +121,12 @@ async def test_a_clients_own_remit_is_decided_by_the_rules_alone(world: World) -
     assert answer.decision == DENY
 
 
-async def test_the_agent_service_may_ask_with_the_remit_that_it_presents(world: World) -> None:
-    remit = await issue(world, new_run())
-    assert (await world.hot(AGENT).CheckPermission(check(remit))).decision == ALLOW
+async def test_a_service_asks_only_with_remits_that_it_may_accept(world: World) -> None:
+    """A run's remit is the agent's to present, not to accept; a client's is for every service."""
+    run = await issue(world, new_run())
+    error = await refused(world.hot(AGENT).CheckPermission(check(run)))
+    assert error.reason == error_reason_pb2.ERROR_REASON_REMIT_INVALID
+    assert (await world.hot(AGENT).CheckPermission(check(world.client_token()))).decision == ALLOW
 
 
 async def test_a_worker_that_lost_its_run_is_fenced_at_its_very_next_question(

@@ -23,6 +23,7 @@ from remit.policy.key_files import read_secret
 from remit.policy.key_ring import KeyRing
 from remit.policy.remits import RemitIssuer
 from remit.policy.runs import RunStore
+from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
 from remit.policy.settings import PolicySettings
 from remit.policy.signing import Seal
@@ -51,7 +52,7 @@ async def open_service(
     """
     pepper = Pepper(read_secret(settings.pepper_file))
     seal = Seal(read_secret(settings.signing_key_file))
-    source = read_policies(settings.policies_dir)
+    source = read_policies(settings.policies_dir or SHIPPED_POLICIES)
     async with Database.open(
         settings.dsn,
         pool_size=settings.pool_size,

@@ -244,8 +244,8 @@ def _check_fence(fences: Fences, remit: Remit) -> None:
 
 
 def _check_party(remit: Remit, caller: Caller.ValueType) -> None:
-    """Refuse a service that may neither accept nor present the remit that it shows."""
-    if caller not in remit.audience | {remit.presenter}:
+    """Refuse a service that may not accept the remit which it shows."""
+    if caller not in remit.audience:
         raise RemitError(
             ERROR_REASON_REMIT_INVALID, f"the remit is not meant for {caller_label(caller)}"
         )

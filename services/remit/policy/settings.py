@@ -7,7 +7,6 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from remit.policy.schema import SHIPPED_POLICIES
 from remit.settings import ServiceSettings
 
 
@@ -24,8 +23,9 @@ class PolicySettings(ServiceSettings):
         default=Path("signing-keys.key"),
         description="File (0600) with the key that seals the signing keys: 64 hex digits.",
     )
-    policies_dir: Path = Field(
-        default=SHIPPED_POLICIES, description="Folder whose *.cedar files are the policies."
+    policies_dir: Path | None = Field(
+        default=None,
+        description="Folder whose *.cedar files are the policies; unset: those that Remit ships.",
     )
     remit_lifetime_s: int = Field(
         default=600, ge=300, le=600, description="Seconds that a remit lives."
