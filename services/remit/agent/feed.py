@@ -155,11 +155,13 @@ class Listener:
         dsn: str,
         feed: Feed,
         *,
+        origin: str,
         queued: Callable[[], None],
         token_raised: Callable[[str, int], None],
     ) -> None:
         self._dsn = dsn
         self._feed = feed
+        self._origin = origin
         self._queued = queued
         self._token_raised = token_raised
         self.connected = asyncio.Event()
@@ -192,9 +194,11 @@ class Listener:
         if payload == QUEUED:
             self._queued()
             return
-        run_id, sequence, token = str(payload).split(" ")
+        run_id, sequence, token, origin = str(payload).split(" ", 3)
         run = names.run_name(run_id)
-        self._feed.announce(run, int(sequence))
+        if origin != self._origin:
+            # What was committed here is published here, with the events themselves.
+            self._feed.announce(run, int(sequence))
         self._token_raised(run, int(token))
 
 

@@ -103,8 +103,11 @@ async def open_parts(
     definitions = DefinitionStore(database)
     await definitions.save(catalog.all())
     reader = RunReader(database)
+    # Names this process, not just its replica: one that is started again is another holder.
+    owner = f"{settings.replica}/{ids.uuid7()}"
     store = RunStore(
         database,
+        origin=owner,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         max_queued_runs=settings.max_queued_runs,
@@ -119,9 +122,7 @@ async def open_parts(
     desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
     outside = _outside(settings, mesh, clock)
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids))
-    leases = LeaseStore(
-        database, owner=f"{settings.replica}/{ids.uuid7()}", lease_s=settings.lease_s
-    )
+    leases = LeaseStore(database, owner=owner, lease_s=settings.lease_s)
     pool = RunPool(leases, worker.work, settings, clock)
     creator = Creator(catalog, store, reader, desk, outside.offers, pool, settings, clock, ids)
     return AgentParts(
@@ -129,7 +130,9 @@ async def open_parts(
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=feed,
-        listener=Listener(database.dsn, feed, queued=pool.wake, token_raised=pool.token_raised),
+        listener=Listener(
+            database.dsn, feed, origin=owner, queued=pool.wake, token_raised=pool.token_raised
+        ),
         store=store,
     )
 

@@ -25,7 +25,7 @@ from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
 
 CHANNEL: Final = "remit_runs"
-"""Postgres channel on which every commit tells `<run> <last sequence> <fencing token>`."""
+"""Postgres channel: every commit tells `<run> <last sequence> <fencing token> <origin>` on it."""
 QUEUED: Final = "queued"
 """Payload on the channel that says a run waits for a worker."""
 
@@ -83,8 +83,15 @@ class RunStore:
     """Writes runs and their journals by group commit."""
 
     def __init__(
-        self, database: Database, *, max_batch: int, max_queue: int, max_queued_runs: int
+        self,
+        database: Database,
+        *,
+        origin: str,
+        max_batch: int,
+        max_queue: int,
+        max_queued_runs: int,
     ) -> None:
+        self._origin = origin
         self._max_queued_runs = max_queued_runs
         self._commit: GroupCommit[Item, Outcome] = GroupCommit(
             database, self._write, name="run journal", max_batch=max_batch, max_queue=max_queue
@@ -119,7 +126,7 @@ class RunStore:
     ) -> Sequence[Outcome | RemitError]:
         created = await self._insert_runs(connection, [i for i in items if isinstance(i, NewRun)])
         fenced = await _fenced(connection, [i for i in items if isinstance(i, Entry)])
-        accepted = _Batch()
+        accepted = _Batch(self._origin)
         outcomes: list[Outcome | RemitError] = []
         for item in items:
             outcome = created[id(item)] if isinstance(item, NewRun) else fenced.get(id(item))
@@ -164,6 +171,7 @@ class RunStore:
 class _Batch:
     """The rows of the items that a transaction accepted."""
 
+    origin: str
     events: list[EventRow] = field(default_factory=list)
     contents: dict[bytes, bytes] = field(default_factory=dict)
     updates: list[tuple[object, ...]] = field(default_factory=list)
@@ -184,7 +192,7 @@ class _Batch:
             for artifact in item.artifacts:
                 self._keep(artifact)
             self.updates.append(_update_row(run, item, summary))
-        self.notices.append(f"{run} {item.events[-1].sequence} {item.fencing_token}")
+        self.notices.append(f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}")
 
     def _take_events(self, events: Sequence[run_pb2.RunEvent]) -> None:
         for event in events:

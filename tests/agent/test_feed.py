@@ -1,0 +1,108 @@
+"""Following a journal: every event once and in order, whatever wakes the follower."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remit.agent.feed import Feed
+from remit.agent.reading import RunReader
+from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+from tests.agent.histories import RUN
+from tests.waiting import eventually
+
+PAGE = 3
+
+
+def event(sequence: int, *, last: bool = False) -> run_pb2.RunEvent:
+    made = run_pb2.RunEvent(run=RUN, sequence=sequence)
+    if last:
+        made.ended.SetInParent()
+    return made
+
+
+class Journal:
+    """A journal in memory that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.events_: list[run_pb2.RunEvent] = []
+        self.reads = 0
+
+    async def events(self, _: str, *, after: int, limit: int) -> list[run_pb2.RunEvent]:
+        self.reads += 1
+        await asyncio.sleep(0)
+        return [e for e in self.events_ if e.sequence > after][:limit]
+
+
+def feed_of(journal: Journal, *, heartbeat_s: float = 30.0, recent: int = 4) -> Feed:
+    return Feed(
+        cast("RunReader", journal), page=PAGE, recent_events=recent, heartbeat_s=heartbeat_s
+    )
+
+
+async def follow(feed: Feed, after: int, known: Sequence[run_pb2.RunEvent] = ()) -> list[int]:
+    return [e.sequence async for e in feed.follow(RUN, after, known) if e is not None]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 7), st.sampled_from(["push", "tell"])), max_size=8),
+    st.integers(0, 10),
+)
+async def test_every_event_arrives_once_and_in_order(
+    commits: list[tuple[int, str]], after: int
+) -> None:
+    journal = Journal()
+    feed = feed_of(journal)
+    total = sum(size for size, _ in commits) + 1
+    following = asyncio.create_task(follow(feed, min(after, total - 1)))
+    for size, how in [*commits, (1, "push")]:
+        start = len(journal.events_) + 1
+        made = [event(n, last=n == total) for n in range(start, start + size)]
+        await asyncio.sleep(0)
+        journal.events_ += made
+        if how == "push":
+            feed.publish(made)
+        else:
+            feed.announce(RUN, made[-1].sequence)
+    received = await asyncio.wait_for(following, 5)
+    assert received == list(range(min(after, total - 1) + 1, total + 1))
+    assert feed._topics == {}
+
+
+async def test_what_is_published_here_is_not_read_back() -> None:
+    journal = Journal()
+    feed = feed_of(journal)
+    first = [event(1), event(2)]
+    following = asyncio.create_task(follow(feed, 0, first))
+    await eventually(lambda: feed._topics)
+    for number in range(3, 20):
+        feed.publish([event(number, last=number == 19)])
+        await asyncio.sleep(0)
+    assert await following == list(range(1, 20))
+    assert journal.reads == 0
+
+
+async def test_a_lost_notice_is_made_good_at_the_heartbeat() -> None:
+    journal = Journal()
+    feed = feed_of(journal, heartbeat_s=0.02)
+    following = asyncio.create_task(follow(feed, 0))
+    await eventually(lambda: journal.reads >= 1)
+    journal.events_ = [event(1), event(2, last=True)]
+    assert await asyncio.wait_for(following, 5) == [1, 2]
+
+
+async def test_a_closed_feed_sends_its_followers_away() -> None:
+    feed = feed_of(Journal())
+    following = asyncio.create_task(follow(feed, 0))
+    await eventually(lambda: feed._topics)
+    feed.close()
+    with pytest.raises(RemitError) as caught:
+        await following
+    assert caught.value.reason == reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
