@@ -125,3 +125,9 @@ def test_an_unknown_agent_is_answered_with_the_nearest() -> None:
     ) as caught:
         catalog.get("agents/helpr")
     assert caught.value.reason == reasons.ERROR_REASON_AGENT_NOT_FOUND
+
+
+def test_the_example_in_the_docs_is_an_agent() -> None:
+    page = Path("docs/AGENTS.md").read_text(encoding="utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0]
+    assert parse_definition(example, "translator.yaml").max_cost_nanos == 250_000_000
