@@ -9,8 +9,9 @@ Opening and closing calls wait in queues of their own, so that what is held can 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Final
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cost import rows
@@ -31,6 +32,9 @@ from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
+_PRICES_REMEMBERED: Final = 4096
+_CLOCK_STEP: Final = timedelta(seconds=1)
+
 Opening = Reserve | Extend
 Closing = Settle | Release
 
@@ -43,6 +47,8 @@ class LedgerStore:
     ) -> None:
         self._rules = rules
         self._clock = clock
+        self._stored_prices: set[str] = set()
+        """Versions that were read back from a committed hold."""
         self._openings = GroupCommit[HoldOperation, Reservation](
             database, self.write, name="opening", max_batch=max_batch, max_queue=max_queue
         )
@@ -63,15 +69,36 @@ class LedgerStore:
     ) -> list[Reservation | RemitError]:
         """Decides and writes a batch inside the connection's transaction."""
         known = await _locked_reservations(connection, {op.key for op in operations})
+        self._note_stored_prices(known.values())
         latest = await lock_ledgers(connection, _orgs(operations, known))
         now = self._clock.now()
         state = await _loaded(connection, operations, known, latest, now)
         ledger = Ledger(state, self._rules, now)
-        before = dict(known)
         results = [ledger.decide(operation) for operation in operations]
         state.books.prove()
-        await _write(connection, ledger, state, before)
+        made = [held for key, held in sorted(ledger.changed.items()) if key not in known]
+        changed = [held for key, held in sorted(ledger.changed.items()) if key in known]
+        if made:
+            await self._insert_prices(connection, made)
+            await _insert_reservations(connection, made)
+            await _advance_clocks(connection, latest, state.latest_times)
+        if changed:
+            await _update_reservations(connection, changed)
+        await _write_books(connection, state.books)
         return results
+
+    def _note_stored_prices(self, stored: Iterable[Reservation]) -> None:
+        if len(self._stored_prices) > _PRICES_REMEMBERED:
+            self._stored_prices.clear()
+        self._stored_prices.update(held.price.version for held in stored)
+
+    async def _insert_prices(self, connection: Connection, made: Iterable[Reservation]) -> None:
+        """Stores the prices that the holds pin, except those that are stored for certain."""
+        pinned = {held.price.version: rows.PinnedPrice(held.item, held.price) for held in made}
+        missing = sorted(version for version in pinned if version not in self._stored_prices)
+        prices = [pinned[version] for version in missing if version]
+        if prices:
+            await connection.execute(rows.INSERT_PRICES, *rows.arrays(rows.PRICE_COLUMNS, prices))
 
 
 # ------------------------------------------------------------------------------------- locking
@@ -146,7 +173,7 @@ async def _loaded(
     return LedgerState(
         books=Books(await _balances(connection, leaves)),
         limits=await _limits(connection, accounts),
-        reservations=known,
+        reservations=dict(known),
         latest_times={org: time for org, time in latest.items() if time is not None},
     )
 
@@ -188,44 +215,31 @@ async def _limits(connection: Connection, accounts: Iterable[str]) -> dict[str, 
 # ------------------------------------------------------------------------------------- writing
 
 
-async def _write(
-    connection: Connection,
-    ledger: Ledger,
-    state: LedgerState,
-    before: dict[ReservationKey, Reservation],
-) -> None:
-    made = [ledger.changed[key] for key in sorted(ledger.changed) if key not in before]
-    changed = [ledger.changed[key] for key in sorted(ledger.changed) if key in before]
-    if made:
-        await _insert_reservations(connection, made)
-        await _advance_clocks(connection, state)
-    if changed:
-        await _update_reservations(connection, changed)
-    if state.books.transfers:
-        await connection.execute(
-            rows.INSERT_TRANSFERS, *rows.arrays(rows.TRANSFER_COLUMNS, state.books.transfers)
-        )
-        balances = sorted(state.books.changes().items())
-        await connection.execute(rows.UPSERT_BALANCES, *rows.arrays(rows.BALANCE_COLUMNS, balances))
-
-
 async def _insert_reservations(connection: Connection, made: Sequence[Reservation]) -> None:
-    pinned = {held.price.version: rows.PinnedPrice(held.item, held.price) for held in made}
-    prices = [pinned[version] for version in sorted(pinned) if version]
-    if prices:
-        await connection.execute(rows.INSERT_PRICES, *rows.arrays(rows.PRICE_COLUMNS, prices))
     await connection.execute(rows.INSERT_RESERVATIONS, *rows.arrays(rows.RESERVATION_COLUMNS, made))
 
 
-async def _advance_clocks(connection: Connection, state: LedgerState) -> None:
-    orgs = sorted(state.latest_times)
-    await connection.execute(
-        "UPDATE ledgers l SET latest_time = n.latest_time"
-        " FROM unnest($1::text[], $2::timestamptz[]) AS n (org, latest_time)"
-        " WHERE l.org = n.org AND l.latest_time IS DISTINCT FROM n.latest_time",
-        orgs,
-        [state.latest_times[org] for org in orgs],
-    )
+async def _advance_clocks(
+    connection: Connection,
+    stored: Mapping[str, datetime | None],
+    latest: Mapping[str, datetime],
+) -> None:
+    """Stores the time of the latest hold, a little late but never a day late: the row is hot."""
+    due = [org for org in sorted(latest) if _is_due(stored[org], latest[org])]
+    if due:
+        await connection.execute(
+            "UPDATE ledgers l SET latest_time = n.latest_time"
+            " FROM unnest($1::text[], $2::timestamptz[]) AS n (org, latest_time)"
+            " WHERE l.org = n.org",
+            due,
+            [latest[org] for org in due],
+        )
+
+
+def _is_due(stored: datetime | None, latest: datetime) -> bool:
+    if stored is None or day_of(stored) != day_of(latest):
+        return True
+    return latest - stored >= _CLOCK_STEP
 
 
 async def _update_reservations(connection: Connection, changed: Sequence[Reservation]) -> None:
@@ -236,4 +250,15 @@ async def _update_reservations(connection: Connection, changed: Sequence[Reserva
         raise RemitError(
             error_reason_pb2.ERROR_REASON_DATA_CORRUPT,
             f"{len(changed)} holds were to be changed and the database answered {tag}",
+        )
+
+
+async def _write_books(connection: Connection, books: Books) -> None:
+    if books.transfers:
+        await connection.execute(
+            rows.INSERT_TRANSFERS, *rows.arrays(rows.TRANSFER_COLUMNS, books.transfers)
+        )
+        await connection.execute(
+            rows.UPSERT_BALANCES,
+            *rows.arrays(rows.BALANCE_COLUMNS, sorted(books.changes().items())),
         )
