@@ -23,7 +23,7 @@ CREATE TABLE prices (
 -- Holds and what became of them: state 1 HELD, 2 SETTLED, 3 RELEASED. A row without an account is a
 -- tombstone: released before it was reserved. Path, day (hence every period) and price are pinned.
 CREATE TABLE reservations (
-    claim text NOT NULL CHECK (claim ~ '^claims/.{1,64}$'),
+    claim text NOT NULL CHECK (starts_with(claim, 'claims/') AND length(claim) <= 64),
     attempt integer NOT NULL CHECK (attempt >= 1),
     state smallint NOT NULL CHECK (state IN (1, 2, 3)),
     service text NOT NULL CHECK (length(service) BETWEEN 1 AND 32),
@@ -77,13 +77,13 @@ CREATE TABLE transfers (
     sequence smallint NOT NULL CHECK (sequence >= 1),
     kind smallint NOT NULL CHECK (kind IN (1, 2, 3, 4)),
     debit_account text NOT NULL,
-    credit_account text NOT NULL CHECK (credit_account ~ '^operator/orgs/[^/]+/revenue$'),
+    credit_account text NOT NULL CHECK (credit_account LIKE 'operator/orgs/%/revenue'),
     amount_nanos bigint NOT NULL CHECK (amount_nanos > 0),
     day date NOT NULL,
     post_time timestamptz NOT NULL,
     PRIMARY KEY (claim, attempt, sequence),
     FOREIGN KEY (claim, attempt) REFERENCES reservations (claim, attempt),
-    CHECK ((kind = 4) = (debit_account ~ '^operator/orgs/[^/]+/overrun$'))
+    CHECK ((kind = 4) = (debit_account LIKE 'operator/orgs/%/overrun'))
 );
 
 -- What is held and spent by account and period: 1 TOTAL, 2 DAY, 3 MONTH. It follows from transfers
