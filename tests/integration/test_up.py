@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,13 +90,7 @@ async def test_a_part_that_dies_is_restarted_and_the_user_told(
     assert "391" in result.stdout, result.stdout + result.stderr
 
 
-async def test_a_killed_supervisor_leaves_nothing_and_loses_nothing(tmp_path: Path) -> None:
-    folder = tmp_path
-    if os.geteuid() == 0:  # the database's user must be able to pass
-        import tempfile  # noqa: PLC0415 - only here
-
-        folder = Path(tempfile.mkdtemp(prefix="remit-state-"))
-        folder.chmod(0o755)
+async def test_a_killed_supervisor_leaves_nothing_and_loses_nothing(folder: Path) -> None:
     state = folder / "state"
     with started_mesh(state=state) as running:
         first = running.run("run", "What is 17 * 23?")
@@ -115,6 +113,57 @@ async def test_a_killed_supervisor_leaves_nothing_and_loses_nothing(tmp_path: Pa
         probe.bind((again.topology.edge.host, again.topology.edge.port))
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="remit-state-"))
+    made.chmod(0o755)  # as root the database's user must be able to pass
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.mark.parametrize("line", ["postgres       ready", "cost-0         starting"])
+async def test_a_stop_during_the_start_leaves_nothing(folder: Path, line: str) -> None:
+    output, topology = folder / "output", folder / "topology.yaml"
+    topology.write_text(make_topology({}).dump())
+    with output.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: ASYNC220 - the test waits for its lines
+            [*REMIT, "up", "--state", str(folder / "state"), "--topology", str(topology)],
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        await eventually(lambda: line in output.read_text(), timeout_s=60)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == exit_codes.OK
+    finally:
+        process.kill()
+        process.wait()
+    assert processes_of(folder) == []
+
+
+async def test_a_second_signal_does_not_wait_for_calls_in_flight() -> None:
+    with started_mesh() as running:
+        with socket.create_connection((running.topology.edge.host, running.topology.edge.port)):
+            running.process.terminate()
+            await eventually(lambda: "Stopping" in running.output.read_text())
+            running.process.terminate()
+            assert await asyncio.to_thread(running.process.wait, 60) == exit_codes.OK
+        assert processes_of(running.state) == []
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that know this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            facts = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in facts:
+            found.append(facts[:200].decode(errors="replace"))
+    return found
+
+
 def is_process(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
@@ -123,8 +172,6 @@ def is_process(pid: int) -> bool:
 def test_a_damaged_state_directory_is_named_and_kept(
     mesh: RunningMesh, tmp_path: Path, damaged: str
 ) -> None:
-    import shutil  # noqa: PLC0415 - only here
-
     state = tmp_path / "state"
     shutil.copytree(mesh.state, state, ignore=shutil.ignore_patterns("postgres", "run"))
     (state / "postgres").mkdir()

@@ -22,9 +22,9 @@ def test_a_pipe_gets_plain_lines() -> None:
 def test_a_terminal_gets_a_table_that_keeps_deaths() -> None:
     stream = io.StringIO()
     reporter = TerminalReporter(stream)
-    reporter.part("cost-0", "ready")
+    reporter.part("cost-0", "ready", "[/not markup]")
     reporter.part("cost-0", "died", "died of SIGKILL [now]")
     reporter.note("[done]")
     text = stream.getvalue()
-    assert "died of SIGKILL" in text
+    assert "died of SIGKILL [now]" in text
     assert "[done]" in text

@@ -17,6 +17,7 @@ from remit.gateway.topology import Topology
 from remit.local.probes import ask
 from remit.local.process import ProcessSpec
 from remit.local.state import StateDirectory
+from remit.local.tethered import run_tethered
 from remit.rpc.errors import RemitError
 
 _WORKERS: Final = 2
@@ -54,19 +55,14 @@ async def render_configuration(state: StateDirectory) -> None:
 
     In a process of its own: Envoy's types take seconds to import and much memory, once.
     """
-    command = ("-m", "remit.cli.main", "gateway", "render")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        *("--topology", str(state.topology_file), "--out", str(state.envoy_file)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    code, output = await run_tethered(
+        (
+            *(sys.executable, "-m", "remit.cli.main", "gateway", "render"),
+            *("--topology", str(state.topology_file), "--out", str(state.envoy_file)),
+        )
     )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        reason = output.decode(errors="replace").strip()
-        raise _invalid(f"Envoy's configuration could not be rendered: {reason}")
+    if code != 0:
+        raise _invalid(f"Envoy's configuration could not be rendered: {output}")
 
 
 class EnvoyProcess:

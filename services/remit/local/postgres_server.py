@@ -30,6 +30,7 @@ import asyncpg
 from remit.api.errors.v1 import error_reason_pb2
 from remit.local.process import ProcessSpec
 from remit.local.state import corrupt
+from remit.local.tethered import Tie, run_tethered
 from remit.postgres import DATABASES, migrate
 from remit.rpc.errors import RemitError
 
@@ -127,11 +128,8 @@ class EmbeddedPostgres:
             ready=self.is_ready,
             ready_timeout_s=_READY_TIMEOUT_S,
             stop_signal=signal.SIGINT,
-            orphan_signal=signal.SIGINT,
             stop_timeout_s=_STOP_TIMEOUT_S,
-            uid=self._account.uid,
-            gid=self._account.gid,
-            folder=self.folder.parent,
+            tie=self._tie,
             describe="embedded PostgreSQL",
         )
 
@@ -192,22 +190,14 @@ class EmbeddedPostgres:
         draft.rename(self.folder)
 
     async def _run(self, program: str, *arguments: str) -> None:
-        user: dict[str, Any] = {}
-        if self._account.uid >= 0:
-            user = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        process = await asyncio.create_subprocess_exec(
-            self._programs / program,
-            *arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self.folder.parent,
-            **user,
-        )
-        output, _ = await process.communicate()
-        if process.returncode != 0:
-            reason = output.decode(errors="replace").strip().splitlines()[-1:]
-            raise _invalid(f"{program} failed: {' '.join(reason)}")
+        code, output = await run_tethered((str(self._programs / program), *arguments), self._tie)
+        if code != 0:
+            raise _invalid(f"{program} failed: {' '.join(output.splitlines()[-1:])}")
+
+    @property
+    def _tie(self) -> Tie:
+        account = self._account
+        return Tie(signal.SIGINT, account.uid, account.gid, folder=self.folder.parent)
 
     def _check(self) -> None:
         file = self.folder / "PG_VERSION"

@@ -1,7 +1,6 @@
 """One supervised process: started, watched, restarted with backoff, stopped.
 
-Each process leads a session of its own, so that Ctrl-C reaches the supervisor alone and a drain
-keeps its order; and each is tethered, so that it dies with the supervisor however that dies.
+Each process is tethered, so that it dies with the supervisor however that dies.
 """
 
 from __future__ import annotations
@@ -10,18 +9,16 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.local.tethered import Tie, signal_session, spawn_tethered
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
-TETHER: Final = Path(__file__).with_name("tether.py")
 _POLL_S: Final = 0.15
 _LOG_TAIL_BYTES: Final = 4096
 _LOG_TAIL_LINES: Final = 5
@@ -56,14 +53,9 @@ class ProcessSpec:
     """The whole environment; None passes on the supervisor's own."""
     ready_timeout_s: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
-    orphan_signal: signal.Signals = signal.SIGKILL
-    """Sent by the kernel when the supervisor dies."""
     stop_timeout_s: float = 15.0
     """After this long it is killed."""
-    uid: int = -1
-    gid: int = -1
-    folder: Path | None = None
-    """Where it runs; None: where the supervisor does, so that relative paths in settings hold."""
+    tie: Tie = field(default_factory=Tie)
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -128,7 +120,7 @@ class Supervised:
     def kill(self) -> None:
         """Ends it at once; `stop` still has to be awaited."""
         if self.pid is not None:
-            _signal_session(self.pid, signal.SIGKILL)
+            signal_session(self.pid, signal.SIGKILL)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -138,9 +130,9 @@ class Supervised:
         except TimeoutError:
             limit = f"{self.spec.stop_timeout_s:.0f} s"
             self._reporter.part(self.spec.name, "killed", f"it did not end within {limit}")
-            _signal_session(process.pid, signal.SIGKILL)
+            signal_session(process.pid, signal.SIGKILL)
             await process.wait()
-        _signal_session(process.pid, signal.SIGKILL)
+        signal_session(process.pid, signal.SIGKILL)
 
     async def _keep(self) -> None:
         deaths = 0
@@ -178,25 +170,15 @@ class Supervised:
             self.is_ready = False
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
-        _signal_session(process.pid, signal.SIGKILL)
+        signal_session(process.pid, signal.SIGKILL)
         return code
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         spec = self.spec
-        tether = (sys.executable, "-I", "-S", str(TETHER))
-        ties = (spec.orphan_signal, os.getpid(), spec.uid, spec.gid)
         descriptor = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            return await asyncio.create_subprocess_exec(
-                *tether,
-                *(str(int(tie)) for tie in ties),
-                *spec.command,
-                env=None if spec.environment is None else dict(spec.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                cwd=spec.folder,
-                start_new_session=True,
+            return await spawn_tethered(
+                spec.command, spec.tie, descriptor, environment=spec.environment
             )
         finally:
             os.close(descriptor)
@@ -239,9 +221,3 @@ def _cause(code: int) -> str:
     if code < 0:
         return f"died of {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
-
-
-def _signal_session(leader: int, number: signal.Signals) -> None:
-    """Signals whatever is left of a session; its leader's id is its group's."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)

@@ -55,7 +55,7 @@ class TerminalReporter:
     def part(self, name: str, state: str, detail: str = "") -> None:
         """Shows the change of a part."""
         if state in {"died", "killed"}:
-            self._console.print(f"[{_STYLES[state]}]{name} {state}[/]: {detail}", highlight=False)
+            self._console.print(f"{name} {state}: {detail}", style=_STYLES[state], markup=False)
         self._parts[name] = (state, detail)
         self._refresh()
 
@@ -70,10 +70,11 @@ class TerminalReporter:
     def _refresh(self) -> None:
         from rich.live import Live  # noqa: PLC0415 - as above
         from rich.table import Table  # noqa: PLC0415 - as above
+        from rich.text import Text  # noqa: PLC0415 - as above
 
         table = Table.grid(padding=(0, 2))
         for name, (state, detail) in self._parts.items():
-            table.add_row(name, f"[{_STYLES.get(state, '')}]{state}[/]", detail)
+            table.add_row(name, Text(state, _STYLES.get(state, "")), Text(detail))
         if self._live is None:
             self._live = Live(table, console=self._console, auto_refresh=False)
             self._live.start()
