@@ -172,7 +172,7 @@ def test_an_interrupted_demo_leaves_no_process() -> None:
 
 
 def command_lines() -> list[str]:
-    """The command line of every process, Linux's way: where there is no /proc this proves nothing."""
+    """The command line of every process, on Linux: without /proc this proves nothing."""
     lines = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended meanwhile
