@@ -22,7 +22,9 @@ from remit.inference.engine import arguments_json, counted_tokens, prompt_texts,
 from tests.inference.offered import a_tool
 
 texts = st.text(max_size=60)
-arguments = st.dictionaries(texts, texts | st.integers(-(2**53), 2**53) | st.booleans(), max_size=4)
+arguments: st.SearchStrategy[dict[str, object]] = st.dictionaries(
+    texts, texts | st.integers(-(2**53), 2**53) | st.booleans(), max_size=4
+)
 
 
 def a_struct(values: dict[str, object]) -> struct_pb2.Struct:
@@ -64,7 +66,7 @@ def test_what_a_provider_is_sent_stays_within_the_bound(request: GenerateTextReq
     for tool in body["tools"]:
         function = tool["function"]
         sent += content_bytes([function["name"], function["description"]])
-        sent += len(json.dumps(function["parameters"], ensure_ascii=False).encode())
+        sent += len(json.dumps(function["parameters"], indent=4))
     bound = upper_bound(request)
     assert sent <= bound.input_tokens
     assert counted_tokens(prompt_texts(request)) <= bound.input_tokens

@@ -6,6 +6,8 @@ anything starts and posts the usage afterwards.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Final, Protocol
 from google.protobuf import json_format, struct_pb2
 
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
-from remit.api.inference.v1.message_pb2 import FinishReason, Message
+from remit.api.inference.v1.message_pb2 import ROLE_TOOL, FinishReason, Message, ToolDefinition
 from remit.api.usage.v1.usage_pb2 import Usage
 
 # What a provider's chat template puts around a prompt, in tokens, generously: the published
@@ -24,6 +26,8 @@ MESSAGE_FRAMING_TOKENS: Final = 16
 TOOL_FRAMING_TOKENS: Final = 32
 BYTES_PER_COUNTED_TOKEN: Final = 4
 EXACT_INTEGER_LIMIT: Final = 2**53
+_MAX_REMEMBERED: Final = 256
+_MAX_REMEMBERED_CHARS: Final = 16_384
 
 
 @dataclass(frozen=True)
@@ -104,23 +108,52 @@ def prompt_texts(request: GenerateTextRequest) -> Iterable[str]:
 
 
 def upper_bound(request: GenerateTextRequest) -> Usage:
-    """The most that any tokenizer can make of the request: one token for each UTF-8 byte.
+    """The most that any tokenizer can make of the request: one token for each byte of the prompt.
 
-    Byte-level tokenizers never make more tokens than bytes; framing is added for each message, tool
-    call and tool. All of `max_output_tokens` counts as generated.
+    Byte-level tokenizers never make more tokens than bytes. Bytes are those of the widest form that
+    chat templates give a part: text is UTF-8, but tools, arguments and results may be printed as
+    indented JSON in ASCII. Framing is added for each message, tool call and tool. All of
+    `max_output_tokens` counts as generated.
     """
+    prompt_bytes = sum(_message_bytes(message) for message in request.messages)
+    prompt_bytes += sum(_definition_bytes(tool) for tool in request.tools)
     calls = sum(len(message.tool_calls) for message in request.messages)
     framing = (
         PROMPT_FRAMING_TOKENS
         + MESSAGE_FRAMING_TOKENS * (len(request.messages) + calls)
         + TOOL_FRAMING_TOKENS * len(request.tools)
     )
-    prompt_bytes = sum(len(text.encode()) for text in prompt_texts(request))
     return Usage(
-        input_tokens=prompt_bytes + framing,
-        output_tokens=request.max_output_tokens,
-        calls=1,
+        input_tokens=prompt_bytes + framing, output_tokens=request.max_output_tokens, calls=1
     )
+
+
+def _message_bytes(message: Message) -> int:
+    text = json.dumps(message.text) if message.role == ROLE_TOOL else message.text
+    size = len(text.encode()) + len(message.tool_call_id.encode())
+    for call in message.tool_calls:
+        size += len(call.id.encode()) + len(call.tool.encode())
+        size += len(json.dumps(json_format.MessageToDict(call.arguments), indent=4))
+    return size
+
+
+def _definition_bytes(tool: ToolDefinition) -> int:
+    """Bytes of a definition; small ones are remembered, for the same come with every call."""
+    small = len(tool.input_schema_json) <= _MAX_REMEMBERED_CHARS
+    count = _remembered_bytes if small else _json_bytes
+    return count(tool.name, tool.description, tool.input_schema_json)
+
+
+def _json_bytes(name: str, description: str, schema_json: str) -> int:
+    """Bytes of a tool's definition as indented JSON."""
+    function = {"name": name, "description": description, "parameters": schema_json}
+    # Beside a schema that is no JSON, its bare text is the widest form.
+    with contextlib.suppress(ValueError, RecursionError):
+        function["parameters"] = json.loads(schema_json or "{}")
+    return len(json.dumps({"type": "function", "function": function}, indent=4))
+
+
+_remembered_bytes = functools.lru_cache(maxsize=_MAX_REMEMBERED)(_json_bytes)
 
 
 def counted_tokens(texts: Iterable[str]) -> int:

@@ -8,6 +8,7 @@ order in which tools are offered never matters.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ _NAME_EVIDENCE: Final = 3
 _DESCRIPTION_EVIDENCE: Final = 1
 _MAX_DESCRIPTION_EVIDENCE: Final = 3
 _EXACT_PROPERTY_EVIDENCE: Final = 6
+_MAX_REMEMBERED: Final = 256
+_MAX_REMEMBERED_CHARS: Final = 16_384
 
 
 def words(text: str) -> frozenset[str]:
@@ -65,7 +68,7 @@ class Fit:
 
 def best_fit(tools: Iterable[ToolDefinition], job: Job) -> Fit | None:
     """The offered tool that suits the job best; None if none does."""
-    fits = [found for tool in tools if (found := _fit(_Offer.of(tool), job)) is not None]
+    fits = [found for tool in tools if (found := _fit(_read(tool), job)) is not None]
     return min(fits, key=lambda found: (-found.evidence, found.tool), default=None)
 
 
@@ -97,27 +100,33 @@ class _Offer:
     properties: tuple[_Property, ...] = ()
     required: frozenset[str] = field(default_factory=frozenset)
 
-    @classmethod
-    def of(cls, tool: ToolDefinition) -> _Offer:
-        """Reads a definition; a schema that is no object schema offers no properties."""
-        schema = _object(tool.input_schema_json)
-        properties = schema.get("properties")
-        required = schema.get("required")
-        return cls(
-            name=tool.name,
-            name_words=words(tool.name.removeprefix("tools/")),
-            description_words=words(tool.description),
-            first_word=_first_word(tool.description),
-            properties=tuple(
-                _property(name, _resolved(value, schema))
-                for name, value in (properties.items() if isinstance(properties, dict) else ())
-            ),
-            required=frozenset(
-                name
-                for name in (required if isinstance(required, list) else ())
-                if isinstance(name, str)
-            ),
-        )
+
+def _read(tool: ToolDefinition) -> _Offer:
+    """The offer of a definition; small ones are remembered, for the same come with every call."""
+    read = _remembered if len(tool.input_schema_json) <= _MAX_REMEMBERED_CHARS else _offer
+    return read(tool.name, tool.description, tool.input_schema_json)
+
+
+def _offer(name: str, description: str, schema_json: str) -> _Offer:
+    """Reads a definition; a schema that is no object schema offers no properties."""
+    schema = _object(schema_json)
+    properties, required = schema.get("properties"), schema.get("required")
+    return _Offer(
+        name=name,
+        name_words=words(name.removeprefix("tools/")),
+        description_words=words(description),
+        first_word=_first_word(description),
+        properties=tuple(
+            _property(key, _resolved(value, schema))
+            for key, value in (properties.items() if isinstance(properties, dict) else ())
+        ),
+        required=frozenset(
+            key for key in (required if isinstance(required, list) else ()) if isinstance(key, str)
+        ),
+    )
+
+
+_remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(_offer)
 
 
 def _fit(offer: _Offer, job: Job) -> Fit | None:
