@@ -10,14 +10,21 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.effects.settings import EffectSettings
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
+from remit.rpc.mesh import known_contract
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Message)
 Answer = TypeVar("Answer")
+
+_FRAME_BYTES: Final = 8
+"""Tag and length of an item inside its batch, at most."""
 
 
 @dataclass
@@ -37,12 +44,14 @@ class Batcher(Generic[Item, Answer]):
         *,
         name: str,
         max_batch: int,
+        max_bytes: int,
         max_in_flight: int,
         max_queue: int,
     ) -> None:
         self._send = send
         self._name = name
         self._max_batch = max_batch
+        self._max_bytes = max_bytes
         self._max_in_flight = max_in_flight
         self._max_queue = max_queue
         self._queue: deque[_Waiting[Item, Answer]] = deque()
@@ -71,18 +80,53 @@ class Batcher(Generic[Item, Answer]):
 
     async def _drain(self) -> None:
         while self._queue:
-            count = min(len(self._queue), self._max_batch)
-            batch = [self._queue.popleft() for _ in range(count)]
+            batch = self._take()
             self.sent += 1
             try:
                 answers = await self._send([waiting.item for waiting in batch])
+                self._require_one_each(batch, answers)
             except Exception as error:  # noqa: BLE001 - whatever it is, its callers must hear it
                 _fail(batch, error)
             except BaseException:
-                _fail(batch, _stopping())
+                _fail([*batch, *self._queue], _stopping())
+                self._queue.clear()
                 raise
             else:
                 _answer(batch, answers)
+
+    def _take(self) -> list[_Waiting[Item, Answer]]:
+        """The oldest that fit into one request; what fits into none goes alone."""
+        batch = [self._queue.popleft()]
+        size_bytes = _size_bytes(batch[0])
+        while self._queue and len(batch) < self._max_batch:
+            size_bytes += _size_bytes(self._queue[0])
+            if size_bytes > self._max_bytes:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _require_one_each(
+        self, batch: Sequence[_Waiting[Item, Answer]], answers: Sequence[Answer | RemitError]
+    ) -> None:
+        if len(answers) != len(batch):
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_INTERNAL,
+                f"{len(answers)} answers came to {len(batch)} {self._name}",
+            )
+
+
+def limits_of(settings: EffectSettings, rpc: str) -> dict[str, int]:
+    """The bounds of batches that go by the RPC of path `rpc`. Raises METHOD_UNKNOWN."""
+    return {
+        "max_batch": settings.effect_max_batch,
+        "max_bytes": known_contract(rpc).max_request_bytes,
+        "max_in_flight": settings.effect_max_rpcs,
+        "max_queue": settings.effect_max_queue,
+    }
+
+
+def _size_bytes(waiting: _Waiting[Item, Answer]) -> int:
+    return waiting.item.ByteSize() + _FRAME_BYTES
 
 
 def _answer(batch: list[_Waiting[Item, Answer]], answers: Sequence[Answer | RemitError]) -> None:

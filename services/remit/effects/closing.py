@@ -20,7 +20,7 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.effects.batching import Batcher
+from remit.effects.batching import Batcher, limits_of
 from remit.effects.claims import Outcome
 from remit.effects.settings import EffectSettings
 from remit.effects.store import ClaimStore, Close, Unclosed
@@ -28,6 +28,9 @@ from remit.rpc.calls import spawn
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
+_SETTLE: Final = "/remit.api.cost.v1.CostService/BatchSettleReservations"
+_RELEASE: Final = "/remit.api.cost.v1.CostService/BatchReleaseReservations"
+_APPEND: Final = "/remit.api.audit.v1.AuditService/AppendOutcomes"
 _OUTCOMES: Final = {
     Outcome.SUCCEEDED: event_pb2.OUTCOME_SUCCEEDED,
     Outcome.FAILED: event_pb2.OUTCOME_FAILED,
@@ -63,14 +66,11 @@ class Closer:
         self._clock = clock
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
-        limits = {
-            "max_batch": settings.effect_max_batch,
-            "max_in_flight": settings.effect_max_rpcs,
-            "max_queue": settings.effect_max_queue,
-        }
-        self._settlements = Batcher(self._settle, name="settlements", **limits)
-        self._releases = Batcher(self._release, name="releases", **limits)
-        self._outcomes = Batcher(self._append, name="outcomes", **limits)
+        self._settlements = Batcher(
+            self._settle, name="settlements", **limits_of(settings, _SETTLE)
+        )
+        self._releases = Batcher(self._release, name="releases", **limits_of(settings, _RELEASE))
+        self._outcomes = Batcher(self._append, name="outcomes", **limits_of(settings, _APPEND))
 
     def close_soon(self, ended: Unclosed) -> None:
         """Closes in the background; what fails is left to the sweeper."""

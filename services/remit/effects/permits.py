@@ -17,7 +17,7 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
-from remit.effects.batching import Batcher
+from remit.effects.batching import Batcher, limits_of
 from remit.effects.settings import EffectSettings
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from remit.effects.gate import EffectRequest
 
 _HOLDER_SHARE: Final = 0.8
+_CHECK: Final = "/remit.api.policy.v1.PolicyService/BatchCheckPermissions"
+_RESERVE: Final = "/remit.api.cost.v1.CostService/BatchReserveBudgets"
+_APPEND: Final = "/remit.api.audit.v1.AuditService/AppendEvents"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,11 @@ class PermitSource:
         self._cost = cost
         self._audit = audit
         self._clock = clock
-        limits = {
-            "max_batch": settings.effect_max_batch,
-            "max_in_flight": settings.effect_max_rpcs,
-            "max_queue": settings.effect_max_queue,
-        }
-        self._checks = Batcher(self._check, name="decisions", **limits)
-        self._reservations = Batcher(self._reserve, name="reservations", **limits)
-        self._intents = Batcher(self._append, name="intents", **limits)
+        self._checks = Batcher(self._check, name="decisions", **limits_of(settings, _CHECK))
+        self._reservations = Batcher(
+            self._reserve, name="reservations", **limits_of(settings, _RESERVE)
+        )
+        self._intents = Batcher(self._append, name="intents", **limits_of(settings, _APPEND))
 
     async def ask(self, request: EffectRequest, claim: str, attempt: int, trace_id: str) -> Permits:
         """All three permits. Raises the most telling refusal if any is refused or fails."""
