@@ -219,3 +219,11 @@ def test_the_state_directory_comes_from_the_environment(
     monkeypatch.setenv("REMIT_STATE", os.fspath(tmp_path))
     assert run(["agents", "--address", listing.address]) == 0
     assert sent_key(listing) == "Bearer rmt_of_state"
+
+
+def test_a_proxy_for_web_pages_is_not_asked_for_a_mesh(
+    remit: Remit, listing: EdgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert remit("agents").code == 0

@@ -169,6 +169,7 @@ def test_an_interrupted_demo_leaves_no_process() -> None:
     assert process.returncode == 130, out
     folder = re.findall(r" in (/\S+)$", first, re.MULTILINE)[0]
     assert [line for line in command_lines() if folder in line] == []
+    assert not Path(folder).exists()
 
 
 def command_lines() -> list[str]:

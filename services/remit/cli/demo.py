@@ -76,14 +76,17 @@ def command(*, keep: bool) -> int:
     if os.geteuid() == 0:
         folder.chmod(0o711)  # the database server runs as another user and must pass through
     story = Story(Output(as_json=False), SystemClock())
-    done = False
+    failed = True
     try:
         evidence = asyncio.run(Demo(folder, story).run())
         _check_run(evidence.run)
         _check_record(story, evidence)
-        done = True
+        failed = False
+    except RemitError as error:
+        failed = error.reason != error_reason_pb2.ERROR_REASON_CANCELLED
+        raise
     finally:
-        if done and not keep:
+        if not (failed or keep):
             shutil.rmtree(folder)
         else:
             story.tell(f"kept: {folder} (logs in {folder / 'state' / 'logs'})")

@@ -40,6 +40,8 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
     # The gateway retries, by the contracts; a second layer would multiply.
     ("grpc.enable_retries", 0),
+    # A proxy that the environment names for web pages knows nothing of loopback or of a mesh.
+    ("grpc.enable_http_proxy", 0),
 )
 _LEAST_TIMEOUT_S: Final = 0.001
 
