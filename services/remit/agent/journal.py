@@ -81,6 +81,8 @@ class Progress:
 
     sequence: int = 0
     accepted: run_pb2.Run = field(default_factory=run_pb2.Run)
+    header: run_pb2.Run = field(default_factory=run_pb2.Run)
+    """`accepted` without task and context, which may be large and never change."""
     fencing_token: int = 0
     """Token of the newest worker; 0 before the first."""
     stage: str = ""
@@ -142,10 +144,19 @@ def apply(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     return replace(_APPLY[kind or ""](progress, event), sequence=event.sequence)
 
 
+def header_of(run: run_pb2.Run) -> run_pb2.Run:
+    """A copy of a run without its task and context."""
+    header = run_pb2.Run()
+    header.CopyFrom(run)
+    header.ClearField("task")
+    header.ClearField("context")
+    return header
+
+
 def _created(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     run = event.created.run
     _require(event.run == run.name, event, "is of another run")
-    return replace(progress, accepted=run)
+    return replace(progress, accepted=run, header=header_of(run))
 
 
 def _started(progress: Progress, event: run_pb2.RunEvent) -> Progress:

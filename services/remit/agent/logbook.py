@@ -19,7 +19,7 @@ from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
 from remit.agent.store import Entry, RunStore, fenced
-from remit.agent.summary import ended_run, run_of
+from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.clock import Clock
@@ -143,7 +143,7 @@ class Logbook:
         if not draft.events:
             return
         entry = Entry(
-            run=run_of(draft.progress),
+            summary=summary_of(draft.progress),
             fencing_token=self._fencing_token,
             events=tuple(draft.events),
             offer=offer,

@@ -18,7 +18,7 @@ from remit.agent.attempts import Attempts
 from remit.agent.calls import RunOver, ToolCalls
 from remit.agent.decisions import AskModel, CallTools, End, Rest, failed, limit_reached, next_action
 from remit.agent.definitions import AgentDefinition
-from remit.agent.journal import Progress, fold
+from remit.agent.journal import Progress, fold, header_of
 from remit.agent.logbook import Books, Logbook
 from remit.agent.reading import DefinitionStore
 from remit.agent.run_remit import IssuedRemit, RemitDesk, RunRemit
@@ -177,7 +177,11 @@ class RunWorker:
         """Ends a run whose journal cannot be trusted; nothing stored of it is changed."""
         log.error("run_corrupt", run=tenure.run, error=error.message)
         stored = await self._shop.books.reader.run(tenure.run)
-        progress = Progress(sequence=stored.run.last_sequence, accepted=stored.run)
+        progress = Progress(
+            sequence=stored.run.last_sequence,
+            accepted=stored.run,
+            header=header_of(stored.run),
+        )
         logbook = Logbook(self._shop.books, tenure.run, tenure.fencing_token, progress)
         draft = logbook.draft()
         draft.end(failed(error))

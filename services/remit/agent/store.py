@@ -60,14 +60,19 @@ class CreatedRun:
 class Entry:
     """Events to append to one run's journal, all or none."""
 
-    run: run_pb2.Run
-    """The run after the events."""
+    summary: run_pb2.Run
+    """The run after the events, without its task and context."""
     fencing_token: int
     events: tuple[run_pb2.RunEvent, ...]
     """In sequence, at least one."""
     offer: Content | None = None
     artifacts: tuple[Content, ...] = ()
     cancel_request_id: str = ""
+
+    @property
+    def run_id(self) -> UUID:
+        """The run."""
+        return run_id(self.summary.name)
 
     @property
     def follows(self) -> int:
@@ -180,18 +185,18 @@ class _Batch:
     def take(self, item: Item, outcome: Outcome | RemitError) -> None:
         if isinstance(outcome, RemitError) or (outcome is not None and not outcome.is_new):
             return
-        summary, given = encode_run(item.run)
         self._keep(item.offer)
         self._take_events(item.events)
-        run = run_id(item.run.name)
         if isinstance(item, NewRun):
-            self._keep(given)
+            # The first event holds task and context too, so their content is kept with it.
+            run = run_id(item.run.name)
             if not item.owner:
                 self.notices.append(QUEUED)
         else:
+            run = item.run_id
             for artifact in item.artifacts:
                 self._keep(artifact)
-            self.updates.append(_update_row(run, item, summary))
+            self.updates.append(_update_row(item))
         self.notices.append(f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}")
 
     def _take_events(self, events: Sequence[run_pb2.RunEvent]) -> None:
@@ -225,15 +230,15 @@ async def _fenced(connection: Connection, entries: list[Entry]) -> dict[int, Rem
     """The entries that may not be written, by identity; locks the rows of the others."""
     if not entries:
         return {}
-    runs = sorted({run_id(entry.run.name) for entry in entries})
+    runs = sorted({entry.run_id for entry in entries})
     rows = await connection.fetch(_LOCK_RUNS, runs)
     held = {row["run"]: row for row in rows}
     refused: dict[int, RemitError] = {}
     written: set[UUID] = set()
     for entry in entries:
-        run = run_id(entry.run.name)
+        run = entry.run_id
         if run in written or not _may_write(held.get(run), entry):
-            refused[id(entry)] = fenced(entry.run.name)
+            refused[id(entry)] = fenced(entry.summary.name)
         else:
             written.add(run)
     return refused
@@ -293,15 +298,15 @@ def _run_row(new: NewRun) -> tuple[object, ...]:
     )
 
 
-def _update_row(run: UUID, entry: Entry, summary: bytes) -> tuple[object, ...]:
+def _update_row(entry: Entry) -> tuple[object, ...]:
     return (
-        run,
-        entry.run.state,
-        summary,
+        entry.run_id,
+        entry.summary.state,
+        entry.summary.SerializeToString(deterministic=True),
         entry.events[-1].sequence,
         entry.offer.digest if entry.offer else None,
         entry.cancel_request_id or None,
-        entry.run.state in TERMINAL,
+        entry.summary.state in TERMINAL,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from remit.agent.decisions import End
-from remit.agent.journal import Progress
+from remit.agent.journal import Progress, header_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.tools.v1 import tool_pb2
 from remit.api.usage.v1 import usage_pb2
@@ -14,19 +14,19 @@ from remit.api.usage.v1 import usage_pb2
 
 def run_of(progress: Progress) -> run_pb2.Run:
     """The run as clients see it."""
+    run = summary_of(progress)
+    run.task = progress.accepted.task
+    run.context.update(progress.accepted.context)
+    return run
+
+
+def summary_of(progress: Progress) -> run_pb2.Run:
+    """The run without its task and context: what its row keeps, anew with every entry."""
     if progress.ended is not None:
-        run = _copy(progress.ended)
+        run = header_of(progress.ended)
     else:
-        run = _copy(progress.accepted)
-        run.state = progress.state
-        run.artifacts.extend(artifacts(progress))
-        run.usage.CopyFrom(usage(progress))
-        run.cost_nanos = cost_nanos(progress)
-        leaf_index = last_leaf_index(progress)
-        if leaf_index is not None:
-            run.last_leaf_index = leaf_index
-        if progress.start_time is not None:
-            run.start_time.FromDatetime(progress.start_time)
+        run = _copy(progress.header)
+        _add_progress(run, progress)
     run.last_sequence = progress.sequence
     return run
 
@@ -41,6 +41,18 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
     run.end_time.FromDatetime(now)
     run.last_sequence = progress.sequence + 1
     return run
+
+
+def _add_progress(run: run_pb2.Run, progress: Progress) -> None:
+    run.state = progress.state
+    run.artifacts.extend(artifacts(progress))
+    run.usage.CopyFrom(usage(progress))
+    run.cost_nanos = cost_nanos(progress)
+    leaf_index = last_leaf_index(progress)
+    if leaf_index is not None:
+        run.last_leaf_index = leaf_index
+    if progress.start_time is not None:
+        run.start_time.FromDatetime(progress.start_time)
 
 
 def artifacts(progress: Progress) -> tuple[tool_pb2.Artifact, ...]:
