@@ -11,7 +11,7 @@ import pytest
 from remit.api.errors.v1 import error_reason_pb2
 from remit.gateway.topology import Topology
 from remit.local.state import StateDirectory
-from remit.local.wiring import Wiring, ensure_secrets
+from remit.local.wiring import Wiring, ensure_secrets, inherited
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
 from remit.rpc.errors import RemitError
@@ -93,3 +93,18 @@ def test_what_the_user_sets_reaches_the_services(
     assert cost["REMIT_COST_PRICES_FILE"] == "prices.yaml"
     assert cost["REMIT_COST_DSN"] == dsns["cost"]
     assert tools["REMIT_TOOLS_WORKSPACE"] == "/somewhere"
+
+
+def test_keys_of_providers_reach_only_the_services_that_reach_out() -> None:
+    environment = {
+        "PATH": "/bin",
+        "OPENAI_API_KEY": "sk-secret",
+        "REMIT_INFERENCE_MODELS_FILE": "models.yaml",
+        "REMIT_POLICY_DRAIN_S": "3",
+    }
+    for area in AREAS:
+        got = inherited(area, environment)
+        assert got["PATH"] == "/bin"
+        assert ("OPENAI_API_KEY" in got) == (area in {"inference", "tools"})
+        assert ("REMIT_INFERENCE_MODELS_FILE" in got) == (area == "inference")
+        assert ("REMIT_POLICY_DRAIN_S" in got) == (area == "policy")

@@ -1,12 +1,14 @@
 """What each service is told under `remit up`: addresses, certificates, databases, keys.
 
 Only facts of this machine stand here. Whatever else a service can be told comes from the user's own
-environment (`REMIT_COST_PRICES_FILE=...  remit up`), which every service inherits.
+environment (`REMIT_COST_PRICES_FILE=... remit up`), of which each service inherits what is its own:
+only inference and tools reach out into the world, so only they see keys of providers.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,14 @@ from remit.rpc.contracts import AREAS
 
 STOP_MARGIN_S: Final = 5.0
 """How long after its drain a service may take to end before it is killed."""
+
+
+_REACHING_OUT: Final = ("inference", "tools")
+_NEUTRAL: Final = re.compile(
+    r"HOME|LANG|LC_\w+|LOGNAME|PATH|PYTHON\w+|SSL_CERT_\w+|TMPDIR|TZ|TZDIR|USER|VIRTUAL_ENV"
+    r"|GRPC_\w+|OTEL_\w+"
+)
+"""Variables that say nothing secret and that any Python process may need."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,17 @@ def _check_kept(state: StateDirectory, secrets: Secrets) -> None:
             )
 
 
+def inherited(area: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the user's environment that a service of `area` gets."""
+    own, others = (f"REMIT_{area.upper()}_", tuple(f"REMIT_{a.upper()}_" for a in AREAS))
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(own)
+        or (not name.startswith(others) and (area in _REACHING_OUT or _NEUTRAL.fullmatch(name)))
+    }
+
+
 class Wiring:
     """Turns the topology into processes."""
 
@@ -100,7 +121,7 @@ class Wiring:
         return ProcessSpec(
             name=name,
             command=(sys.executable, "-m", "remit.cli.main", "serve", area),
-            environment=os.environ | self._environment(area, index, replica),
+            environment=inherited(area, os.environ) | self._environment(area, index, replica),
             log=self._state.log_file(name),
             ready=lambda: not_ready(replica.host, replica.http_port),
             stop_timeout_s=self._drain_s + STOP_MARGIN_S,
