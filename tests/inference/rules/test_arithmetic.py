@@ -108,6 +108,8 @@ def test_a_binary_operation_is_understood_in_every_phrasing(
 ) -> None:
     operator, phrase = phrasing
     b = b or 7
+    if " and " in phrase:
+        spell_a = digits  # in words it is ambiguous: "six hundred and twenty thousand and five"
     sentence = question.format(phrase.format(a=spell_a(a), b=spell_b(b)))  # type: ignore[operator]
     found = formulas_in(sentence)
     assert len(found) == 1, sentence
@@ -209,6 +211,10 @@ def test_no_heap_of_arithmetic_words_breaks_it(parts: list[str]) -> None:
         ("sum of 3, 4, and 5", "3 + 4 + 5"),
         ("what is the average of 1, 2 and 6?", "(1 + 2 + 6) / 3"),
         ("2 to the power of ten", "2 ** 10"),
+        ("the sum of two thousand three hundred and seven", "2300 + 7"),
+        ("difference between one million and two thousand and five", "1000000 - 2005"),
+        ("the product of one hundred and five and two hundred and six", "105 * 206"),
+        ("the sum of two thousand and five hundred", "2000 + 500"),
         ("square root of 16", "16 ** 0.5"),
         ("three quarters of 80", "3 * 80 / 4"),
         ("what is half of 1,000?", "1000 / 2"),

@@ -22,6 +22,8 @@ from remit.inference.rules.vocabulary import vocabulary
 MAX_CLAUSE_TOKENS: Final = 400
 """Longer clauses are prose; the scan is quadratic at worst."""
 
+_MAX_LIST_TOKENS: Final = 40
+_MAX_SEPARATORS: Final = 6
 _CUE: Final = re.compile(
     r"\b(what(?:'s|’s|s| is| are| do| does| would| will)?|how (?:much|many)|calculate|compute"  # noqa: RUF001
     r"|evaluate|work out|figure out|solve|results? of|values? of|answers? to|simplify"
@@ -90,12 +92,26 @@ def _spans(tokens: Sequence[Token]) -> list[_Span]:
 
 def _span_at(tokens: Sequence[Token], start: int) -> _Span | None:
     """The longest formula with at least one operation that begins at `start`."""
-    readings = [span for joins in (True, False) if (span := _read(tokens, start, and_joins=joins))]
+    readings = [
+        span
+        for separators in _separations(tokens, start)
+        if (span := _read(tokens, start, separators)) is not None
+    ]
     return max(readings, key=lambda span: span.end, default=None)
 
 
-def _read(tokens: Sequence[Token], start: int, *, and_joins: bool) -> _Span | None:
-    grammar = Grammar(tokens, start, and_joins=and_joins)
+def _separations(tokens: Sequence[Token], start: int) -> list[frozenset[int]]:
+    """Ways to take the next "and"s, the likeliest first: as parts of numbers or between them.
+
+    "The sum of one hundred and five" needs one that separates: the last one that helps.
+    """
+    end = min(start + _MAX_LIST_TOKENS, len(tokens))
+    found = [at for at in range(start, end) if tokens[at].text == "and"][:_MAX_SEPARATORS]
+    return [frozenset(), *(frozenset({at}) for at in reversed(found)), frozenset(found)]
+
+
+def _read(tokens: Sequence[Token], start: int, separators: frozenset[int]) -> _Span | None:
+    grammar = Grammar(tokens, start, separators)
     try:
         formula = grammar.continued()
     except NoFormula:

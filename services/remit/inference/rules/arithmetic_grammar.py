@@ -38,12 +38,15 @@ class Grammar(Cursor):
     """Reads one formula that begins at `start`.
 
     `position` stands behind what was read. `strong` tells whether words were used that mean
-    arithmetic and nothing else. With `and_joins`, "one hundred and five" is 105, else it is a list.
+    arithmetic and nothing else. An "and" at one of `separators` parts two numbers; any
+    other may join the parts of one, as in "one hundred and five".
     """
 
-    def __init__(self, tokens: Sequence[Token], start: int, *, and_joins: bool) -> None:
+    def __init__(self, tokens: Sequence[Token], start: int, separators: frozenset[int]) -> None:
         super().__init__(tokens, start)
-        self._numeral_words = [w if and_joins or w != "and" else "" for w in self.words]
+        self._numeral_words = [
+            "" if at in separators else word for at, word in enumerate(self.words)
+        ]
         self._depth = 0
         self.strong = False
 

@@ -99,13 +99,17 @@ class _Reader:
     def _group(self, bound: int | None, *, joined: bool) -> int | None:
         """A number below 1000, such as "three hundred and four"; may follow an "and"."""
         begin = self.position
-        if joined and self._peek() == "and":
-            self.position += 1
+        after_and = joined and self._peek() == "and"
+        self.position += after_and
         value = self._article_scale() if self._peek() in {"a", "an"} else self._below_hundred()
         if value is not None and value < 100 and scale_of(self._peek()) == 100:
             self.position += 1
             value = value * 100 + (self._joined_below_hundred() or 0)
         if value is None or (bound is not None and value >= min(bound, _GROUP_LIMIT)):
+            self.position = begin
+            return None
+        if after_and and (value >= 100 or scale_of(self._peek()) is not None):
+            # "And" stands before the last part below 100 alone; else a new number begins.
             self.position = begin
             return None
         return value
