@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -10,7 +11,9 @@ from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects import EffectResult, Outcome, Permit
-from remit.effects.store import ClaimStore
+from remit.effects.claims import Admission
+from remit.effects.gate import _begin
+from remit.effects.store import _INSERT_NEXT, Begun, ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
@@ -193,19 +196,7 @@ async def test_when_every_caller_leaves_the_effect_is_stopped_and_billed(
 async def test_an_effect_that_ignores_the_stop_is_ended_and_billed_its_bound(
     one: Replica, claims: Database
 ) -> None:
-    begun = asyncio.Event()
-
-    async def deaf(_: Permit) -> EffectResult:
-        begun.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    with a_call():
-        call = asyncio.create_task(one.gate.perform(a_request(), deaf))
-        await begun.wait()
-        call.cancel()
-        await asyncio.wait({call})
-    await settled_down(one)
+    await cut_off(one, idempotent=True)
     row = await claims.fetchrow("SELECT outcome, cost_nanos FROM effect_attempts")
     assert row is not None
     assert (row["outcome"], row["cost_nanos"]) == ("CANCELLED", 100)
@@ -269,3 +260,80 @@ async def test_a_lapsed_owner_starts_nothing(one: Replica, world: World, claims:
     # Either the thief came first and nothing was done, or it came too late to change a fact.
     if isinstance(results[0], RemitError):
         assert not world.touched
+
+
+async def cut_off(one: Replica, *, idempotent: bool) -> None:
+    """Performs an effect that does not end when it is asked to."""
+    begun = asyncio.Event()
+
+    async def deaf(_: Permit) -> EffectResult:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with a_call():
+        call = asyncio.create_task(one.gate.perform(a_request(idempotent=idempotent), deaf))
+        await begun.wait()
+        call.cancel()
+        await asyncio.wait({call})
+    await settled_down(one)
+
+
+async def test_what_was_cut_off_and_may_not_happen_twice_is_in_doubt(
+    one: Replica, world: World, claims: Database
+) -> None:
+    await cut_off(one, idempotent=False)
+    row = await claims.fetchrow("SELECT outcome, cost_nanos FROM effect_attempts")
+    assert row is not None
+    assert (row["outcome"], row["cost_nanos"]) == ("IN_DOUBT", 100)
+    with a_call(), pytest.raises(RemitError) as caught:
+        await one.gate.perform(a_request(), world.effect)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT
+    assert not world.touched, "how far the first attempt came is unknown"
+
+
+async def test_a_passing_error_that_an_effect_raised_does_not_repeat_it(
+    one: Replica, world: World
+) -> None:
+    async def lose_the_answer(permit: Permit) -> EffectResult:
+        await world.effect(permit)
+        raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "no answer came")
+
+    with a_call():
+        for effect in (lose_the_answer, world.effect):
+            with pytest.raises(RemitError) as caught:
+                await one.gate.perform(a_request(), effect)
+            assert caught.value.reason == error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT
+    assert sum(world.touched.values()) == 1
+
+
+async def test_two_replicas_may_repeat_at_the_same_moment(
+    one: Replica, world: World, claims: Database
+) -> None:
+    await cut_off(one, idempotent=True)
+    first = await claims.fetchrow("SELECT claim, body_digest FROM effect_claims")
+    assert first is not None
+    request = a_request(idempotent=True)
+    asked = _begin(request, "01890a5d-ac96-774b-bcce-b302099a8057", "0" * 32)
+    async with claims.acquire() as other:
+        repeat = other.transaction()
+        await repeat.start()
+        await other.fetchval(_INSERT_NEXT, first["claim"], "two", timedelta(seconds=5), *[""] * 5)
+
+        async def look() -> Begun:
+            async with claims.transaction() as connection:
+                return await one.store._look(connection, asked)
+
+        looking = asyncio.create_task(look())
+        await eventually(lambda: waits_for_a_lock(claims))
+        await repeat.commit()
+    assert (await looking).admission is Admission.IN_PROGRESS
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    return bool(
+        await database.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN"
+            " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+        )
+    )

@@ -451,7 +451,7 @@ def _ended(result: EffectResult, permits: Permits) -> Ended:
         error=error.to_status().SerializeToString() if error else b"",
         used=result.used.SerializeToString(),
         cost_nanos=cost,
-        repeatable=result.outcome is Outcome.CANCELLED or bool(error and error.retryable),
+        repeatable=_repeatable(result.outcome, error),
     )
 
 
@@ -461,17 +461,35 @@ def _result_of(task: asyncio.Future[EffectResult], request: EffectRequest) -> Ef
         error = RemitError(
             error_reason_pb2.ERROR_REASON_CANCELLED, f"{request.resource} was stopped"
         )
-        return EffectResult(Outcome.CANCELLED, request.bound, error=error)
+        return _unreported(request, Outcome.CANCELLED, error)
     failure = task.exception()
     if failure is None:
         return task.result()
     if isinstance(failure, RemitError):
-        return EffectResult(Outcome.FAILED, request.bound, error=failure)
+        return _unreported(request, Outcome.FAILED, failure)
     log.error("effect_failed", resource=request.resource, exc_info=failure)
     error = RemitError(
         error_reason_pb2.ERROR_REASON_INTERNAL, f"{request.resource} failed unexpectedly"
     )
     return EffectResult(Outcome.FAILED, request.bound, error=error)
+
+
+def _unreported(request: EffectRequest, outcome: Outcome, error: RemitError) -> EffectResult:
+    """The end of an effect that did not say how far it came.
+
+    Where another attempt could follow, one that must not happen twice is in doubt instead.
+    """
+    if request.idempotent or not _repeatable(outcome, error):
+        return EffectResult(outcome, request.bound, error=error)
+    doubt = RemitError(
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+        f"{error.message}; whether it took effect is unknown",
+    )
+    return EffectResult(Outcome.IN_DOUBT, request.bound, error=doubt)
+
+
+def _repeatable(outcome: Outcome, error: RemitError | None) -> bool:
+    return outcome is Outcome.CANCELLED or bool(error and error.retryable)
 
 
 def _key_reused(request: EffectRequest) -> RemitError:

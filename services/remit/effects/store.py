@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
+import asyncpg
+
 from remit.effects.claims import (
     LAPSES,
     OPEN_STATES,
@@ -326,11 +328,7 @@ class ClaimStore:
 
     async def _look(self, connection: Connection, begin: Begin) -> Begun:
         """The key is known: what may this call do?"""
-        row = await connection.fetchrow(
-            _SELECT_KNOWN, begin.org, begin.principal, begin.method, begin.key
-        )
-        assert row is not None  # noqa: S101 - the insert conflicted and claims are never deleted
-        known = _attempt(row)
+        known = _attempt(await self._known(connection, begin))
         verdict = self._admit(known, begin)
         if verdict is Admission.LAPSED:
             after = LAPSES[known.state]
@@ -347,6 +345,17 @@ class ClaimStore:
             *_columns(begin)[6:],
         )
         return Begun(self._claimed(known.claim, attempt, begin), None)
+
+    async def _known(self, connection: Connection, begin: Begin) -> asyncpg.Record:
+        """The newest attempt of a key, locked."""
+        asked = (begin.org, begin.principal, begin.method, begin.key)
+        row: asyncpg.Record | None = await connection.fetchrow(_SELECT_KNOWN, *asked)
+        if row is None:
+            # Another replica began the next attempt while the statement waited for the claim's
+            # lock. The lock is ours now, and a second statement sees that attempt.
+            row = await connection.fetchrow(_SELECT_KNOWN, *asked)
+        assert row is not None  # noqa: S101 - the insert conflicted and claims are never deleted
+        return row
 
     def _admit(self, known: Attempt, begin: Begin) -> Admission:
         attempt = (known.claim, known.attempt)
