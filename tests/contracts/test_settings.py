@@ -14,7 +14,8 @@ from remit.rpc.errors import RemitError
 from remit.settings import ServiceSettings
 from tests.golden import assert_golden
 
-PAGE = Path(__file__).parents[2] / "docs" / "SETTINGS.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "SETTINGS.md"
 INTRODUCTION = """\
 # Settings
 
@@ -39,7 +40,9 @@ def own_fields(area: str) -> dict[str, FieldInfo]:
 
 def row(prefix: str, name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = f"`{default}`" if str(default) not in {"", ".", "None"} else "none"
+    # A file that is shipped stands somewhere else in every installation.
+    text = str(default).removeprefix(f"{ROOT}/")
+    shown = f"`{text}`" if text not in {"", ".", "None"} else "none"
     return f"| `{prefix}{name.upper()}` | {shown} | {field.description} |"
 
 
