@@ -88,6 +88,12 @@ def test_money_and_version_survive_the_canonical_form(nanos: int) -> None:
     assert again.max_cost_nanos == nanos
 
 
+def test_a_stored_definition_of_another_version_of_remit_is_refused() -> None:
+    with pytest.raises(RemitError, match="is not understood by this version") as caught:
+        AgentDefinition.from_canonical(b'{"name":"assistant","wings":2}')
+    assert caught.value.reason == reasons.ERROR_REASON_CONFIGURATION_INVALID
+
+
 def test_the_version_changes_with_any_field_and_with_nothing_else() -> None:
     first = parse_definition(MINIMAL, "a.yaml")
     reordered = "".join(reversed(MINIMAL.splitlines(keepends=True)))

@@ -199,6 +199,19 @@ async def test_events_of_another_replica_are_pushed(replica: StartReplica, world
     assert [r.sequence for r in received] == list(range(5, 5 + len(received)))
 
 
+async def test_a_run_whose_definition_was_changed_by_hand_ends_and_says_so(
+    replica: StartReplica, world: World, owner_execute: Any
+) -> None:
+    first = await replica(lease_s=0.5)
+    run = await held_run(first, world)
+    await first.kill()
+    await owner_execute("UPDATE agent_definitions SET definition = 'changed'::bytea")
+    second = await replica(lease_s=0.5)
+    ended = await second.client().ended(run.name)
+    assert ended.state == run_pb2.RUN_STATE_FAILED
+    assert RemitError.from_status(ended.error).reason == reasons.ERROR_REASON_DATA_CORRUPT
+
+
 async def test_a_corrupt_journal_is_named_and_other_runs_go_on(
     replica: StartReplica, world: World, owner_execute: Any
 ) -> None:

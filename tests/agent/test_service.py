@@ -290,7 +290,7 @@ async def test_runs_are_listed_in_pages_newest_first(replica: StartReplica, worl
     assert await listed(client, state=run_pb2.RUN_STATE_FAILED) == []
     assert await listed(client, agent="agents/clerk") == []
     assert len(await listed(client, agent="agents/assistant")) == 5
-    for wrong in ({"page_token": "%%"}, {"page_token": "YQ=="}, {"page_size": -1}):
+    for wrong in ({"page_token": "%%"}, {"page_token": "YQ=="}, {"page_size": -1}, {"state": 9}):
         await refused(
             client.runs.ListRuns(
                 agent_service_pb2.ListRunsRequest(**wrong),
@@ -298,6 +298,22 @@ async def test_runs_are_listed_in_pages_newest_first(replica: StartReplica, worl
             ),
             reasons.ERROR_REASON_INVALID_REQUEST,
         )
+
+
+async def test_a_page_of_large_runs_fits_a_message(replica: StartReplica, world: World) -> None:
+    client = (await replica()).client()
+    context = {f"fact{n}": "x" * 10_000 for n in range(25)}
+    names = [(await client.create("big", context=context)).name for _ in range(16)]
+    first = await client.runs.ListRuns(
+        agent_service_pb2.ListRunsRequest(), metadata=client.metadata
+    )
+    assert 1 < len(first.runs) < 16
+    assert first.ByteSize() < 4 * 2**20
+    rest = await client.runs.ListRuns(
+        agent_service_pb2.ListRunsRequest(page_token=first.next_page_token),
+        metadata=client.metadata,
+    )
+    assert [run.name for run in [*first.runs, *rest.runs]] == names[::-1]
 
 
 async def test_thirty_two_runs_at_once_all_end(replica: StartReplica, world: World) -> None:

@@ -125,8 +125,17 @@ class AgentDefinition(BaseModel):
 
     @classmethod
     def from_canonical(cls, canonical: bytes) -> Self:
-        """The definition of its canonical form. Raises pydantic.ValidationError."""
-        return cls.model_validate_json(canonical)
+        """The definition of its canonical form.
+
+        Raises CONFIGURATION_INVALID for one that this version of Remit does not understand.
+        """
+        try:
+            return cls.model_validate_json(canonical)
+        except ValidationError as error:
+            raise _invalid(
+                f"the stored definition {hashlib.sha256(canonical).hexdigest()} is not understood"
+                f" by this version of Remit: {error.errors()[0]['msg']}"
+            ) from error
 
     def to_proto(self) -> agent_pb2.Agent:
         """The definition as clients see it; the instructions stay inside."""

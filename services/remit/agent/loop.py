@@ -32,6 +32,9 @@ from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
 
 _KNOWN_DEFINITIONS: Final = 256
+_UNREADABLE: Final = frozenset(
+    {reasons.ERROR_REASON_DATA_CORRUPT, reasons.ERROR_REASON_CONFIGURATION_INVALID}
+)
 
 log = telemetry.logger(__name__)
 
@@ -74,11 +77,13 @@ class RunWorker:
         try:
             work = await self._take_up(tenure)
         except RemitError as error:
-            if error.reason != reasons.ERROR_REASON_DATA_CORRUPT:
+            if error.reason not in _UNREADABLE:
                 raise
             await self._quarantine(tenure, error)
             return
         try:
+            if tenure.head is None:
+                await self._say_started(work, tenure)
             await self._until_end(work, tenure)
         finally:
             work.logbook.close()
@@ -133,9 +138,7 @@ class RunWorker:
             await self._shop.books.reader.journal(tenure.run, page=self._shop.books.page)
         )
         definition = await self._definition(progress.accepted.agent_version)
-        work = self._made(tenure, progress, definition, None)
-        await self._say_started(work, tenure)
-        return work
+        return self._made(tenure, progress, definition, None)
 
     async def _say_started(self, work: Work, tenure: Tenure) -> None:
         if isinstance(next_action(work.logbook.progress), Rest | End):
@@ -174,8 +177,8 @@ class RunWorker:
         return known
 
     async def _quarantine(self, tenure: Tenure, error: RemitError) -> None:
-        """Ends a run whose journal cannot be trusted; nothing stored of it is changed."""
-        log.error("run_corrupt", run=tenure.run, error=error.message)
+        """Ends a run that cannot be read or trusted; nothing stored of it is changed."""
+        log.error("run_unreadable", run=tenure.run, error=error.message)
         stored = await self._shop.books.reader.run(tenure.run)
         progress = Progress(
             sequence=stored.run.last_sequence,

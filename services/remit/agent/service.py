@@ -18,7 +18,7 @@ from remit.agent.feed import Feed
 from remit.agent.journal import TERMINAL
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
 from remit.agent.validation import check_name, check_request_id
-from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -28,6 +28,10 @@ ADMIN: Final = "admin"
 """Role whose holders see every run of their org; others see their own."""
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
+_MAX_PAGE_BYTES: Final = 3_145_728
+"""Bytes of the runs of one page: tasks and contexts may be large, a message may not."""
+_READ_AT_ONCE: Final = 51
+"""Runs read in one statement: a default page, and whether there is another."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ListRunsResponse:
         """Lists runs, newest first."""
-        if request.agent:
-            check_name("agent", "agent", request.agent)
+        _check_filter(request)
         remit = current_remit()
         only = RunFilter(
             org=remit.org,
@@ -107,11 +110,9 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             agent=request.agent,
             state=request.state,
         )
-        size = page_size(request.page_size)
-        runs = await self.reader.runs(only, limit=size + 1, before=_before(request.page_token))
-        more = len(runs) > size
+        runs, more = await self._page(only, page_size(request.page_size), request.page_token)
         return agent_service_pb2.ListRunsResponse(
-            runs=runs[:size], next_page_token=page_token(runs[size - 1].name) if more else ""
+            runs=runs, next_page_token=page_token(runs[-1].name) if more else ""
         )
 
     async def CancelRun(
@@ -145,6 +146,21 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             digest=artifact.digest,
             content=await self.reader.content(artifact.digest),
         )
+
+    async def _page(self, only: RunFilter, size: int, token: str) -> tuple[list[run_pb2.Run], bool]:
+        """Up to `size` runs that fit one message, and whether there are more."""
+        runs: list[run_pb2.Run] = []
+        before, total_bytes = name_of_token("run", token), 0
+        while True:
+            found = await self.reader.runs(only, limit=_READ_AT_ONCE, before=before)
+            for run in found:
+                total_bytes += run.ByteSize()
+                if len(runs) == size or (runs and total_bytes > _MAX_PAGE_BYTES):
+                    return runs, True
+                runs.append(run)
+            if len(found) < _READ_AT_ONCE:
+                return runs, False
+            before = found[-1].name
 
     async def _visible(self, name: str, field: str) -> StoredRun:
         """The run, if the caller may see it. Raises RUN_NOT_FOUND: existence is not told either."""
@@ -188,8 +204,11 @@ def name_of_token(kind: str, token: str) -> str:
     return name
 
 
-def _before(token: str) -> str:
-    return name_of_token("run", token)
+def _check_filter(request: agent_service_pb2.ListRunsRequest) -> None:
+    if request.agent:
+        check_name("agent", "agent", request.agent)
+    if request.state not in run_pb2.RunState.values():
+        raise invalid_request([Violation("state", "is not a state of runs")])
 
 
 def _may_see(remit: Remit, stored: StoredRun) -> bool:
