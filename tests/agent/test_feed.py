@@ -89,6 +89,21 @@ async def test_what_is_published_here_is_not_read_back() -> None:
     assert journal.reads == 0
 
 
+async def test_a_large_event_is_read_back_instead_of_kept() -> None:
+    journal = Journal()
+    feed = feed_of(journal)
+    following = asyncio.create_task(follow(feed, 0, [event(1)]))
+    await eventually(lambda: feed._topics)
+    large = event(2)
+    large.text_delta.text = "x" * 100_000
+    for made in (large, event(3, last=True)):
+        journal.events_ = [event(1), large, event(3, last=True)][: made.sequence]
+        feed.publish([made])
+        assert all(kept.ByteSize() < 20_000 for kept in feed._topics[RUN].recent)
+        await asyncio.sleep(0)
+    assert await asyncio.wait_for(following, 5) == [1, 2, 3]
+
+
 async def test_a_lost_notice_is_made_good_at_the_heartbeat() -> None:
     journal = Journal()
     feed = feed_of(journal, heartbeat_s=0.02)

@@ -25,6 +25,8 @@ from remit.postgres import unavailable
 
 _RECONNECT_S: Final = 0.2
 _PING_S: Final = 5.0
+_KEPT_EVENT_BYTES: Final = 16_384
+"""Larger events are read back from the journal, so that what is kept in memory stays bounded."""
 
 log = telemetry.logger(__name__)
 
@@ -47,7 +49,10 @@ class _Topic:
         for event in events:
             if self.recent and event.sequence != self.recent[-1].sequence + 1:
                 self.recent.clear()
-            self.recent.append(event)
+            if event.ByteSize() > _KEPT_EVENT_BYTES:
+                self.recent.clear()
+            else:
+                self.recent.append(event)
         self.latest = max(self.latest, events[-1].sequence)
         self.wake()
 
