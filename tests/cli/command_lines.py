@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+from collections.abc import Iterator
 
 import click
 
@@ -32,14 +34,28 @@ def parse_command_line(line: str) -> None:
 def _parse(
     command: click.Command, words: list[str], name: str, parent: click.Context | None
 ) -> None:
-    # Paths of examples need not exist, here or anywhere.
-    for parameter in command.params:
-        if isinstance(parameter.type, click.Path):
-            parameter.type.exists = False
-    context = command.make_context(name, list(words), parent=parent)
+    with _any_path(command):
+        context = command.make_context(name, list(words), parent=parent)
     with context.scope(cleanup=False):
         rest = [*context._protected_args, *context.args]
         if isinstance(command, click.Group) and rest:
             child_name, child, arguments = command.resolve_command(context, rest)
             if child is not None:
                 _parse(child, arguments, child_name or "", context)
+
+
+@contextlib.contextmanager
+def _any_path(command: click.Command) -> Iterator[None]:
+    """Files of examples need not exist while the body parses them."""
+    strict = [
+        parameter.type
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path) and parameter.type.exists
+    ]
+    for path in strict:
+        path.exists = False
+    try:
+        yield
+    finally:
+        for path in strict:
+            path.exists = True
