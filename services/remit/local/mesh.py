@@ -1,7 +1,7 @@
 """The local mesh as a whole: what starts in which order, and what ends in which.
 
-Start: certificates, keys, Envoy's configuration and PostgreSQL at once; then the databases; then
-every service and Envoy at once. Stop: the edge takes no more clients, then the agents hand over,
+Start: certificates and keys; then Envoy, beside PostgreSQL, its databases and the services, each as
+soon as what it needs is there. Stop: the edge takes no more clients, then the agents hand over,
 then the other services, Envoy, PostgreSQL. Whatever happens, no process is left.
 """
 
@@ -108,20 +108,21 @@ class LocalMesh:
         write_private(self._state.topology_file, self._options.topology.dump())
         secrets = ensure_secrets(self._state)
         ensure_certificates(self._state, self._clock)
-        _, dsns = await _together(render_configuration(self._state), self._start_postgres(secrets))
-        wiring = Wiring(
-            self._state,
-            self._options.topology,
-            dsns,
-            secrets,
-            drain_s=self._options.drain_s,
-        )
-        specs = [*wiring.services(), ("envoy", self._envoy.spec(self._state, program))]
-        await _together(*(self._supervise(area, spec) for area, spec in specs))
+        await _together(self._start_envoy(program), self._start_services(secrets))
         await self._until_routed()
         self._write_mesh_file()
         took_s = self._clock.monotonic() - self._began
         self._reporter.note(f"The mesh stands after {took_s:.1f} s: {self._options.topology.edge}")
+
+    async def _start_envoy(self, program: Path) -> None:
+        await render_configuration(self._state)
+        await self._supervise("envoy", self._envoy.spec(self._state, program))
+
+    async def _start_services(self, secrets: Secrets) -> None:
+        dsns = await self._start_postgres(secrets)
+        options = self._options
+        wiring = Wiring(self._state, options.topology, dsns, secrets, drain_s=options.drain_s)
+        await _together(*(self._supervise(area, spec) for area, spec in wiring.services()))
 
     async def _start_postgres(self, secrets: Secrets) -> dict[str, str]:
         self._postgres = await EmbeddedPostgres.prepare(self._state.postgres)
