@@ -55,6 +55,8 @@ class World:
     out_of_money: bool = False
     away: set[str] = field(default_factory=set)
     """Areas that answer UNAVAILABLE."""
+    stuck: set[str] = field(default_factory=set)
+    """Claims that cost refuses to settle."""
     holds: dict[str, reservation_pb2.Reservation] = field(default_factory=dict)
     events: dict[str, event_pb2.Event] = field(default_factory=dict)
     touched: Counter[str] = field(default_factory=Counter)
@@ -162,6 +164,8 @@ class Cost(cost_service_pb2_grpc.CostServiceServicer):
     def _resolve(
         self, claim: str, attempt: int, state: reservation_pb2.Reservation.State.ValueType
     ) -> cost_service_pb2.ReservationResult:
+        if claim in self._world.stuck:
+            return _failed(error_reason_pb2.ERROR_REASON_INTERNAL, "cannot be settled")
         name = _reservation(claim, attempt)
         tombstone = reservation_pb2.Reservation(name=name, state=state)
         hold = self._world.holds.setdefault(name, tombstone)

@@ -8,7 +8,6 @@ leaves behind, the sweeper of any replica finds and closes; both ends are idempo
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, Final
@@ -204,7 +203,7 @@ def _detail(ended: Unclosed) -> dict[str, Any]:
         "output_tokens": used.output_tokens,
         "calls": used.calls,
         "decision": ended.decision_id,
-        "result_sha256": hashlib.sha256(ended.result).hexdigest() if ended.result else "",
+        "result_sha256": ended.result_digest.hex(),
     }
     if ended.error:
         error = RemitError.from_status(status_pb2.Status.FromString(ended.error))

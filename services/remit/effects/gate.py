@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -377,7 +378,7 @@ class _Closing:
             used=ended.used,
             error=ended.error,
             cost_nanos=ended.cost_nanos,
-            result=ended.result,
+            result_digest=hashlib.sha256(ended.result).digest() if ended.result else b"",
         )
 
 

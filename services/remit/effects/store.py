@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 import asyncpg
 
@@ -120,6 +121,7 @@ SET state = $2, outcome = $2, update_time = clock_timestamp()
 WHERE (claim, attempt) IN (
     SELECT claim, attempt FROM effect_attempts
     WHERE state = $1 AND lease_expires < clock_timestamp()
+        AND state IN ('CLAIMED', 'STARTED') -- or a generic plan could not use the index
     ORDER BY claim, attempt LIMIT $3 FOR UPDATE SKIP LOCKED
 ) AND state = $1
 RETURNING claim
@@ -131,11 +133,17 @@ WHERE claim = $1 AND attempt = $2 AND state = $4
 """
 
 _SELECT_UNCLOSED: Final = """
-SELECT c.org, a.* FROM effect_attempts a JOIN effect_claims c USING (claim)
+SELECT c.org, a.claim, a.attempt, a.outcome, a.subject, a.run, a.action, a.resource, a.trace_id,
+       a.decision_id, a.used, a.error, a.cost_nanos, a.update_time,
+       CASE WHEN a.result <> '' THEN sha256(a.result) END AS result_digest
+FROM effect_attempts a JOIN effect_claims c USING (claim)
 WHERE a.outcome IS NOT NULL AND a.closed_time IS NULL
-    AND (a.update_time < clock_timestamp() - $1::interval)
-ORDER BY a.update_time LIMIT $2
+    AND a.update_time < clock_timestamp() - $1::interval
+    AND (a.update_time, a.claim, a.attempt) > ($3::timestamptz, $4::uuid, $5::int)
+ORDER BY a.update_time, a.claim, a.attempt LIMIT $2
 """
+
+_BEFORE_THE_FIRST: Final = (datetime.min.replace(tzinfo=UTC), UUID(int=0), 0)
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,8 @@ class Unclosed:
     used: bytes
     error: bytes
     cost_nanos: int
-    result: bytes
+    result_digest: bytes
+    """SHA-256 over the result; empty if there is none."""
     end_time: datetime | None = None
     """When it ended, by the database's clock; the same at every closing."""
 
@@ -254,6 +263,7 @@ class ClaimStore:
         self.owner = owner
         self.lease_s = lease_s
         self._max_batch = max_batch
+        self._swept = _BEFORE_THE_FIRST
         self._live: set[tuple[str, int]] = set()
         # Begun in a commit whose end the caller has not heard yet, by the Begin's own id.
         self._tentative: dict[str, tuple[str, int]] = {}
@@ -299,10 +309,17 @@ class ClaimStore:
         return ended
 
     async def unclosed(self, older_than_s: float) -> list[Unclosed]:
-        """Ended attempts that wait to be closed for longer than that, the oldest first."""
+        """The next ended attempts that wait to be closed for longer than that, the oldest first.
+
+        Call after call comes past all of them, so that some that cannot be closed now do not keep
+        the rest from being closed.
+        """
         rows = await self._database.fetch(
-            _SELECT_UNCLOSED, _interval(older_than_s), self._max_batch
+            _SELECT_UNCLOSED, _interval(older_than_s), self._max_batch, *self._swept
         )
+        self._swept = _BEFORE_THE_FIRST
+        if len(rows) == self._max_batch:
+            self._swept = (rows[-1]["update_time"], rows[-1]["claim"], rows[-1]["attempt"])
         return [_unclosed(row) for row in rows]
 
     async def _write(
@@ -489,7 +506,7 @@ def _unclosed(row: Any) -> Unclosed:  # noqa: ANN401 - asyncpg.Record
         used=row["used"] or b"",
         error=row["error"] or b"",
         cost_nanos=row["cost_nanos"] or 0,
-        result=row["result"] or b"",
+        result_digest=row["result_digest"] or b"",
         end_time=row["update_time"],
     )
 
