@@ -9,6 +9,7 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.postgres import Connection, Database, GroupCommit
+from remit.rpc.calls import outgoing_remit_token, remit_token
 from remit.rpc.errors import RemitError
 from tests.conftest import PostgresCluster
 
@@ -85,3 +86,60 @@ async def test_a_missing_database_is_said_within_the_deadline() -> None:
     with pytest.raises(RemitError, match="no database after"):
         async with Database.open("postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.2):
             pass
+
+
+async def test_a_writer_that_answers_too_few_commits_nothing_and_hangs_nobody(
+    numbers: Database,
+) -> None:
+    async def forgetful(c: Connection, items: Sequence[int]) -> Sequence[int | RemitError]:
+        return (await write_numbers(c, items))[1:]
+
+    commits = GroupCommit(numbers, forgetful, name="numbers")
+    asked = asyncio.gather(*map(commits.submit, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.wait_for(asked, timeout=5)
+    assert all(isinstance(result, Exception) for result in results)
+    assert await numbers.fetchval("SELECT count(*) FROM numbers") == 0
+
+
+async def test_what_waits_behind_a_writer_that_was_cut_off_does_not_hang(
+    numbers: Database,
+) -> None:
+    begun = asyncio.Event()
+
+    async def stuck(_: Connection, items: Sequence[int]) -> Sequence[int | RemitError]:
+        begun.set()
+        await asyncio.Event().wait()
+        return items
+
+    commits = GroupCommit(numbers, stuck, name="numbers", max_batch=1)
+    asked = [asyncio.create_task(commits.submit(n)) for n in range(3)]
+    await begun.wait()
+    assert commits._writer is not None
+    commits._writer.cancel()
+    results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), timeout=10)
+    assert all(isinstance(result, RemitError) for result in results)
+
+
+@pytest.mark.parametrize("sqlstate", ["25006", "25P03", "53100", "53200"])
+async def test_a_database_that_cannot_write_now_is_unavailable(
+    numbers: Database, sqlstate: str
+) -> None:
+    """A demoted primary, a stalled transaction, a full disk, no memory: later it may work."""
+
+    async def refuse(c: Connection, items: Sequence[int]) -> Sequence[int | RemitError]:
+        await c.execute(f"DO $$ BEGIN RAISE EXCEPTION SQLSTATE '{sqlstate}'; END $$")
+        return items
+
+    commits = GroupCommit(numbers, refuse, name="numbers")
+    with pytest.raises(RemitError) as caught:
+        await commits.submit(1)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+
+
+async def test_a_writer_knows_nothing_of_the_call_that_woke_it(numbers: Database) -> None:
+    async def token_of_the_call(_: Connection, items: Sequence[int]) -> Sequence[str | RemitError]:
+        return [outgoing_remit_token() for _ in items]
+
+    commits = GroupCommit(numbers, token_of_the_call, name="numbers")
+    with remit_token("of one caller"):
+        assert await commits.submit(1) == ""

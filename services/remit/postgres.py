@@ -19,6 +19,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
@@ -49,7 +50,11 @@ _GONE: Final = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    # Disk full, out of memory, too many connections.
+    asyncpg.InsufficientResourcesError,
+    # A primary that became a standby.
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
 _RERUN: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _DURABLE: Final = {
@@ -300,7 +305,7 @@ class GroupCommit(Generic[Item, Result]):
         waiting: _Waiting[Item, Result] = _Waiting(item)
         self._queue.append(waiting)
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._drain(), name=f"group-commit-{self._name}")
+            self._writer = spawn(self._drain(), name=f"group-commit-{self._name}")
         return await asyncio.shield(waiting.answer)
 
     @property
@@ -312,7 +317,12 @@ class GroupCommit(Generic[Item, Result]):
         while self._queue:
             count = min(len(self._queue), self._max_batch)
             batch = [self._queue.popleft() for _ in range(count)]
-            await self._commit(batch)
+            try:
+                await self._commit(batch)
+            except BaseException:
+                _fail([*batch, *self._queue], unavailable("the service is stopping"))
+                self._queue.clear()
+                raise
 
     async def _commit(self, batch: list[_Waiting[Item, Result]]) -> None:
         try:
@@ -323,9 +333,6 @@ class GroupCommit(Generic[Item, Result]):
             await self._isolate(batch, error)
         except Exception as error:  # noqa: BLE001 - a bug in `write` must reach its callers
             _fail(batch, error)
-        except BaseException:
-            _fail(batch, unavailable("the service is stopping"))
-            raise
         else:
             _answer(batch, results)
 
@@ -344,6 +351,7 @@ class GroupCommit(Generic[Item, Result]):
             try:
                 async with self._database.transaction() as connection:
                     results = await self._write(connection, items)
+                    self._require_one_each(items, results)
             except _RERUN:
                 if last:
                     raise
@@ -351,6 +359,13 @@ class GroupCommit(Generic[Item, Result]):
                 self.commits += 1
                 return results
         raise AssertionError  # pragma: no cover - the last round returns or raises
+
+    def _require_one_each(
+        self, items: Sequence[Item], results: Sequence[Result | RemitError]
+    ) -> None:
+        if len(results) != len(items):
+            message = f"the {self._name} writer answered {len(results)} of {len(items)} items"
+            raise ValueError(message)
 
 
 def _answer(batch: list[_Waiting[Item, Result]], results: Sequence[Result | RemitError]) -> None:
