@@ -153,10 +153,18 @@ class EmbeddedPostgres:
         passwords = {role: secrets.token_hex(32) for role in _roles()}
         async with self._superuser() as admin:
             await _make_roles(admin, passwords)
-            await _make_databases(admin)
+            known = await _databases(admin)
+            missing = [name for name in DATABASES if f"remit_{name}" not in known]
+            await asyncio.gather(*(self._make_database(name) for name in missing))
+            await _limit_access(admin)
         owners = {name: self._dsn(name, f"remit_{name}_owner", passwords) for name in DATABASES}
         await asyncio.gather(*(migrate(owners[name], name) for name in DATABASES))
         return {name: self._dsn(name, f"remit_{name}", passwords) for name in DATABASES}
+
+    async def _make_database(self, name: str) -> None:
+        """On a connection of its own: making them one after the other takes three times as long."""
+        async with self._superuser() as admin:
+            await admin.execute(f"CREATE DATABASE remit_{name} OWNER remit_{name}_owner")
 
     def forget_socket_folder(self) -> None:
         """Removes the socket folder if it lies outside the state directory."""
@@ -265,14 +273,16 @@ async def _make_roles(admin: asyncpg.Connection[Any], passwords: Mapping[str, st
             await admin.execute(f"{verb} ROLE {role} LOGIN PASSWORD '{password}'")
 
 
-async def _make_databases(admin: asyncpg.Connection[Any]) -> None:
-    known = {row["datname"] for row in await admin.fetch("SELECT datname FROM pg_database")}
-    for name in DATABASES:
-        if f"remit_{name}" in known:
-            continue
-        await admin.execute(f"CREATE DATABASE remit_{name} OWNER remit_{name}_owner")
-        await admin.execute(f"REVOKE ALL ON DATABASE remit_{name} FROM PUBLIC")
-        await admin.execute(f"GRANT CONNECT ON DATABASE remit_{name} TO remit_{name}")
+async def _databases(admin: asyncpg.Connection[Any]) -> set[str]:
+    return {row["datname"] for row in await admin.fetch("SELECT datname FROM pg_database")}
+
+
+async def _limit_access(admin: asyncpg.Connection[Any]) -> None:
+    """At every start: a crash between making a database and this must not leave it open."""
+    async with admin.transaction():
+        for name in DATABASES:
+            await admin.execute(f"REVOKE ALL ON DATABASE remit_{name} FROM PUBLIC")
+            await admin.execute(f"GRANT CONNECT ON DATABASE remit_{name} TO remit_{name}")
 
 
 def _account() -> Account:
