@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.definitions import load_catalog
-from remit.agent.validation import check_create, check_name, resolve_limits
+from remit.agent.validation import check_create, check_name, check_request_id, resolve_limits
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
@@ -23,6 +23,13 @@ def violations(error: RemitError) -> set[str]:
 
 def test_a_plain_request_passes() -> None:
     check_create(request("What is 17 * 23?", context={"unit": "apples", "note": "a < b, on time"}))
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 65, "x\0", "x\n"])
+def test_an_id_that_cannot_be_a_key_is_refused(request_id: str) -> None:
+    with pytest.raises(RemitError) as caught:
+        check_request_id(request_id)
+    assert violations(caught.value) == {"request_id"}
 
 
 def test_every_violation_is_reported_at_once() -> None:

@@ -101,6 +101,10 @@ def long_key(request: GenerateTextRequest) -> None:
     request.request_id = "x" * 129
 
 
+def key_with_a_nul(request: GenerateTextRequest) -> None:
+    request.request_id = "x\0"
+
+
 def too_many_tokens(request: GenerateTextRequest) -> None:
     request.max_output_tokens = 101
 
@@ -123,6 +127,7 @@ def not_a_number(request: GenerateTextRequest) -> None:
         (no_model, "model"),
         (no_key, "request_id"),
         (long_key, "request_id"),
+        (key_with_a_nul, "request_id"),
         (too_many_tokens, "max_output_tokens"),
         (negative_tokens, "max_output_tokens"),
         (too_hot, "temperature"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -219,8 +220,9 @@ async def test_every_violation_of_a_request_is_reported(tools: ToolsWorld) -> No
     error = await error_of(lambda: tools.call("calculator", {}, key="", limit_s=-1))
     assert error.reason == error_reason_pb2.ERROR_REASON_INVALID_REQUEST
     assert [violation.field for violation in error.violations] == ["request_id", "tool", "timeout"]
-    error = await error_of(lambda: tools.call("tools/clock", {}, key="k" * 129))
-    assert [violation.field for violation in error.violations] == ["request_id"]
+    for key in ("k" * 129, "k\0", "k\n"):
+        error = await error_of(partial(tools.call, "tools/clock", {}, key=key))
+        assert [violation.field for violation in error.violations] == ["request_id"]
 
 
 async def test_wrong_arguments_cost_nothing(tools: ToolsWorld, world: World) -> None:

@@ -55,7 +55,7 @@ def check_create(request: agent_service_pb2.CreateRunRequest) -> None:
 
 
 def check_request_id(request_id: str) -> None:
-    """Raises INVALID_REQUEST unless the id has 1 to 64 characters."""
+    """Raises INVALID_REQUEST unless the id has 1 to 64 printable characters."""
     _raise_if(list(_request_id(request_id)))
 
 
@@ -101,8 +101,8 @@ _EXAMPLES: Final = {
 
 
 def _request_id(request_id: str) -> Iterator[Violation]:
-    if not 1 <= len(request_id) <= MAX_REQUEST_ID_CHARS:
-        yield Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} characters")
+    if not (1 <= len(request_id) <= MAX_REQUEST_ID_CHARS and request_id.isprintable()):
+        yield Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} printable characters")
 
 
 def _task(task: str) -> Iterator[Violation]:

@@ -49,8 +49,9 @@ def violations_of(
 def _scalars(request: GenerateTextRequest, limit: int | None) -> Iterator[Violation]:
     if not names.is_name("model", request.model):
         yield Violation("model", "must be the name of a model, such as models/builtin-rules")
-    if not 1 <= len(request.request_id) <= MAX_REQUEST_ID_CHARS:
-        yield Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} characters")
+    key = request.request_id
+    if not (1 <= len(key) <= MAX_REQUEST_ID_CHARS and key.isprintable()):
+        yield Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} printable characters")
     if request.max_output_tokens < 0:
         yield Violation("max_output_tokens", "must not be negative")
     elif limit is not None and request.max_output_tokens > limit:

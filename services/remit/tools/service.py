@@ -154,10 +154,10 @@ def to_message(definition: ToolDefinition) -> tool_pb2.Tool:
 
 def _check_call(request: tool_service_pb2.CallToolRequest) -> None:
     violations = []
-    if not 1 <= len(request.request_id) <= MAX_REQUEST_ID_CHARS:
-        violations.append(
-            Violation("request_id", f"must have 1 to {MAX_REQUEST_ID_CHARS} characters")
-        )
+    key = request.request_id
+    if not (1 <= len(key) <= MAX_REQUEST_ID_CHARS and key.isprintable()):
+        fault = f"must have 1 to {MAX_REQUEST_ID_CHARS} printable characters"
+        violations.append(Violation("request_id", fault))
     if not names.is_name("tool", request.tool):
         violations.append(Violation("tool", "must be the name of a tool, tools/{tool}"))
     asked_s = _asked_s(request)
