@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from remit import telemetry
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
@@ -324,3 +325,18 @@ async def _raw(run: Running, identity: Identities) -> AsyncIterator[grpc.aio.Cha
         f"127.0.0.1:{run.port}", identity("mesh").channel_credentials(), options
     ) as channel:
         yield channel
+
+
+async def test_a_call_that_its_caller_left_is_not_counted_as_served(
+    service: Running, identity: Identities
+) -> None:
+    method = "/remit.api.cost.v1.CostService/ReserveBudget"
+    left = telemetry.RPC_REQUESTS.labels(method, "CANCELLED")._value
+    before = left.get()
+    service.servicer.go_on.clear()
+    async with client(service, identity, "tools") as cost:
+        call = asyncio.ensure_future(cost.ReserveBudget(RESERVE))
+        await eventually(lambda: service.servicer.in_flight == 1)
+        call.cancel()
+        await asyncio.wait({call})
+        await eventually(lambda: left.get() == before + 1)

@@ -109,6 +109,9 @@ class Guard:
         except RemitError as error:
             code = error.code
             raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
         finally:
             telemetry.RPC_IN_FLIGHT.labels(contract.path).dec()
             telemetry.RPC_REQUESTS.labels(contract.path, code.name).inc()
