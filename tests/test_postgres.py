@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+import asyncpg
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
@@ -143,3 +145,40 @@ async def test_a_writer_knows_nothing_of_the_call_that_woke_it(numbers: Database
     commits = GroupCommit(numbers, token_of_the_call, name="numbers")
     with remit_token("of one caller"):
         assert await commits.submit(1) == ""
+
+
+async def test_a_single_statement_needs_no_transaction_of_its_own(numbers: Database) -> None:
+    async def write_one(c: Connection, items: Sequence[int]) -> Sequence[int]:
+        assert not c.is_in_transaction()
+        await c.execute("INSERT INTO numbers SELECT unnest($1::int[])", list(items))
+        return items
+
+    commits = GroupCommit(numbers, write_one, name="numbers", opens=lambda _: "")
+    results = await asyncio.gather(*map(commits.submit, [1, -2, 3]), return_exceptions=True)
+    assert [r for r in results if isinstance(r, int)] == [1, 3]
+
+
+async def test_a_transaction_that_was_opened_with_a_lock_holds_it(numbers: Database) -> None:
+    async def write_locked(c: Connection, items: Sequence[int]) -> Sequence[int]:
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7"
+        assert await c.fetchval(held) == 1
+        return await write_numbers(c, items)  # type: ignore[return-value]
+
+    opening = "BEGIN; SELECT pg_advisory_xact_lock(7)"
+    commits = GroupCommit(numbers, write_locked, name="numbers", opens=lambda _: opening)
+    assert await commits.submit(1) == 1
+    with pytest.raises(asyncpg.CheckViolationError):
+        await commits.submit(-1)
+    assert await commits.submit(2) == 2, "the failed transaction was rolled back"
+    assert await numbers.fetchval("SELECT count(*) FROM numbers") == 2
+
+
+async def test_going_on_after_a_failed_statement_is_no_commit(numbers: Database) -> None:
+    async def swallow(c: Connection, items: Sequence[int]) -> Sequence[int]:
+        with contextlib.suppress(asyncpg.CheckViolationError):
+            await write_numbers(c, [-1])
+        return items
+
+    commits = GroupCommit(numbers, swallow, name="numbers", opens=lambda _: "BEGIN")
+    with pytest.raises(ValueError, match="failed statement"):
+        await commits.submit(1)

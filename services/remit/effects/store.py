@@ -268,7 +268,12 @@ class ClaimStore:
         # Begun in a commit whose end the caller has not heard yet, by the Begin's own id.
         self._tentative: dict[str, tuple[str, int]] = {}
         self._commits: GroupCommit[Step, Begun | bool] = GroupCommit(
-            database, self._write, name="claims", max_batch=max_batch, max_queue=max_queue
+            database,
+            self._write,
+            name="claims",
+            opens=_opening,
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
 
     async def begin(self, begin: Begin) -> Begun:
@@ -340,8 +345,15 @@ class ClaimStore:
             if begin.claim in fresh:
                 begun[begin.claim] = Begun(self._claimed(begin.claim, 1, begin), None)
             else:
-                begun[begin.claim] = await self._look(connection, begin)
+                begun[begin.claim] = await self._look_alone(connection, begin)
         return begun
+
+    async def _look_alone(self, connection: Connection, begin: Begin) -> Begun:
+        """Looks in the batch's transaction, or in one of its own where the batch has none."""
+        if connection.is_in_transaction():
+            return await self._look(connection, begin)
+        async with connection.transaction():
+            return await self._look(connection, begin)
 
     async def _look(self, connection: Connection, begin: Begin) -> Begun:
         """The key is known: what may this call do?"""
@@ -403,6 +415,11 @@ class ClaimStore:
         if kind in {Start, Renew}:
             return (self.owner, _interval(self.lease_s))
         return () if kind is Close else (self.owner,)
+
+
+def _opening(steps: Sequence[Step]) -> str:
+    """Steps of one kind are one statement, and so a transaction by themselves."""
+    return "" if len({type(step) for step in steps}) == 1 else "BEGIN"
 
 
 _STATEMENTS: Final[dict[type[Any], str]] = {
