@@ -27,7 +27,8 @@ from remit.rpc.contracts import public_services
 from remit.rpc.errors import RemitError
 from remit.rpc.identity import FORWARDED_KEY, spiffe_id
 from remit.rpc.mesh import Mesh
-from remit.rpc.remits import RemitVerifier, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import RemitVerifier
 from remit.settings import ServiceSettings
 from tests.rpc.conftest import Identities
 from tests.waiting import eventually

@@ -18,7 +18,8 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.remits import Remit, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import Remit
 
 MAX_EVENT_ID_CHARS: Final = 128
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")

@@ -19,7 +19,7 @@ from remit.rpc.clock import Clock
 from remit.rpc.contracts import contract_of
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.ids import IdSource
-from remit.rpc.remits import caller_label
+from remit.rpc.parties import caller_label
 
 _REPORTER: Final = "audit"
 _DIGEST_HEX: Final = 16

@@ -17,7 +17,8 @@ from remit.audit.log import AuditLog
 from remit.rpc.calls import current_call
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.remits import RemitVerifier, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import RemitVerifier
 
 Entries = Sequence[audit_service_pb2.Entry]
 Results = list[audit_service_pb2.AppendResult]

@@ -31,7 +31,8 @@ from remit.cost.store import LedgerStore
 from remit.rpc.calls import current_call
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.remits import Remit, RemitVerifier, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import Remit, RemitVerifier
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -30,9 +30,8 @@ from remit.api.options.v1 import options_pb2
 from remit.policy.credentials import Credentials, Session
 from remit.policy.epochs import Policies
 from remit.rpc.calls import REMIT_KEY
-from remit.rpc.contracts import MethodContract, contract_of
+from remit.rpc.contracts import MethodContract, contract_of, method_unknown
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
-from remit.rpc.guard import method_unknown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -78,13 +78,16 @@ class RunStore:
 
     def __init__(self, database: Database, *, max_batch: int, max_queue: int) -> None:
         self._database = database
-        bounds = {"max_batch": max_batch, "max_queue": max_queue}
         # Fencing closes what a dead worker began, so registering must not crowd it out.
         self._claims: GroupCommit[Claim, Standing] = GroupCommit(
-            database, settle_claims, name="run-registration", **bounds
+            database,
+            settle_claims,
+            name="run-registration",
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
         self._fences: GroupCommit[Claim, Standing] = GroupCommit(
-            database, settle_claims, name="run-fence", **bounds
+            database, settle_claims, name="run-fence", max_batch=max_batch, max_queue=max_queue
         )
 
     async def claim(self, run: str, token: int, registration: Registration | None) -> Registration:

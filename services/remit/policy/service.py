@@ -42,7 +42,8 @@ from remit.policy.schema import RUN_AGENT
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.ids import IdSource
-from remit.rpc.remits import Remit, RemitVerifier, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import Remit, RemitVerifier
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -7,10 +7,13 @@ import contextlib
 import contextvars
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from remit.api.options.v1.options_pb2 import Caller
-from remit.rpc.remits import Remit
+
+if TYPE_CHECKING:
+    # It brings the JWT library, which a client that only calls does not need.
+    from remit.rpc.remits import Remit
 
 T = TypeVar("T")
 

@@ -16,8 +16,13 @@ from typing import Final
 
 from google.protobuf import descriptor, duration_pb2
 
+from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import AuditClass, Auth, Caller, Idempotency, Phase
+from remit.rpc.errors import RemitError
+
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 65_536
+"""Largest message of any RPC, in bytes; contracts ask for less."""
 
 AREAS: Final = ("agent", "audit", "cost", "inference", "policy", "tools")
 """The six areas, in the order of their ports."""
@@ -113,6 +118,13 @@ def contract_of(path: str) -> MethodContract | None:
 def contracts_of(area: str) -> tuple[MethodContract, ...]:
     """The RPCs of one area."""
     return tuple(c for c in all_contracts().values() if c.area == area)
+
+
+def method_unknown(path: str) -> RemitError:
+    """METHOD_UNKNOWN."""
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_METHOD_UNKNOWN, f"{path} is not in the contracts"
+    )
 
 
 def public_services() -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from remit.rpc.calls import REMIT_KEY, TRACE_KEY, Call, serving
 from remit.rpc.clock import Clock
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
-from remit.rpc.remits import Remit, RemitVerifier, caller_label
+from remit.rpc.parties import caller_label
+from remit.rpc.remits import Remit, RemitVerifier
 
 # The inner time limit is shorter than the caller's, so that its report still arrives.
 SHAVE_SHARE: Final = 0.05
@@ -161,13 +162,6 @@ def trace_id_of(traceparent: str) -> str:
     if match is None or match[1] == _NO_TRACE:
         return secrets.token_hex(16)
     return match[1]
-
-
-def method_unknown(path: str) -> RemitError:
-    """METHOD_UNKNOWN."""
-    return RemitError(
-        error_reason_pb2.ERROR_REASON_METHOD_UNKNOWN, f"{path} is not in the contracts"
-    )
 
 
 def _time_limit_s(contract: MethodContract, time_remaining_s: float | None) -> float:

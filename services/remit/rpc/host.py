@@ -19,7 +19,8 @@ from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.http import Probes, serve_http
 from remit.rpc.identity import TlsIdentity
-from remit.rpc.remits import RemitVerifier, caller_of_label
+from remit.rpc.parties import caller_of_label
+from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import AddToServer, build_server
 from remit.settings import ServiceSettings
 

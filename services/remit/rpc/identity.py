@@ -20,7 +20,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.errors import RemitError
-from remit.rpc.remits import caller_of_label
+from remit.rpc.parties import caller_of_label
 
 TRUST_DOMAIN: Final = "remit.internal"
 FORWARDED_KEY: Final = "x-forwarded-client-cert"

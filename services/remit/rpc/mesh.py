@@ -19,11 +19,9 @@ import grpc
 
 from remit.api.options.v1 import options_pb2
 from remit.rpc.calls import REMIT_KEY, TRACE_KEY, current_call_or_none, outgoing_remit_token
-from remit.rpc.contracts import MethodContract, contract_of
+from remit.rpc.contracts import MAX_MESSAGE_BYTES, MethodContract, contract_of, method_unknown
 from remit.rpc.errors import RemitError
-from remit.rpc.guard import method_unknown
 from remit.rpc.identity import TlsIdentity, dns_name
-from remit.rpc.server import MAX_MESSAGE_BYTES
 
 Message = TypeVar("Message")
 Stub = TypeVar("Stub")

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
-from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
+from remit.rpc.parties import caller_label, caller_of_label
 
 ISSUER: Final = "policy.remit.internal"
 ALGORITHM: Final = "EdDSA"
@@ -28,7 +28,6 @@ MAX_TOKEN_BYTES: Final = 4096
 LEEWAY_S: Final = 2.0
 """Tolerated difference between the clocks of issuer and verifier, in seconds."""
 _CACHE_SIZE: Final = 4096
-_CALLER_PREFIX: Final = "CALLER_"
 
 
 @dataclass(frozen=True)
@@ -219,8 +218,8 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         team=str(claims["team"]),
         agent=str(claims["agent"]),
         run=str(claims["run"]),
-        presenter=_caller(claims["presenter"]),
-        audience=frozenset(_caller(service) for service in claims["aud"]),
+        presenter=caller_of_label(claims["presenter"]),
+        audience=frozenset(caller_of_label(service) for service in claims["aud"]),
         tools=frozenset(claims["tools"]),
         models=frozenset(claims["models"]),
         account=str(claims["account"]),
@@ -237,24 +236,6 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         message = "the account is not the subject's"
         raise ValueError(message)
     return remit
-
-
-def caller_label(caller: Caller.ValueType) -> str:
-    """The name of a party in tokens, certificates and messages, such as `agent` or `public`."""
-    return Caller.Name(caller).removeprefix(_CALLER_PREFIX).lower()
-
-
-def caller_of_label(label: str) -> Caller.ValueType:
-    """The party of a label. Raises ValueError for an unknown one."""
-    return _caller(label)
-
-
-def _caller(label: str) -> Caller.ValueType:
-    value = Caller.Value(_CALLER_PREFIX + label.upper())
-    if value == options_pb2.CALLER_UNSPECIFIED:
-        message = "no such party"
-        raise ValueError(message)
-    return value
 
 
 def _invalid(message: str) -> RemitError:

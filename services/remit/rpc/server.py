@@ -12,15 +12,20 @@ from grpc_status import rpc_status
 
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
-from remit.rpc.contracts import MethodContract, contract_of, public_services
+from remit.rpc.contracts import (
+    MAX_MESSAGE_BYTES,
+    MethodContract,
+    contract_of,
+    method_unknown,
+    public_services,
+)
 from remit.rpc.errors import RemitError
-from remit.rpc.guard import Guard, check_request_size, method_unknown
+from remit.rpc.guard import Guard, check_request_size
 from remit.rpc.identity import caller_of
 
 AddToServer = Callable[[Any, grpc.aio.Server], None]
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 65_536
 SERVER_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
