@@ -337,3 +337,17 @@ async def waits_for_a_lock(database: Database) -> bool:
             " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
         )
     )
+
+
+async def test_a_usage_that_cannot_be_is_taken_as_the_bound(
+    one: Replica, world: World, claims: Database
+) -> None:
+    async def miscount(permit: Permit) -> EffectResult:
+        await world.effect(permit)
+        return EffectResult(Outcome.SUCCEEDED, usage_pb2.Usage(calls=-1), payload=b"answer")
+
+    with a_call():
+        outcome = await one.gate.perform(a_request(), miscount)
+    assert (outcome.payload, outcome.used.calls, outcome.cost_nanos) == (b"answer", 1, 100)
+    await settled_down(one)
+    assert await state_of(claims) == [(1, "CLOSED", True)]

@@ -258,7 +258,7 @@ class EffectGate:
             stopping=stopping,
         )
         result = await self._io(request, effect, permit)
-        ended = _ended(result, permits)
+        ended = _ended(result, permits, request.bound)
         await self._finish(attempt, ended)
         self._closer.close_soon(closing.ended(ended, permits.decision_id))
         return _outcome(attempt, permits.intent_leaf, ended, replayed=False)
@@ -441,16 +441,21 @@ def _outcome(attempt: Attempt, intent_leaf: int, ended: Ended, *, replayed: bool
     )
 
 
-def _ended(result: EffectResult, permits: Permits) -> Ended:
+def _ended(result: EffectResult, permits: Permits, bound: usage_pb2.Usage) -> Ended:
     """What is recorded; what exceeds the hold is not the caller's to pay."""
-    reservation = permits.reservation
-    cost = min(cost_nanos(reservation.price, result.used), reservation.hold_nanos)
+    reservation, used = permits.reservation, result.used
+    try:
+        cost = min(cost_nanos(reservation.price, used), reservation.hold_nanos)
+    except RemitError as impossible:
+        # A negative count, say. What was done is recorded all the same.
+        log.exception("usage_impossible", resource=reservation.item, text=impossible.message)
+        used, cost = bound, reservation.hold_nanos
     error = result.error
     return Ended(
         outcome=result.outcome,
         result=result.payload,
         error=error.to_status().SerializeToString() if error else b"",
-        used=result.used.SerializeToString(),
+        used=used.SerializeToString(),
         cost_nanos=cost,
         repeatable=_repeatable(result.outcome, error),
     )
