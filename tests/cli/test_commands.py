@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +148,20 @@ def test_runs_cancel(remit: Remit, edge: EdgeServer) -> None:
     assert 1 <= len(request.request_id) <= 64
     remit("runs", "cancel", RUN_ID, "--json")
     assert edge.requests("CancelRun")[1].request_id != request.request_id
+
+
+def test_runs_artifact(remit: Remit, edge: EdgeServer, tmp_path: Path) -> None:
+    found = agent_service_pb2.GetArtifactResponse(media_type="text/plain", content=b"hello\n")
+    edge.answers["GetArtifact"] = lambda _: found
+    assert remit("runs", "artifact", RUN_ID, "a.txt").out == "hello\n"
+    request = edge.requests("GetArtifact")[0]
+    assert (request.run, request.artifact) == (RUN, "a.txt")
+    out = tmp_path / "a.txt"
+    assert "6 bytes" in remit("runs", "artifact", RUN_ID, "a.txt", "--out", str(out)).out
+    assert out.read_bytes() == b"hello\n"
+    again = remit("runs", "artifact", RUN_ID, "a.txt", "--out", str(out))
+    assert again.code == 2
+    assert "File exists" in again.err
 
 
 def test_runs_watch(remit: Remit, edge: EdgeServer) -> None:

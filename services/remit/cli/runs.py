@@ -1,8 +1,9 @@
-"""`remit runs`: the runs that there are, one of them in full, following one, stopping one."""
+"""`remit runs`: the runs that there are, one in full, following one, stopping one, its files."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 import click
@@ -110,6 +111,42 @@ def cancel(*, session: Session, name: str) -> None:
         session.output.line(f"{run.name} is {state_name(run.state)}")
 
 
+@command.command(
+    "artifact",
+    epilog="\b\nExamples:\n"
+    "  remit runs artifact 01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b report.md\n"
+    "  remit runs artifact 01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b report.md --out report.md",
+)
+@click.argument("name")
+@click.argument("file")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it there instead of to standard output; an existing file is not overwritten.",
+)
+@client_options
+def artifact(*, session: Session, name: str, file: str, out: Path | None) -> None:
+    """Fetch a FILE that the run NAME made."""
+    found = session.run(lambda edge: _artifact(edge, full_name("runs", name), file))
+    if out is not None:
+        _write_new(out, found.content)
+    if session.output.as_json:
+        session.output.document({"artifact": documents.of_message(found)})
+    elif out is None:
+        click.echo(found.content, nl=False)
+    else:
+        session.output.line(f"{out}: {len(found.content)} bytes, {found.media_type}")
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    try:
+        with path.open("xb") as new:
+            new.write(content)
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise click.UsageError(message) from error
+
+
 def _state(name: str | None) -> run_pb2.RunState.ValueType:
     if name is None:
         return run_pb2.RUN_STATE_UNSPECIFIED
@@ -165,6 +202,12 @@ async def _cancelled(edge: Edge, name: str) -> run_pb2.Run:
     stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
     request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
     return (await stub.CancelRun(request, metadata=edge.metadata)).run
+
+
+async def _artifact(edge: Edge, run: str, artifact: str) -> agent_service_pb2.GetArtifactResponse:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    request = agent_service_pb2.GetArtifactRequest(run=run, artifact=artifact)
+    return await stub.GetArtifact(request, metadata=edge.metadata)
 
 
 async def _watched(edge: Edge, name: str, after: int, display: Display) -> run_pb2.Run:
