@@ -3,11 +3,14 @@
 The index of an event is the last one plus one, given out under a transaction advisory lock that is
 held until the commit: several replicas may append to one database, the index has no gaps, and a
 reader that sees index n sees every index below it.
+
+An effect waits for its intent, so an append spends few round trips: the transaction opens with its
+lock, and one statement tells how the log stands and inserts the batch where it was made to fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -25,31 +28,45 @@ APPEND_LOCK: Final = 0x6175646974  # "audit"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_US: Final = 1000
 
+# The lock is a statement of its own: the next one must not see the world before it.
+_OPENING: Final = f"BEGIN; SELECT pg_advisory_xact_lock({APPEND_LOCK})"
 _HEAD = "SELECT coalesce(max(leaf_index) + 1, 0) FROM leaves"
-_KNOWN = "SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($1::text[])"
 _LEAF_HASHES = "SELECT leaf_index, leaf_hash FROM leaves WHERE leaf_index = ANY($1::bigint[])"
 _NODE_HASHES = "SELECT position, hash FROM nodes WHERE level = $1 AND position = ANY($2::bigint[])"
 _LEAVES = """
     SELECT leaf_index, leaf FROM events
     WHERE leaf_index >= $1 AND leaf_index < $2 ORDER BY leaf_index
 """
-_INSERT_LEAVES = """
-    INSERT INTO leaves (leaf_index, event_id, leaf_hash)
-    SELECT * FROM unnest($1::bigint[], $2::text[], $3::bytea[])
+# Every part sees the log as it was before the statement, so the answer is how the batch found it.
+_APPEND = """
+    WITH head AS (SELECT coalesce(max(leaf_index) + 1, 0) AS size FROM leaves),
+    known AS (SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($2::text[])),
+    new AS (
+        SELECT $1::bigint + ordinality - 1 AS leaf_index, event.*
+        FROM unnest($2::text[], $3::bytea[], $4::timestamptz[], $5::text[], $6::bytea[], $7::text[],
+                    $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[])
+             WITH ORDINALITY
+             AS event(event_id, leaf_hash, event_time, org, subject_pseudonym, kind, action, run,
+                      claim, outcome, leaf, payload, ordinality)
+        WHERE (SELECT size FROM head) = $1 AND NOT EXISTS (SELECT FROM known)
+    ),
+    new_leaves AS (
+        INSERT INTO leaves (leaf_index, event_id, leaf_hash)
+        SELECT leaf_index, event_id, leaf_hash FROM new
+    ),
+    new_events AS (
+        INSERT INTO events (leaf_index, append_time, event_time, org, subject_pseudonym, kind,
+                            action, run, claim, outcome, leaf, payload)
+        SELECT leaf_index, statement_timestamp(), event_time, org, subject_pseudonym, kind, action,
+               run, claim, outcome, leaf, payload
+        FROM new
+    )
+    SELECT head.size, known.event_id, known.leaf_index, known.leaf_hash
+    FROM head LEFT JOIN known ON true
 """
 _INSERT_NODES = """
     INSERT INTO nodes (level, position, hash)
     SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[])
-"""
-_INSERT_EVENTS = """
-    INSERT INTO events (leaf_index, append_time, event_time, org, subject_pseudonym, kind, action,
-                        run, claim, outcome, leaf, payload)
-    SELECT leaf_index, statement_timestamp(), event_time, org, subject_pseudonym, kind, action,
-           run, claim, outcome, leaf, payload
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::bytea[], $5::text[], $6::text[],
-                $7::text[], $8::text[], $9::text[], $10::bytea[], $11::bytea[])
-         AS new(leaf_index, event_time, org, subject_pseudonym, kind, action, run, claim, outcome,
-                leaf, payload)
 """
 _LIST = """
     SELECT leaf_index, append_time, subject_pseudonym, leaf, payload FROM events
@@ -89,7 +106,12 @@ class LogStore:
     def __init__(self, database: Database, *, max_batch: int, max_queue: int) -> None:
         self._database = database
         self._commits: GroupCommit[SealedEvent, _Placed] = GroupCommit(
-            database, self._write, name="audit log", max_batch=max_batch, max_queue=max_queue
+            database,
+            self._write,
+            name="audit log",
+            opens=lambda _: _OPENING,
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
         self._edge = _Edge()
 
@@ -172,17 +194,16 @@ class LogStore:
     async def _write(
         self, connection: Connection, events: Sequence[SealedEvent]
     ) -> Sequence[_Placed | RemitError]:
-        # The lock is a statement of its own: the next one must not see the world before it.
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
-        known = await _known(connection, events)
-        frontier = await self._edge.load(connection)
-        new: list[SealedEvent] = []
-        indices = [_place(event, known, frontier.size, new) for event in events]
-        if new:
-            await _insert(connection, new, frontier)
+        frontier = self._edge.remembered()
+        guess = _Found(frontier.size, {})
+        places, found = await _append(connection, events, guess, frontier)
+        if found != guess:  # another replica has appended, or an event is a replay
+            frontier = await self._edge.load(connection, found.size)
+            places, last = await _append(connection, events, found, frontier)
+            if last != _Found(found.size, {}):
+                raise _corrupt(f"the log changed at size {found.size}, under its lock")
         return [
-            index if isinstance(index, RemitError) else _Placed(index, frontier)
-            for index in indices
+            place if isinstance(place, RemitError) else _Placed(place, frontier) for place in places
         ]
 
 
@@ -204,17 +225,48 @@ class _Edge:
     def __init__(self) -> None:
         self._committed = Frontier()
 
+    def remembered(self) -> Frontier:
+        """Return the edge of the last batch known to be committed, to grow a new one from."""
+        return Frontier(self._committed.size, list(self._committed.hashes))
+
     def remember(self, committed: Frontier) -> None:
         """Keep the edge of a batch whose commit has been acknowledged."""
         if committed.size > self._committed.size:
             self._committed = committed
 
-    async def load(self, connection: Connection) -> Frontier:
-        """Return the edge as it is in this transaction, which must hold the append lock."""
-        size = await connection.fetchval(_HEAD)
+    async def load(self, connection: Connection, size: int) -> Frontier:
+        """Return the edge at the size that this transaction found, holding the append lock."""
         if size == self._committed.size:
-            return Frontier(size, list(self._committed.hashes))
+            return self.remembered()
         return Frontier(size, await _edge_hashes(connection, size))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """How a batch finds the log: its size, and index and leaf hash of the ids it has already."""
+
+    size: int
+    known: dict[str, tuple[int, bytes]]
+
+
+async def _append(
+    connection: Connection, events: Sequence[SealedEvent], guess: _Found, frontier: Frontier
+) -> tuple[list[int | RemitError], _Found]:
+    """Append what is new if the log is as guessed; return the places, and how the log is found.
+
+    All of `guess.known` is left out of the statement. If the log has another size, or knows any of
+    the rest, nothing is inserted and the places mean nothing. The frontier grows by what is new.
+    """
+    new: list[SealedEvent] = []
+    known = dict(guess.known)
+    places = [_place(event, known, guess.size, new) for event in events]
+    found = wanted = _Found(guess.size, {})
+    if new:
+        rows = await connection.fetch(_APPEND, guess.size, *_columns(new))
+        found = _Found(rows[0]["size"], {row[1]: (row[2], row[3]) for row in rows if row[1]})
+    if found == wanted:
+        await _grow(connection, frontier, new)
+    return places, found
 
 
 def _place(
@@ -237,29 +289,11 @@ def _place(
     )
 
 
-async def _known(
-    connection: Connection, events: Iterable[SealedEvent]
-) -> dict[str, tuple[int, bytes]]:
-    rows = await connection.fetch(_KNOWN, [event.leaf.event_id for event in events])
-    return {row["event_id"]: (row["leaf_index"], row["leaf_hash"]) for row in rows}
-
-
-async def _insert(
-    connection: Connection, events: Sequence[SealedEvent], frontier: Frontier
-) -> None:
-    """Insert events at the frontier, which grows by them."""
-    first = frontier.size
+async def _grow(connection: Connection, frontier: Frontier, events: Sequence[SealedEvent]) -> None:
+    """Grow the tree by events that have been appended at its frontier."""
     completed = [pair for event in events for pair in frontier.append(event.leaf_hash)]
-    indices = list(range(first, frontier.size))
-    await connection.execute(
-        _INSERT_LEAVES,
-        indices,
-        [event.leaf.event_id for event in events],
-        [event.leaf_hash for event in events],
-    )
-    await connection.execute(_INSERT_EVENTS, indices, *_event_columns(events))
     nodes = [(node, value) for node, value in completed if node.level and merkle.is_stored(node)]
-    if nodes:
+    if nodes:  # one leaf in 256 completes one
         await connection.execute(
             _INSERT_NODES,
             [node.level for node, _ in nodes],
@@ -268,9 +302,11 @@ async def _insert(
         )
 
 
-def _event_columns(events: Sequence[SealedEvent]) -> list[list[object]]:
+def _columns(events: Sequence[SealedEvent]) -> list[list[object]]:
     rows = [
         (
+            event.leaf.event_id,
+            event.leaf_hash,
             _EPOCH + timedelta(microseconds=event.leaf.event_time_ns // _NS_PER_US),
             event.leaf.org,
             event.leaf.subject_pseudonym,
