@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from remit.effects.store import _LAPSE, ClaimStore
+from remit.effects.statements import LAPSE
+from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from tests.conftest import OpenDatabase
 from tests.effects.world import World, a_call, a_request, replica, settled_down
@@ -53,6 +54,6 @@ async def test_looking_for_lapsed_leases_reads_no_history(claims: Database) -> N
         # With a generic plan, as a long-lived connection may have one.
         await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
         await connection.execute("SET LOCAL enable_seqscan = off")
-        await connection.execute(f"PREPARE lapse AS {_LAPSE}")
+        await connection.execute(f"PREPARE lapse AS {LAPSE}")
         plan = await connection.fetch("EXPLAIN EXECUTE lapse ('CLAIMED', 'REFUSED', 100)")
     assert "effect_attempts_open" in "\n".join(row[0] for row in plan)

@@ -10,7 +10,8 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.effects import EffectResult, Permit
-from remit.effects.store import Begin, Begun, Change, ClaimStore
+from remit.effects.steps import Begin, Begun, Change
+from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase

@@ -13,7 +13,9 @@ from remit.api.usage.v1 import usage_pb2
 from remit.effects import EffectResult, Outcome, Permit
 from remit.effects.claims import Admission
 from remit.effects.gate import _begin
-from remit.effects.store import _INSERT_NEXT, Begun, ClaimStore
+from remit.effects.statements import INSERT_NEXT
+from remit.effects.steps import Begun
+from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
@@ -318,7 +320,7 @@ async def test_two_replicas_may_repeat_at_the_same_moment(
     async with claims.acquire() as other:
         repeat = other.transaction()
         await repeat.start()
-        await other.fetchval(_INSERT_NEXT, first["claim"], "two", timedelta(seconds=5), *[""] * 5)
+        await other.fetchval(INSERT_NEXT, first["claim"], "two", timedelta(seconds=5), *[""] * 5)
 
         async def look() -> Begun:
             async with claims.transaction() as connection:

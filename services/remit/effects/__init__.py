@@ -15,7 +15,8 @@ Whoever does not own a claim releases nothing; only sweepers close what died.
 """
 
 from remit.effects.claims import Ended, Outcome, State
-from remit.effects.gate import EffectGate, EffectOutcome, EffectRequest, EffectResult, Permit
+from remit.effects.effect import EffectOutcome, EffectRequest, EffectResult, Permit
+from remit.effects.gate import EffectGate
 from remit.effects.settings import EffectSettings
 
 __all__ = [

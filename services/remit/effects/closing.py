@@ -22,7 +22,8 @@ from remit.api.usage.v1 import usage_pb2
 from remit.effects.batching import Batcher, limits_of
 from remit.effects.claims import Outcome
 from remit.effects.settings import EffectSettings
-from remit.effects.store import ClaimStore, Close, Unclosed
+from remit.effects.steps import Close, Unclosed
+from remit.effects.store import ClaimStore
 from remit.rpc.calls import spawn
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
-
-from google.protobuf import struct_pb2
-from google.rpc import status_pb2
+from dataclasses import dataclass
+from typing import Final
 
 from remit import names, telemetry
 from remit.api.errors.v1 import error_reason_pb2
-from remit.api.policy.v1 import permission_pb2
-from remit.api.usage.v1 import usage_pb2
-from remit.effects.claims import Admission, Attempt, Ended, Outcome
+from remit.effects.claims import Attempt, Ended, Outcome
 from remit.effects.closing import Closer
+from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
+from remit.effects.endings import (
+    Closing,
+    ended_of,
+    key_reused,
+    known_outcome,
+    recorded_outcome,
+    result_of,
+)
 from remit.effects.permits import Permits, PermitSource
 from remit.effects.settings import EffectSettings
-from remit.effects.store import Begin, Begun, ClaimStore, Finish, Refuse, Renew, Start, Unclosed
-from remit.pricing import cost_nanos
+from remit.effects.steps import Begin, Finish, Refuse, Renew, Start
+from remit.effects.store import ClaimStore
 from remit.rpc.calls import current_call, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
-from remit.rpc.remits import Remit
 
 HOLDER_SHARE: Final = 0.8
 """A holder stops at this share of its lease, counted from before it asked."""
@@ -35,88 +36,6 @@ _FIRST_RETRY_S: Final = 0.05
 _LONGEST_RETRY_S: Final = 2.0
 
 log = telemetry.logger(__name__)
-
-
-@dataclass(frozen=True)
-class EffectRequest:
-    """What is to be done, by whom, and what it can cost at most."""
-
-    remit: Remit
-    """The verified remit of the call."""
-    remit_token: str
-    """The same, signed; policy, cost and audit verify it again."""
-    method: str
-    """Effects of one method share the space of their keys, such as `tools.call`."""
-    key: str
-    """Idempotency key: the same key and body give the same answer."""
-    body_digest: bytes
-    """SHA-256 over the canonical request, 32 bytes."""
-    action: str
-    """Policy action, such as `tools.call`."""
-    resource: str
-    """`tools/{tool}` or `models/{model}`; also what is bought."""
-    bound: usage_pb2.Usage
-    """The most that it can use."""
-    idempotent: bool
-    """Whether a doubt may be answered by another attempt."""
-    permission_class: permission_pb2.PermissionClass.ValueType = (
-        permission_pb2.PERMISSION_CLASS_UNSPECIFIED
-    )
-    arguments: struct_pb2.Struct | None = None
-    """The exact arguments of a tool call."""
-    arguments_digest: bytes = b""
-    """SHA-256 over the canonical arguments, or empty."""
-    list_item: str = ""
-    """Name of the item in a public price list, or empty."""
-
-    @property
-    def principal(self) -> str:
-        """Whose keys these are: the run's, or the user's outside runs."""
-        return self.remit.run or self.remit.subject
-
-
-@dataclass(frozen=True)
-class Permit:
-    """What an effect is given when it may start."""
-
-    key: str
-    """Idempotency key to pass on to the outside world."""
-    claim: str
-    """`claims/{claim}`."""
-    attempt: int
-    deadline: float
-    """Monotonic seconds at which the caller stops waiting."""
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when nobody waits any more: end soon and report what was used."""
-
-
-@dataclass(frozen=True)
-class EffectResult:
-    """What an effect reports about itself."""
-
-    outcome: Outcome
-    used: usage_pb2.Usage
-    payload: bytes = b""
-    """The answer to record and replay."""
-    error: RemitError | None = None
-    """Why it failed or was cancelled."""
-
-
-@dataclass(frozen=True)
-class EffectOutcome:
-    """A recorded success."""
-
-    payload: bytes
-    used: usage_pb2.Usage
-    cost_nanos: int
-    claim: str
-    """`claims/{claim}`."""
-    attempt: int
-    intent_leaf_index: int
-    replayed: bool
-
-
-Effect: TypeAlias = Callable[[Permit], Awaitable[EffectResult]]
 
 
 @dataclass
@@ -170,7 +89,7 @@ class EffectGate:
             self._performing[identity] = performance
             performance.task.add_done_callback(lambda task: self._performed(identity, task))
         elif performance.body_digest != request.body_digest:
-            raise _key_reused(request)
+            raise key_reused(request)
         elif performance.stopping.is_set():
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
@@ -221,7 +140,7 @@ class EffectGate:
         asked = self._clock.monotonic()
         begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
         if begun.admission is not None:
-            return _known(request, begun)
+            return known_outcome(request, begun)
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
         try:
@@ -241,7 +160,7 @@ class EffectGate:
         deadline: float,
         trace_id: str,
     ) -> EffectOutcome:
-        closing = _Closing(request, attempt, trace_id)
+        closing = Closing(request, attempt, trace_id)
         try:
             permits = await self._permits.ask(request, attempt.claim, attempt.attempt, trace_id)
             await self._start(attempt, permits, stopping)
@@ -258,10 +177,10 @@ class EffectGate:
             stopping=stopping,
         )
         result = await self._io(request, effect, permit)
-        ended = _ended(result, permits, request.bound)
+        ended = ended_of(result, permits, request.bound)
         await self._finish(attempt, ended)
         self._closer.close_soon(closing.ended(ended, permits.decision_id))
-        return _outcome(attempt, permits.intent_leaf, ended, replayed=False)
+        return recorded_outcome(attempt, permits.intent_leaf, ended, replayed=False)
 
     async def _start(self, attempt: Attempt, permits: Permits, stopping: asyncio.Event) -> None:
         self._check_still_wanted(stopping)
@@ -299,7 +218,7 @@ class EffectGate:
                 "the claim or its permission ran out before the effect could start",
             )
 
-    async def _refuse(self, closing: _Closing, error: RemitError) -> None:
+    async def _refuse(self, closing: Closing, error: RemitError) -> None:
         """Ends an attempt that did no I/O; if the database is away, the sweeper will."""
         status = error.to_status().SerializeToString()
         with contextlib.suppress(RemitError):
@@ -322,7 +241,7 @@ class EffectGate:
         finally:
             stop.cancel()
             task.cancel()
-        return _result_of(task, request)
+        return result_of(task, request)
 
     async def _finish(self, attempt: Attempt, ended: Ended) -> None:
         """Commits the result. An outage is waited out: the effect has happened."""
@@ -355,33 +274,6 @@ class EffectGate:
             self._held_until[claim, attempt] = self._held_from(asked)
 
 
-@dataclass(frozen=True)
-class _Closing:
-    """What closing an attempt needs to know."""
-
-    request: EffectRequest
-    attempt: Attempt
-    trace_id: str
-
-    def ended(self, ended: Ended, decision_id: str) -> Unclosed:
-        return Unclosed(
-            org=self.request.remit.org,
-            claim=self.attempt.claim,
-            attempt=self.attempt.attempt,
-            outcome=ended.outcome,
-            subject=self.request.remit.subject,
-            run=self.request.remit.run,
-            action=self.request.action,
-            resource=self.request.resource,
-            trace_id=self.trace_id,
-            decision_id=decision_id,
-            used=ended.used,
-            error=ended.error,
-            cost_nanos=ended.cost_nanos,
-            result_digest=hashlib.sha256(ended.result).digest() if ended.result else b"",
-        )
-
-
 def _begin(request: EffectRequest, claim: str, trace_id: str) -> Begin:
     return Begin(
         claim=claim,
@@ -396,110 +288,4 @@ def _begin(request: EffectRequest, claim: str, trace_id: str) -> Begin:
         action=request.action,
         resource=request.resource,
         trace_id=trace_id,
-    )
-
-
-def _known(request: EffectRequest, begun: Begun) -> EffectOutcome:
-    """Answers a call whose key is known already."""
-    known = begun.attempt
-    if begun.admission is Admission.REPLAY and known.ended is not None:
-        return _outcome(known, known.intent_leaf or 0, known.ended, replayed=True)
-    if begun.admission is Admission.KEY_REUSED:
-        raise _key_reused(request)
-    if begun.admission is Admission.IN_DOUBT:
-        raise RemitError(
-            error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
-            f"{request.resource} was started under this key and its outcome is unknown",
-            metadata={"claim": names.claim_name(known.claim)},
-        )
-    raise RemitError(
-        error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
-        f"{request.resource} is being performed under this key by another replica",
-        retry_after_s=max(known.lease_left_s, 0.1),
-        metadata={"claim": names.claim_name(known.claim)},
-    )
-
-
-def _outcome(attempt: Attempt, intent_leaf: int, ended: Ended, *, replayed: bool) -> EffectOutcome:
-    """The recorded answer. Raises the recorded error."""
-    if ended.error:
-        error = RemitError.from_status(status_pb2.Status.FromString(ended.error))
-        error.metadata |= {
-            "claim": names.claim_name(attempt.claim),
-            "intent_leaf_index": str(intent_leaf),
-            "cost_nanos": str(ended.cost_nanos),
-        }
-        raise error
-    return EffectOutcome(
-        payload=ended.result,
-        used=usage_pb2.Usage.FromString(ended.used),
-        cost_nanos=ended.cost_nanos,
-        claim=names.claim_name(attempt.claim),
-        attempt=attempt.attempt,
-        intent_leaf_index=intent_leaf,
-        replayed=replayed,
-    )
-
-
-def _ended(result: EffectResult, permits: Permits, bound: usage_pb2.Usage) -> Ended:
-    """What is recorded; what exceeds the hold is not the caller's to pay."""
-    reservation, used = permits.reservation, result.used
-    try:
-        cost = min(cost_nanos(reservation.price, used), reservation.hold_nanos)
-    except RemitError as impossible:
-        # A negative count, say. What was done is recorded all the same.
-        log.exception("usage_impossible", resource=reservation.item, text=impossible.message)
-        used, cost = bound, reservation.hold_nanos
-    error = result.error
-    return Ended(
-        outcome=result.outcome,
-        result=result.payload,
-        error=error.to_status().SerializeToString() if error else b"",
-        used=used.SerializeToString(),
-        cost_nanos=cost,
-        repeatable=_repeatable(result.outcome, error),
-    )
-
-
-def _result_of(task: asyncio.Future[EffectResult], request: EffectRequest) -> EffectResult:
-    """What the effect reported; what it used is taken as the bound where it says nothing."""
-    if not task.done() or task.cancelled():
-        error = RemitError(
-            error_reason_pb2.ERROR_REASON_CANCELLED, f"{request.resource} was stopped"
-        )
-        return _unreported(request, Outcome.CANCELLED, error)
-    failure = task.exception()
-    if failure is None:
-        return task.result()
-    if isinstance(failure, RemitError):
-        return _unreported(request, Outcome.FAILED, failure)
-    log.error("effect_failed", resource=request.resource, exc_info=failure)
-    error = RemitError(
-        error_reason_pb2.ERROR_REASON_INTERNAL, f"{request.resource} failed unexpectedly"
-    )
-    return EffectResult(Outcome.FAILED, request.bound, error=error)
-
-
-def _unreported(request: EffectRequest, outcome: Outcome, error: RemitError) -> EffectResult:
-    """The end of an effect that did not say how far it came.
-
-    Where another attempt could follow, one that must not happen twice is in doubt instead.
-    """
-    if request.idempotent or not _repeatable(outcome, error):
-        return EffectResult(outcome, request.bound, error=error)
-    doubt = RemitError(
-        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
-        f"{error.message}; whether it took effect is unknown",
-    )
-    return EffectResult(Outcome.IN_DOUBT, request.bound, error=doubt)
-
-
-def _repeatable(outcome: Outcome, error: RemitError | None) -> bool:
-    return outcome is Outcome.CANCELLED or bool(error and error.retryable)
-
-
-def _key_reused(request: EffectRequest) -> RemitError:
-    return RemitError(
-        error_reason_pb2.ERROR_REASON_KEY_REUSED,
-        f"request_id {request.key} was used before for another request",
     )

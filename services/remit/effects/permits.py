@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from remit import names
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
@@ -18,12 +18,10 @@ from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservati
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
 from remit.effects.batching import Batcher, limits_of
+from remit.effects.effect import EffectRequest
 from remit.effects.settings import EffectSettings
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
-
-if TYPE_CHECKING:
-    from remit.effects.gate import EffectRequest
 
 _HOLDER_SHARE: Final = 0.8
 _CHECK: Final = "/remit.api.policy.v1.PolicyService/BatchCheckPermissions"

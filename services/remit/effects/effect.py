@@ -1,0 +1,98 @@
+"""An effect as it is asked for, permitted, reported and recorded; plain data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from google.protobuf import struct_pb2
+
+from remit.api.policy.v1 import permission_pb2
+from remit.api.usage.v1 import usage_pb2
+from remit.effects.claims import Outcome
+from remit.rpc.errors import RemitError
+from remit.rpc.remits import Remit
+
+
+@dataclass(frozen=True)
+class EffectRequest:
+    """What is to be done, by whom, and what it can cost at most."""
+
+    remit: Remit
+    """The verified remit of the call."""
+    remit_token: str
+    """The same, signed; policy, cost and audit verify it again."""
+    method: str
+    """Effects of one method share the space of their keys, such as `tools.call`."""
+    key: str
+    """Idempotency key: the same key and body give the same answer."""
+    body_digest: bytes
+    """SHA-256 over the canonical request, 32 bytes."""
+    action: str
+    """Policy action, such as `tools.call`."""
+    resource: str
+    """`tools/{tool}` or `models/{model}`; also what is bought."""
+    bound: usage_pb2.Usage
+    """The most that it can use."""
+    idempotent: bool
+    """Whether a doubt may be answered by another attempt."""
+    permission_class: permission_pb2.PermissionClass.ValueType = (
+        permission_pb2.PERMISSION_CLASS_UNSPECIFIED
+    )
+    arguments: struct_pb2.Struct | None = None
+    """The exact arguments of a tool call."""
+    arguments_digest: bytes = b""
+    """SHA-256 over the canonical arguments, or empty."""
+    list_item: str = ""
+    """Name of the item in a public price list, or empty."""
+
+    @property
+    def principal(self) -> str:
+        """Whose keys these are: the run's, or the user's outside runs."""
+        return self.remit.run or self.remit.subject
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What an effect is given when it may start."""
+
+    key: str
+    """Idempotency key to pass on to the outside world."""
+    claim: str
+    """`claims/{claim}`."""
+    attempt: int
+    deadline: float
+    """Monotonic seconds at which the caller stops waiting."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits any more: end soon and report what was used."""
+
+
+@dataclass(frozen=True)
+class EffectResult:
+    """What an effect reports about itself."""
+
+    outcome: Outcome
+    used: usage_pb2.Usage
+    payload: bytes = b""
+    """The answer to record and replay."""
+    error: RemitError | None = None
+    """Why it failed or was cancelled."""
+
+
+@dataclass(frozen=True)
+class EffectOutcome:
+    """A recorded success."""
+
+    payload: bytes
+    used: usage_pb2.Usage
+    cost_nanos: int
+    claim: str
+    """`claims/{claim}`."""
+    attempt: int
+    intent_leaf_index: int
+    replayed: bool
+
+
+Effect: TypeAlias = Callable[[Permit], Awaitable[EffectResult]]
