@@ -17,13 +17,14 @@ person's data while leaf, tree and proofs stay as they are.
 from __future__ import annotations
 
 import base64
-import hmac
 import json
 import re
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from remit.api.audit.v1 import event_pb2
 from remit.audit.leaf import NANOS_PER_S, Leaf, canonical_json
@@ -51,15 +52,28 @@ class SealedEvent:
     payload: bytes
 
 
+class _Keyed:
+    """HMAC-SHA256 under one key, set up once: setting up costs more than a message does."""
+
+    def __init__(self, key: bytes) -> None:
+        self._fresh = HMAC(key, SHA256())
+
+    def digest(self, message: bytes) -> bytes:
+        """Return the HMAC of a message, 32 bytes."""
+        mac = self._fresh.copy()
+        mac.update(message)
+        return mac.finalize()
+
+
 class Pseudonyms:
     """Turns users into pseudonyms: HMAC-SHA256 in full length under the log's own key."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self._keyed = _Keyed(key)
 
     def of(self, subject: str) -> bytes:
         """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""
-        return hmac.digest(self._key, b"remit/subject/v1\x00" + subject.encode(), "sha256")
+        return self._keyed.digest(b"remit/subject/v1\x00" + subject.encode())
 
     def in_resource(self, resource: str, org: str) -> str:
         """Return a resource name with every user in it replaced by a pseudonym."""
@@ -86,13 +100,14 @@ def seal(
     again has the same leaf, which is how a replay is told from another event with the same id.
     The nonce is 12 random bytes, new for each sealing.
     """
-    leaf = _leaf(event, reporter, subject_key, pseudonyms)
+    keyed = _Keyed(subject_key)
+    leaf = _leaf(event, reporter, _salted(keyed, event.event_id), pseudonyms)
     leaf_bytes = leaf.encode()
     hashed = leaf_hash(leaf_bytes)
     clear = canonical_json(
         {"subject": event.subject, "resource": event.resource, "detail_json": event.detail_json}
     )
-    key = _derived(subject_key, b"remit/payload/v1", event.event_id)
+    key = _derived(keyed, b"remit/payload/v1", event.event_id)
     encrypted = AESGCM(key).encrypt(nonce, clear, hashed)
     return SealedEvent(leaf, leaf_bytes, hashed, PAYLOAD_VERSION + nonce + encrypted)
 
@@ -109,12 +124,14 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> even
     event = _public_part(leaf)
     if subject_key is None:
         return event
-    clear = _opened(leaf, leaf_hash(leaf_bytes), payload, subject_key)
+    keyed = _Keyed(subject_key)
+    clear = _opened(leaf, leaf_hash(leaf_bytes), payload, keyed)
     event.subject, event.resource = clear["subject"], clear["resource"]
     event.detail_json = clear["detail_json"]
+    salted = _salted(keyed, leaf.event_id)
     committed = (
-        commitment(subject_key, leaf.event_id, "subject", event.subject),
-        commitment(subject_key, leaf.event_id, "detail", event.detail_json),
+        _committed(salted, "subject", event.subject),
+        _committed(salted, "detail", event.detail_json),
     )
     if committed != (leaf.subject_hash, leaf.detail_hash):
         raise SealError(f"the payload of {leaf.event_id} is not what its leaf commits to")
@@ -123,17 +140,22 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> even
 
 def commitment(subject_key: bytes, event_id: str, field: str, value: str) -> bytes:
     """Return the salted commitment of an event to a value, 32 bytes."""
-    salt = _derived(subject_key, b"remit/salt/v1", event_id)
-    return hmac.digest(salt, field.encode() + b"\x00" + value.encode(), "sha256")
+    return _committed(_salted(_Keyed(subject_key), event_id), field, value)
 
 
-def _derived(subject_key: bytes, purpose: bytes, event_id: str) -> bytes:
-    return hmac.digest(subject_key, purpose + b"\x00" + event_id.encode(), "sha256")
+def _salted(subject: _Keyed, event_id: str) -> _Keyed:
+    return _Keyed(_derived(subject, b"remit/salt/v1", event_id))
 
 
-def _leaf(
-    event: event_pb2.Event, reporter: str, subject_key: bytes, pseudonyms: Pseudonyms
-) -> Leaf:
+def _committed(salted: _Keyed, field: str, value: str) -> bytes:
+    return salted.digest(field.encode() + b"\x00" + value.encode())
+
+
+def _derived(subject: _Keyed, purpose: bytes, event_id: str) -> bytes:
+    return subject.digest(purpose + b"\x00" + event_id.encode())
+
+
+def _leaf(event: event_pb2.Event, reporter: str, salted: _Keyed, pseudonyms: Pseudonyms) -> Leaf:
     time = event.event_time
     kind = event_pb2.EventKind.Name(event.kind).removeprefix(_KIND_PREFIX)
     outcome = event_pb2.Outcome.Name(event.outcome).removeprefix(_OUTCOME_PREFIX)
@@ -151,8 +173,8 @@ def _leaf(
         outcome="" if event.outcome == event_pb2.OUTCOME_UNSPECIFIED else outcome,
         trace_id=event.trace_id,
         reporter=reporter,
-        subject_hash=commitment(subject_key, event.event_id, "subject", event.subject),
-        detail_hash=commitment(subject_key, event.event_id, "detail", event.detail_json),
+        subject_hash=_committed(salted, "subject", event.subject),
+        detail_hash=_committed(salted, "detail", event.detail_json),
     )
 
 
@@ -173,11 +195,11 @@ def _public_part(leaf: Leaf) -> event_pb2.Event:
     return event
 
 
-def _opened(leaf: Leaf, hashed: bytes, payload: bytes, subject_key: bytes) -> dict[str, str]:
+def _opened(leaf: Leaf, hashed: bytes, payload: bytes, subject: _Keyed) -> dict[str, str]:
     nonce, encrypted = payload[1 : 1 + NONCE_BYTES], payload[1 + NONCE_BYTES :]
     if payload[:1] != PAYLOAD_VERSION or len(nonce) != NONCE_BYTES:
         raise SealError(f"the payload of {leaf.event_id} has an unknown form")
-    key = _derived(subject_key, b"remit/payload/v1", leaf.event_id)
+    key = _derived(subject, b"remit/payload/v1", leaf.event_id)
     try:
         clear: dict[str, str] = json.loads(AESGCM(key).decrypt(nonce, encrypted, hashed))
     except InvalidTag as error:
