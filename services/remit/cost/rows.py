@@ -1,13 +1,15 @@
 """How reservations, transfers and balances stand in their tables.
 
-A batch is written with one statement a table, its rows as one array a column (`unnest`): the
-fastest way in by measurement. The order of columns is stated once, here.
+A batch is written with one statement, its rows as one array a column (`unnest`): the fastest way in
+by measurement, for a round trip costs more than a row. The order of columns is stated once, here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 from remit.cost.accounts import BalanceKey, org_of, owners_of
@@ -36,13 +38,43 @@ def _names(columns: Iterable[Column[Any]]) -> str:
     return ", ".join(column.name for column in columns)
 
 
-def _unnest(columns: Iterable[Column[Any]]) -> str:
-    types = (f"${n}::{column.sql_type}[]" for n, column in enumerate(columns, start=1))
+def _unnest(columns: Iterable[Column[Any]], first: int) -> str:
+    types = (f"${n}::{column.sql_type}[]" for n, column in enumerate(columns, start=first))
     return f"unnest({', '.join(types)})"
 
 
-def _insert(table: str, columns: Sequence[Column[Any]]) -> str:
-    return f"INSERT INTO {table} ({_names(columns)}) SELECT * FROM {_unnest(columns)}"  # noqa: S608 - constants of this module
+@dataclass(frozen=True, slots=True, eq=False)
+class Write(Generic[Row]):
+    """What is written into one table: the command around its rows, which are `n`."""
+
+    columns: Sequence[Column[Row]]
+    before: str
+    after: str = ""
+
+    def sql(self, first: int = 1) -> str:
+        """The command; its arguments, an array a column, count from `first`."""
+        values = _unnest(self.columns, first)
+        return f"{self.before} {values} AS n ({_names(self.columns)}){self.after}"
+
+
+def _insert(table: str, columns: Sequence[Column[Row]], after: str = "") -> Write[Row]:
+    before = f"INSERT INTO {table} ({_names(columns)}) SELECT * FROM"
+    return Write(columns, before, after)
+
+
+@lru_cache
+def writes_statement(writes: tuple[Write[Any], ...]) -> str:
+    """All the writes in one statement; it answers how many rows each of them wrote.
+
+    None of them sees what another writes, so no two may write the same row. What a foreign key
+    demands may be in any of them: it is looked for at the end of the statement.
+    """
+    parts, first = [], 1
+    for number, write in enumerate(writes):
+        parts.append(f"w{number} AS ({write.sql(first)} RETURNING 1)")
+        first += len(write.columns)
+    counts = (f"(SELECT count(*) FROM w{number})" for number in range(len(writes)))  # noqa: S608 - constants of this module
+    return f"WITH {', '.join(parts)} SELECT {', '.join(counts)}"
 
 
 # -------------------------------------------------------------------------------- reservations
@@ -89,27 +121,36 @@ _MUTABLE_COLUMNS: Final[tuple[Column[Reservation], ...]] = (
 RESERVATION_COLUMNS: Final = _KEY_COLUMNS + _PINNED_COLUMNS + _MUTABLE_COLUMNS
 CHANGE_COLUMNS: Final = _KEY_COLUMNS + _MUTABLE_COLUMNS
 
-INSERT_RESERVATIONS: Final = _insert("reservations", RESERVATION_COLUMNS)
+NEW_RESERVATIONS: Final = _insert("reservations", RESERVATION_COLUMNS)
 
 # Only a hold may change; the state is a guard beside the locks.
-UPDATE_RESERVATIONS: Final = (
+CHANGED_RESERVATIONS: Final = Write(
+    CHANGE_COLUMNS,
     "UPDATE reservations r SET "  # noqa: S608 - constants of this module
     + ", ".join(f"{column.name} = n.{column.name}" for column in _MUTABLE_COLUMNS)
-    + f" FROM {_unnest(CHANGE_COLUMNS)} AS n ({_names(CHANGE_COLUMNS)})"
-    + f" WHERE r.claim = n.claim AND r.attempt = n.attempt AND r.state = {int(State.HELD)}"
+    + " FROM",
+    f" WHERE r.claim = n.claim AND r.attempt = n.attempt AND r.state = {int(State.HELD)}",
 )
 
-SELECT_RESERVATIONS: Final = (
-    "SELECT r.*, p.input_nanos_per_million, p.cached_input_nanos_per_million,"
-    " p.output_nanos_per_million, p.call_nanos"
+# The reservations that exist of the names $1, $2, each beside its org's ledger, and the ledgers of
+# the orgs $3. All these ledgers are locked, in order. The names must have been locked before: this
+# statement sees what was committed when it began, and only a ledger's time as it is once locked.
+SELECT_RESERVATIONS_LOCK_LEDGERS: Final = (
+    "WITH known AS MATERIALIZED (SELECT r.*, p.input_nanos_per_million,"
+    " p.cached_input_nanos_per_million, p.output_nanos_per_million, p.call_nanos"
     " FROM unnest($1::text[], $2::integer[]) AS k (claim, attempt)"
     " JOIN reservations r ON r.claim = k.claim AND r.attempt = k.attempt"
-    " LEFT JOIN prices p ON p.version = r.price_version"
+    " LEFT JOIN prices p ON p.version = r.price_version),"
+    " locked AS MATERIALIZED (SELECT org, latest_time FROM ledgers WHERE org = ANY (ARRAY("
+    "SELECT org FROM known WHERE org IS NOT NULL UNION SELECT unnest($3::text[])))"
+    " ORDER BY org FOR UPDATE)"
+    " SELECT locked.org AS ledger, locked.latest_time, known.*"
+    " FROM locked FULL JOIN known ON known.org = locked.org"
 )
 
 
 def reservation_of(record: Record) -> Reservation:
-    """The reservation of a row of SELECT_RESERVATIONS."""
+    """The reservation of a row of SELECT_RESERVATIONS_LOCK_LEDGERS."""
     return Reservation(
         key=ReservationKey(record["claim"], record["attempt"]),
         state=State(record["state"]),
@@ -156,7 +197,17 @@ def _owner(row: Reservation, kind: str) -> str | None:
     return (getattr(owners_of(row.account), kind) or None) if row.account else None
 
 
-# -------------------------------------------------------------- prices, transfers and balances
+# ------------------------------------------------------ ledgers, prices, transfers and balances
+
+ClockRow = tuple[str, datetime]
+LATEST_TIMES: Final[Write[ClockRow]] = Write(
+    (
+        Column("org", "text", lambda row: row[0]),
+        Column("latest_time", "timestamptz", lambda row: row[1]),
+    ),
+    "UPDATE ledgers l SET latest_time = n.latest_time FROM",
+    " WHERE l.org = n.org",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +230,7 @@ PRICE_COLUMNS: Final[tuple[Column[PinnedPrice], ...]] = (
     Column("output_nanos_per_million", "bigint", lambda row: row.price.output_nanos_per_million),
     Column("call_nanos", "bigint", lambda row: row.price.call_nanos),
 )
-INSERT_PRICES: Final = _insert("prices", PRICE_COLUMNS) + " ON CONFLICT (version) DO NOTHING"
+NEW_PRICES: Final = _insert("prices", PRICE_COLUMNS, " ON CONFLICT (version) DO NOTHING")
 
 TRANSFER_COLUMNS: Final[tuple[Column[Transfer], ...]] = (
     Column("claim", "text", lambda row: row.claim),
@@ -192,7 +243,7 @@ TRANSFER_COLUMNS: Final[tuple[Column[Transfer], ...]] = (
     Column("day", "date", lambda row: row.day),
     Column("post_time", "timestamptz", lambda row: row.post_time),
 )
-INSERT_TRANSFERS: Final = _insert("transfers", TRANSFER_COLUMNS)
+NEW_TRANSFERS: Final = _insert("transfers", TRANSFER_COLUMNS)
 
 BalanceRow = tuple[BalanceKey, Balance]
 BALANCE_COLUMNS: Final[tuple[Column[BalanceRow], ...]] = (
@@ -202,13 +253,22 @@ BALANCE_COLUMNS: Final[tuple[Column[BalanceRow], ...]] = (
     Column("pending_nanos", "bigint", lambda row: row[1].pending_nanos),
     Column("posted_nanos", "bigint", lambda row: row[1].posted_nanos),
 )
-UPSERT_BALANCES: Final = (
-    _insert("balances", BALANCE_COLUMNS)
-    + " ON CONFLICT (account, period, start) DO UPDATE"
-    + " SET pending_nanos = EXCLUDED.pending_nanos, posted_nanos = EXCLUDED.posted_nanos"
+CHANGED_BALANCES: Final = _insert(
+    "balances",
+    BALANCE_COLUMNS,
+    " ON CONFLICT (account, period, start) DO UPDATE"
+    " SET pending_nanos = EXCLUDED.pending_nanos, posted_nanos = EXCLUDED.posted_nanos",
 )
 SELECT_BALANCES: Final = (
     "SELECT b.account, b.period, b.start, b.pending_nanos, b.posted_nanos"
     " FROM unnest($1::text[], $2::smallint[], $3::date[]) AS k (account, period, start)"
     " JOIN balances b ON b.account = k.account AND b.period = k.period AND b.start = k.start"
+)
+
+# The balances that exist of the keys $1, $2, $3, and the limits, without a start, of accounts $4.
+SELECT_BALANCES_AND_LIMITS: Final = (
+    "SELECT account, period, start, pending_nanos, posted_nanos, NULL::bigint AS limit_nanos"  # noqa: S608 - constants of this module
+    f" FROM ({SELECT_BALANCES}) AS found"
+    " UNION ALL SELECT account, period, NULL, NULL, NULL, limit_nanos"
+    " FROM budgets WHERE account = ANY ($4::text[])"
 )

@@ -3,6 +3,9 @@
 A batch locks the names of its reservations, then the ledgers of its orgs, each in sorted order, so
 that two replicas never wait for each other in a circle. Whoever holds an org's ledger owns all its
 balances and budgets: these are read after the lock, decided on in Python, in order, and written.
+A round trip to the database costs more than what it carries, so a batch makes five: lock the names;
+lock the ledgers and read the reservations; read balances and limits; write; commit. Fewer cannot
+be, for a statement sees what was committed when it began, before it waited for its locks.
 Opening and closing calls wait in queues of their own, so that what is held can always be closed.
 """
 
@@ -10,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cost import rows
@@ -50,10 +53,20 @@ class LedgerStore:
         self._stored_prices: set[str] = set()
         """Versions that were read back from a committed hold."""
         self._openings = GroupCommit[HoldOperation, Reservation](
-            database, self.write, name="opening", max_batch=max_batch, max_queue=max_queue
+            database,
+            self.write,
+            name="opening",
+            opens=_begin_locked,
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
         self._closings = GroupCommit[HoldOperation, Reservation](
-            database, self.write, name="closing", max_batch=max_batch, max_queue=max_queue
+            database,
+            self.write,
+            name="closing",
+            opens=_begin_locked,
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
 
     async def open(self, operation: Opening) -> Reservation:
@@ -67,24 +80,25 @@ class LedgerStore:
     async def write(
         self, connection: Connection, operations: Sequence[HoldOperation]
     ) -> list[Reservation | RemitError]:
-        """Decides and writes a batch inside the connection's transaction."""
-        known = await _locked_reservations(connection, {op.key for op in operations})
+        """Decides and writes a batch, in a transaction that has locked its names."""
+        known, latest = await _locked(connection, operations)
         self._note_stored_prices(known.values())
-        latest = await lock_ledgers(connection, _orgs(operations, known))
         now = self._clock.now()
         state = await _loaded(connection, operations, known, latest, now)
         ledger = Ledger(state, self._rules, now)
         results = [ledger.decide(operation) for operation in operations]
         state.books.prove()
-        made = [held for key, held in sorted(ledger.changed.items()) if key not in known]
-        changed = [held for key, held in sorted(ledger.changed.items()) if key in known]
-        if made:
-            await self._insert_prices(connection, made)
-            await _insert_reservations(connection, made)
-            await _advance_clocks(connection, latest, state.latest_times)
-        if changed:
-            await _update_reservations(connection, changed)
-        await _write_books(connection, state.books)
+        decided = sorted(ledger.changed.items())
+        made = [held for key, held in decided if key not in known]
+        await self._insert_prices(connection, made)
+        await _write(
+            connection,
+            (rows.NEW_RESERVATIONS, made),
+            (rows.CHANGED_RESERVATIONS, [held for key, held in decided if key in known]),
+            (rows.LATEST_TIMES, _due_times(latest, state.latest_times)),
+            (rows.NEW_TRANSFERS, state.books.transfers),
+            (rows.CHANGED_BALANCES, sorted(state.books.changes().items())),
+        )
         return results
 
     def _note_stored_prices(self, stored: Iterable[Reservation]) -> None:
@@ -98,29 +112,42 @@ class LedgerStore:
         missing = sorted(version for version in pinned if version not in self._stored_prices)
         prices = [pinned[version] for version in missing if version]
         if prices:
-            await connection.execute(rows.INSERT_PRICES, *rows.arrays(rows.PRICE_COLUMNS, prices))
+            statement = rows.NEW_PRICES.sql()
+            await connection.execute(statement, *rows.arrays(rows.PRICE_COLUMNS, prices))
 
 
 # ------------------------------------------------------------------------------------- locking
 
 
-async def _locked_reservations(
-    connection: Connection, keys: Iterable[ReservationKey]
-) -> dict[ReservationKey, Reservation]:
-    """Locks the names, also of reservations that do not exist yet, and loads those that do."""
-    ordered = sorted(keys)
-    locks = sorted({_lock_id(key) for key in ordered})
-    await connection.execute("SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) k", locks)
-    records = await connection.fetch(
-        rows.SELECT_RESERVATIONS, [key.claim for key in ordered], [key.attempt for key in ordered]
-    )
-    found = [rows.reservation_of(record) for record in records]
-    return {reservation.key: reservation for reservation in found}
+def _begin_locked(operations: Sequence[HoldOperation]) -> str:
+    """Opens a transaction with its names locked, also of reservations that do not exist yet."""
+    locks = sorted({_lock_id(operation.key) for operation in operations})
+    array = ",".join(map(str, locks))
+    return f"BEGIN; SELECT pg_advisory_xact_lock(k) FROM unnest('{{{array}}}'::bigint[]) k"  # noqa: S608 - integers
 
 
 def _lock_id(key: ReservationKey) -> int:
     digest = hashlib.blake2b(f"{key.claim}-{key.attempt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+async def _locked(
+    connection: Connection, operations: Sequence[HoldOperation]
+) -> tuple[dict[ReservationKey, Reservation], dict[str, datetime | None]]:
+    """Loads the reservations that exist and locks the ledgers that the batch touches."""
+    keys = sorted({operation.key for operation in operations})
+    orgs = {org_of(op.account) for op in operations if isinstance(op, Reserve)}
+    records = await connection.fetch(
+        rows.SELECT_RESERVATIONS_LOCK_LEDGERS,
+        [key.claim for key in keys],
+        [key.attempt for key in keys],
+        sorted(orgs),
+    )
+    found = [rows.reservation_of(record) for record in records if record["claim"] is not None]
+    latest = {row["ledger"]: row["latest_time"] for row in records if row["ledger"] is not None}
+    if not orgs <= latest.keys():
+        latest = await lock_ledgers(connection, orgs | latest.keys())
+    return {reservation.key: reservation for reservation in found}, latest
 
 
 async def lock_ledgers(connection: Connection, orgs: Iterable[str]) -> dict[str, datetime | None]:
@@ -149,14 +176,6 @@ async def _select_ledgers(
 # ------------------------------------------------------------------------------------- loading
 
 
-def _orgs(
-    operations: Sequence[HoldOperation], known: dict[ReservationKey, Reservation]
-) -> set[str]:
-    accounts = {op.account for op in operations if isinstance(op, Reserve)}
-    accounts |= {reservation.account for reservation in known.values() if reservation.account}
-    return {org_of(account) for account in accounts}
-
-
 async def _loaded(
     connection: Connection,
     operations: Sequence[HoldOperation],
@@ -169,96 +188,77 @@ async def _loaded(
         if isinstance(operation, Reserve):
             last = latest[org_of(operation.account)]
             leaves.add((operation.account, day_of(begin_time(now, last))))
-    accounts = {account for leaf, _ in leaves for account in ancestors(leaf)}
+    balances, limits = await _balances_and_limits(
+        connection,
+        sorted({key for leaf, day in leaves for key in keys_to_load(leaf, day)}),
+        sorted({account for leaf, _ in leaves for account in ancestors(leaf)}),
+    )
     return LedgerState(
-        books=Books(await _balances(connection, leaves)),
-        limits=await _limits(connection, accounts),
+        books=Books(balances),
+        limits=limits,
         reservations=dict(known),
         latest_times={org: time for org, time in latest.items() if time is not None},
     )
 
 
-async def _balances(
-    connection: Connection, leaves: Iterable[tuple[str, date]]
-) -> dict[BalanceKey, Balance]:
-    keys = sorted({key for leaf, day in leaves for key in keys_to_load(leaf, day)})
-    return await select_balances(connection, keys)
+async def _balances_and_limits(
+    connection: Connection, keys: Sequence[BalanceKey], accounts: Sequence[str]
+) -> tuple[dict[BalanceKey, Balance], dict[str, dict[Period, int]]]:
+    records = await connection.fetch(rows.SELECT_BALANCES_AND_LIMITS, *_key_arrays(keys), accounts)
+    balances: dict[BalanceKey, Balance] = {}
+    limits: dict[str, dict[Period, int]] = {}
+    for account, period, start, pending, posted, limit_nanos in records:
+        if start is None:
+            limits.setdefault(account, {})[Period(period)] = limit_nanos
+        else:
+            balances[BalanceKey(account, Period(period), start)] = Balance(pending, posted)
+    return balances, limits
 
 
 async def select_balances(
     connection: Connection, keys: Sequence[BalanceKey]
 ) -> dict[BalanceKey, Balance]:
     """The balances that exist of these."""
-    records = await connection.fetch(
-        rows.SELECT_BALANCES,
-        [key.account for key in keys],
-        [int(key.period) for key in keys],
-        [key.start for key in keys],
-    )
+    records = await connection.fetch(rows.SELECT_BALANCES, *_key_arrays(keys))
     return {
         BalanceKey(account, Period(period), start): Balance(pending, posted)
         for account, period, start, pending, posted in records
     }
 
 
-async def _limits(connection: Connection, accounts: Iterable[str]) -> dict[str, dict[Period, int]]:
-    records = await connection.fetch(
-        "SELECT account, period, limit_nanos FROM budgets WHERE account = ANY ($1::text[])",
-        sorted(accounts),
-    )
-    limits: dict[str, dict[Period, int]] = {}
-    for account, period, limit_nanos in records:
-        limits.setdefault(account, {})[Period(period)] = limit_nanos
-    return limits
+def _key_arrays(keys: Sequence[BalanceKey]) -> tuple[list[object], ...]:
+    accounts, periods, starts = zip(*keys, strict=True) if keys else ((), (), ())
+    return list(accounts), list(periods), list(starts)
 
 
 # ------------------------------------------------------------------------------------- writing
 
 
-async def _insert_reservations(connection: Connection, made: Sequence[Reservation]) -> None:
-    await connection.execute(rows.INSERT_RESERVATIONS, *rows.arrays(rows.RESERVATION_COLUMNS, made))
-
-
-async def _advance_clocks(
-    connection: Connection,
-    stored: Mapping[str, datetime | None],
-    latest: Mapping[str, datetime],
-) -> None:
-    """Stores the time of the latest hold, a little late but never a day late: the row is hot."""
-    due = [org for org in sorted(latest) if _is_due(stored[org], latest[org])]
-    if due:
-        await connection.execute(
-            "UPDATE ledgers l SET latest_time = n.latest_time"
-            " FROM unnest($1::text[], $2::timestamptz[]) AS n (org, latest_time)"
-            " WHERE l.org = n.org",
-            due,
-            [latest[org] for org in due],
+async def _write(connection: Connection, *batch: tuple[rows.Write[Any], Sequence[Any]]) -> None:
+    """Writes rows into their tables. Raises DATA_CORRUPT unless every one was written."""
+    due = [(write, written) for write, written in batch if written]
+    if not due:
+        return
+    counts = await connection.fetchrow(
+        rows.writes_statement(tuple(write for write, _ in due)),
+        *(array for write, written in due for array in rows.arrays(write.columns, written)),
+    )
+    wanted = tuple(len(written) for _, written in due)
+    if counts is None or tuple(counts) != wanted:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_DATA_CORRUPT,
+            f"{wanted} rows of a batch were to be written and the database wrote {counts}",
         )
+
+
+def _due_times(
+    stored: Mapping[str, datetime | None], latest: Mapping[str, datetime]
+) -> list[tuple[str, datetime]]:
+    """The times of latest holds to store, a little late but never a day late: the row is hot."""
+    return [(org, time) for org, time in sorted(latest.items()) if _is_due(stored[org], time)]
 
 
 def _is_due(stored: datetime | None, latest: datetime) -> bool:
     if stored is None or day_of(stored) != day_of(latest):
         return True
     return latest - stored >= _CLOCK_STEP
-
-
-async def _update_reservations(connection: Connection, changed: Sequence[Reservation]) -> None:
-    tag = await connection.execute(
-        rows.UPDATE_RESERVATIONS, *rows.arrays(rows.CHANGE_COLUMNS, changed)
-    )
-    if tag != f"UPDATE {len(changed)}":
-        raise RemitError(
-            error_reason_pb2.ERROR_REASON_DATA_CORRUPT,
-            f"{len(changed)} holds were to be changed and the database answered {tag}",
-        )
-
-
-async def _write_books(connection: Connection, books: Books) -> None:
-    if books.transfers:
-        await connection.execute(
-            rows.INSERT_TRANSFERS, *rows.arrays(rows.TRANSFER_COLUMNS, books.transfers)
-        )
-        await connection.execute(
-            rows.UPSERT_BALANCES,
-            *rows.arrays(rows.BALANCE_COLUMNS, sorted(books.changes().items())),
-        )
