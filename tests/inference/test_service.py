@@ -111,7 +111,8 @@ async def test_the_same_key_returns_the_recorded_turn_by_either_rpc(
     provider.script = says("one", " two")
     first = (await inference.streamed(a_prompt(model="gpt")))[-1].response
     again = await inference.generate(a_prompt(model="gpt"))
-    (last,) = await inference.streamed(a_prompt(model="gpt"))
+    *heartbeats, last = await inference.streamed(a_prompt(model="gpt"))
+    assert not any(piece.text_delta for piece in heartbeats)
     assert (again.replayed, last.response.replayed) == (True, True)
     assert first.message == again.message == last.response.message
     assert first.claim == again.claim == last.response.claim
