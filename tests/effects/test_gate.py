@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.effects import EffectResult, Outcome, Permit
+from remit.effects import EffectRequest, EffectResult, Outcome, Permit
 from remit.effects.claims import Admission
 from remit.effects.gate import _begin
 from remit.effects.statements import INSERT_NEXT
-from remit.effects.steps import Begun
+from remit.effects.steps import Begun, Change, Finish
 from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
@@ -353,3 +355,90 @@ async def test_a_usage_that_cannot_be_is_taken_as_the_bound(
     assert (outcome.payload, outcome.used.calls, outcome.cost_nanos) == (b"answer", 1, 100)
     await settled_down(one)
     assert await state_of(claims) == [(1, "CLOSED", True)]
+
+
+class FencesOnce(World):
+    """Policy tells the first caller that the run is another worker's by now."""
+
+    fenced = False
+
+    def check_up(self, area: str) -> None:
+        if area == "policy" and not self.fenced:
+            self.fenced = True
+            raise RemitError(error_reason_pb2.ERROR_REASON_FENCED, "token 1 is too low")
+
+
+def of_worker(fencing_token: int) -> EffectRequest:
+    """The call of a run's worker."""
+    request = a_request()
+    run = "runs/01980000-0000-7000-8000-000000000000"
+    return replace(request, remit=replace(request.remit, run=run, fencing_token=fencing_token))
+
+
+async def together(one: Replica, world: World, *tokens: int) -> list[bool]:
+    """Which of the workers, who ask in this order and at once, were answered."""
+    with a_call():
+        results = await asyncio.gather(
+            *(one.gate.perform(of_worker(token), world.effect) for token in tokens),
+            return_exceptions=True,
+        )
+    await settled_down(one)
+    for result in results:
+        assert not isinstance(result, RemitError) or (
+            result.reason == error_reason_pb2.ERROR_REASON_FENCED
+        )
+    return [not isinstance(result, BaseException) for result in results]
+
+
+async def test_a_new_worker_that_joins_its_fenced_predecessor_asks_for_itself(
+    claims: Database,
+) -> None:
+    world = FencesOnce()
+    one = replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    assert await together(one, world, 1, 2, 2) == [False, True, True]
+    assert sum(world.touched.values()) == 1
+    assert world.faults == []
+
+
+async def test_a_worker_with_the_fenced_token_shares_its_end(claims: Database) -> None:
+    world = FencesOnce()
+    one = replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    assert await together(one, world, 2, 2, 1) == [False, False, False]
+    assert not world.touched
+
+
+class LosesTheAnswer(ClaimStore):
+    """Commits a result, once, without saying so."""
+
+    lost = False
+
+    async def change(self, change: Change) -> bool:
+        done = await super().change(change)
+        if isinstance(change, Finish) and not self.lost:
+            self.lost = True
+            raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "no answer")
+        return done
+
+
+async def test_a_result_whose_commit_was_not_told_is_no_error(
+    world: World, claims: Database
+) -> None:
+    one = replica(LosesTheAnswer(claims, owner="one", lease_s=5.0), world)
+    with capture_logs() as logs, a_call():
+        outcome = await one.gate.perform(a_request(), world.effect)
+    assert outcome.payload == b"answer"
+    assert {entry["event"] for entry in logs} == {"result_not_recorded_yet"}
+    await settled_down(one)
+    assert await state_of(claims) == [(1, "CLOSED", True)]
+
+
+async def test_a_result_without_its_claim_is_an_error(
+    one: Replica, world: World, claims: Database
+) -> None:
+    async def loses_its_claim(permit: Permit) -> EffectResult:
+        await claims.execute("UPDATE effect_attempts SET owner = 'another'")
+        return await world.effect(permit)
+
+    with capture_logs() as logs, a_call():
+        await one.gate.perform(a_request(), loses_its_claim)
+    assert "result_had_no_claim" in {entry["event"] for entry in logs}

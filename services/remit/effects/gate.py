@@ -43,6 +43,8 @@ class _Performance:
     """An effect that is performed here, and who waits for it."""
 
     body_digest: bytes
+    fencing_token: int
+    """Of the remit that it is performed under; 0 outside runs."""
     stopping: asyncio.Event
     task: asyncio.Task[EffectOutcome] | None = None
     waiting: int = 0
@@ -79,10 +81,24 @@ class EffectGate:
         PERMISSION_DENIED, BUDGET_EXHAUSTED and the like when it may not start; KEY_REUSED,
         EFFECT_IN_PROGRESS or EFFECT_IN_DOUBT for what the key stands for already.
         """
+        while True:
+            performance = self._performance(request, effect)
+            try:
+                return await self._wait(performance)
+            except RemitError as error:
+                # A run's new worker may join the call of its old one: only that one is fenced off.
+                fenced = error.reason == error_reason_pb2.ERROR_REASON_FENCED
+                if not fenced or performance.fencing_token >= request.remit.fencing_token:
+                    raise
+
+    def _performance(self, request: EffectRequest, effect: Effect) -> _Performance:
+        """The performance to wait for: the one under way under this key, or a new one."""
         identity = (request.remit.org, request.principal, request.method, request.key)
         performance = self._performing.get(identity)
         if performance is None:
-            performance = _Performance(request.body_digest, asyncio.Event())
+            performance = _Performance(
+                request.body_digest, request.remit.fencing_token, asyncio.Event()
+            )
             deadline, trace_id = current_call().deadline, current_call().trace_id
             work = self._perform(request, effect, performance.stopping, deadline, trace_id)
             performance.task = spawn(work, name=f"effect-{request.key}")
@@ -96,7 +112,7 @@ class EffectGate:
                 f"{request.resource} is being stopped under this key",
                 retry_after_s=_LONGEST_RETRY_S / 4,
             )
-        return await self._wait(performance)
+        return performance
 
     def _performed(
         self, identity: tuple[str, str, str, str], task: asyncio.Task[EffectOutcome]
@@ -245,16 +261,18 @@ class EffectGate:
 
     async def _finish(self, attempt: Attempt, ended: Ended) -> None:
         """Commits the result. An outage is waited out: the effect has happened."""
+        finish = Finish(attempt.claim, attempt.attempt, ended)
         pause_s = _FIRST_RETRY_S
         while True:
             try:
-                finished = await self._store.change(Finish(attempt.claim, attempt.attempt, ended))
+                # A commit whose end was not told may have taken place all the same.
+                recorded = await self._store.change(finish) or await self._store.holds(finish)
             except RemitError as error:
                 log.warning("result_not_recorded_yet", claim=attempt.claim, text=error.message)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
             else:
-                if not finished:
+                if not recorded:
                     log.error("result_had_no_claim", claim=attempt.claim)
                 return
 

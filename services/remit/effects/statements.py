@@ -74,6 +74,14 @@ WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $9
 RETURNING a.claim, a.attempt
 """
 
+HOLDS_END: Final = """
+SELECT EXISTS (
+    SELECT FROM effect_attempts
+    WHERE claim = $1 AND attempt = $2 AND owner = $3 AND state IN ('DONE', 'CLOSED')
+        AND outcome = $4 AND result = $5 AND error = $6
+)
+"""
+
 REFUSE: Final = """
 UPDATE effect_attempts a
 SET state = 'REFUSED', outcome = 'REFUSED', error = t.error, update_time = clock_timestamp()

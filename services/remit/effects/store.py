@@ -11,6 +11,7 @@ from remit.effects.claims import LAPSES, Admission, Attempt, State, admit
 from remit.effects.statements import (
     BEFORE_THE_FIRST,
     CHANGE_STATEMENTS,
+    HOLDS_END,
     INSERT_FRESH,
     INSERT_NEXT,
     LAPSE,
@@ -24,7 +25,7 @@ from remit.effects.statements import (
     lapsed,
     unclosed_of,
 )
-from remit.effects.steps import Begin, Begun, Change, Close, Renew, Start, Step, Unclosed
+from remit.effects.steps import Begin, Begun, Change, Close, Finish, Renew, Start, Step, Unclosed
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
 
@@ -72,6 +73,20 @@ class ClaimStore:
     async def change(self, change: Change) -> bool:
         """Whether the compare-and-set took place."""
         return bool(await self._commits.submit(change))
+
+    async def holds(self, finish: Finish) -> bool:
+        """Whether exactly this end is recorded already."""
+        ended = finish.ended
+        found: bool = await self._database.fetchval(
+            HOLDS_END,
+            finish.claim,
+            finish.attempt,
+            self.owner,
+            ended.outcome,
+            ended.result,
+            ended.error,
+        )
+        return found
 
     def forget(self, claim: str, attempt: int) -> None:
         """The attempt is no longer worked on here; its lease is renewed no more."""
