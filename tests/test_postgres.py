@@ -166,10 +166,13 @@ async def test_a_transaction_that_was_opened_with_a_lock_holds_it(numbers: Datab
 
     opening = "BEGIN; SELECT pg_advisory_xact_lock(7)"
     commits = GroupCommit(numbers, write_locked, name="numbers", opens=lambda _: opening)
+    leaks: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, leak: leaks.append(leak))
     assert await commits.submit(1) == 1
     with pytest.raises(asyncpg.CheckViolationError):
         await commits.submit(-1)
     assert await commits.submit(2) == 2, "the failed transaction was rolled back"
+    assert not leaks, "and not by the pool, which reports that as a leak"
     assert await numbers.fetchval("SELECT count(*) FROM numbers") == 2
 
 

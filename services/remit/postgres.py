@@ -187,10 +187,8 @@ async def _connected(
             await asyncio.sleep(_CONNECT_RETRY_S)
 
 
-async def _keep_session(connection: Connection) -> None:
+async def _keep_session(_connection: Connection) -> None:
     """Saves the round trip of a reset: nothing here changes a session but in a transaction."""
-    if connection.is_in_transaction():
-        await connection.execute("ROLLBACK")
 
 
 async def _closed(pool: asyncpg.Pool[Any]) -> None:
@@ -379,8 +377,14 @@ class GroupCommit(Generic[Item, Result]):
             if not opening:
                 yield connection
                 return
-            await connection.execute(opening)
-            yield connection  # an error leaves the transaction open; releasing rolls it back
+            try:
+                await connection.execute(opening)
+                yield connection
+            except BaseException:
+                # Left open, the pool would roll it back too, but report it as a leak.
+                if connection.is_in_transaction() and not connection.is_closed():
+                    await connection.execute("ROLLBACK")
+                raise
             if await connection.execute("COMMIT") != "COMMIT":
                 message = f"the {self._name} writer went on after a failed statement"
                 raise ValueError(message)
