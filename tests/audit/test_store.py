@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import asyncpg
 import pytest
+from asyncpg.connection import LoggedQuery
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
@@ -47,6 +48,33 @@ async def test_indices_follow_each_other(audit_database: Database) -> None:
     assert sorted(indices) == list(range(700))
     await assert_whole(store, 700)
     assert store.commits < 20
+
+
+async def _statements(database: Database, store: LogStore, event_id: str) -> list[str]:
+    """The first word of each message that an append sends."""
+    sent: list[str] = []
+
+    def note(query: LoggedQuery) -> None:
+        sent.append(query.query.split(maxsplit=1)[0].rstrip(";"))
+
+    async with database.acquire() as connection:
+        connection.add_query_logger(note)
+    await append_all(store, [event_id])
+    async with database.acquire() as connection:
+        connection.remove_query_logger(note)
+    return sent
+
+
+async def test_an_append_is_three_round_trips(audit_database: Database) -> None:
+    store, other = make_store(audit_database), make_store(audit_database)
+    await append_all(store, ["e-0"])
+    assert await _statements(audit_database, store, "e-1") == ["BEGIN", "WITH", "COMMIT"]
+    await append_all(other, ["x-0"])
+    after_another = await _statements(audit_database, store, "e-2")
+    assert after_another.count("WITH") == 2, "what was remembered did not fit"
+    assert await _statements(audit_database, store, "e-3") == ["BEGIN", "WITH", "COMMIT"]
+    assert await append_all(store, ["e-1", "e-4", "x-0"]) == [1, 5, 2]
+    await assert_whole(store, 6)
 
 
 async def test_a_replay_keeps_its_index(audit_database: Database) -> None:
