@@ -27,6 +27,12 @@ ALGORITHM: Final = "EdDSA"
 MAX_TOKEN_BYTES: Final = 4096
 LEEWAY_S: Final = 2.0
 """Tolerated difference between the clocks of issuer and verifier, in seconds."""
+KEY_AGE_S: Final = 60.0
+"""What was learnt of a key is trusted this long: a withdrawn key must not verify until a restart.
+
+Keys live for days, so once a minute costs nothing. A listed key may be a minute old when a token is
+verified, and that verification is remembered for another: it ends within two minutes.
+"""
 _CACHE_SIZE: Final = 4096
 
 
@@ -91,13 +97,17 @@ class KeySource(Protocol):
 
 
 class RemitVerifier:
-    """Verifies tokens offline. A verified signature is remembered; times are checked each time."""
+    """Verifies tokens offline. A verified signature is remembered for a while.
+
+    Times are checked each time.
+    """
 
     def __init__(self, keys: KeySource, clock: Clock, *, cache_size: int = _CACHE_SIZE) -> None:
         self._keys = keys
         self._clock = clock
         self._cache_size = cache_size
-        self._verified: OrderedDict[bytes, Remit] = OrderedDict()
+        # With the monotonic seconds until which the signature is remembered.
+        self._verified: OrderedDict[bytes, tuple[Remit, float]] = OrderedDict()
 
     async def verify(
         self,
@@ -128,10 +138,12 @@ class RemitVerifier:
         if len(token) > MAX_TOKEN_BYTES:
             raise _invalid(f"the remit is longer than {MAX_TOKEN_BYTES} bytes")
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._verified.get(digest)
-        if known is None:
+        known, until = self._verified.get(digest, _NOT_KNOWN)
+        now = self._clock.monotonic()
+        if known is None or now >= until:
+            self._verified.pop(digest, None)
             known = await self._decode(token)
-            self._remember(digest, known)
+            self._remember(digest, known, now + KEY_AGE_S)
         return known
 
     async def _decode(self, token: str) -> Remit:
@@ -156,11 +168,13 @@ class RemitVerifier:
         if remit.issue_time.timestamp() - now > LEEWAY_S:
             raise _invalid("the remit is not valid yet: the clocks differ")
 
-    def _remember(self, digest: bytes, remit: Remit) -> None:
-        self._verified[digest] = remit
+    def _remember(self, digest: bytes, remit: Remit, until: float) -> None:
+        self._verified[digest] = (remit, until)
         if len(self._verified) > self._cache_size:
             self._verified.popitem(last=False)
 
+
+_NOT_KNOWN: Final = (None, 0.0)
 
 # Times, audience and presenter are checked by RemitVerifier, with an injected clock.
 _DECODE_OPTIONS: Final[Any] = {
