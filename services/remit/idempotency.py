@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import asyncpg
@@ -27,6 +27,7 @@ from remit.rpc.errors import RemitError, Violation
 
 MAX_REQUEST_ID_CHARS: Final = 64
 _SWEEP_LIMIT: Final = 64
+_BEFORE_THE_FIRST: Final = (datetime.min.replace(tzinfo=UTC), "", "", "")
 _COLUMNS: Final = (
     "subject, method, request_id, org, body_digest, action, resource, detail, trace_id, response,"
     " create_time"
@@ -130,6 +131,7 @@ class AdminRecorder:
         self._database = database
         self._audit = audit
         self._retry_s = retry_s
+        self._swept = _BEFORE_THE_FIRST
 
     async def record(self, change: AdminChange) -> None:
         """Appends the change's event and notes that. Repeating it changes nothing.
@@ -161,13 +163,12 @@ class AdminRecorder:
                 log.warning("admin_sweep_failed", reason=error.reason_name)
 
     async def sweep(self) -> None:
-        """One round over the oldest changes that audit has not taken yet."""
-        rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM admin_requests"  # noqa: S608 - constants of this module
-            " WHERE record_time IS NULL ORDER BY create_time LIMIT $1",
-            _SWEEP_LIMIT,
-        )
-        for row in rows:
+        """One round over the next changes that audit has not taken yet, the oldest first.
+
+        Round after round comes past all of them, so that some that cannot be recorded now do not
+        keep the rest from the log.
+        """
+        for row in await self._unrecorded():
             change = _change_of(row)
             try:
                 await self.record(change)
@@ -177,6 +178,27 @@ class AdminRecorder:
                     reason=error.reason_name,
                     request_id=change.request.request_id,
                 )
+
+    async def _unrecorded(self) -> list[asyncpg.Record]:
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM admin_requests"  # noqa: S608 - constants of this module
+            " WHERE record_time IS NULL"
+            " AND (create_time, subject, method, request_id)"
+            " > ($2::timestamptz, $3::text, $4::text, $5::text)"
+            " ORDER BY create_time, subject, method, request_id LIMIT $1",
+            _SWEEP_LIMIT,
+            *self._swept,
+        )
+        self._swept = _BEFORE_THE_FIRST
+        if len(rows) == _SWEEP_LIMIT:
+            last = rows[-1]
+            self._swept = (
+                last["create_time"],
+                last["subject"],
+                last["method"],
+                last["request_id"],
+            )
+        return rows
 
 
 def admin_event(change: AdminChange) -> event_pb2.Event:
