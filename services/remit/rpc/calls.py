@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -36,6 +37,13 @@ class Call:
     """Monotonic seconds at which the answer must have been given."""
     trace_id: str
     """32 hex digits."""
+    monotonic: Callable[[], float] = time.monotonic
+    """The clock of `deadline`."""
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self.deadline - self.monotonic()
 
 
 _call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("remit_call", default=None)

@@ -143,6 +143,7 @@ class Guard:
             remit_token=token,
             deadline=deadline,
             trace_id=trace_id_of(str(metadata.get(TRACE_KEY, ""))),
+            monotonic=self._clock.monotonic,
         )
 
 

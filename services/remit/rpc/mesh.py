@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
@@ -178,7 +177,7 @@ def timeout_s(contract: MethodContract, asked_s: float | None) -> float:
         limit_s = min(limit_s, asked_s)
     serving = current_call_or_none()
     if serving is not None and contract.phase != options_pb2.PHASE_CLOSE:
-        limit_s = min(limit_s, serving.deadline - time.monotonic())
+        limit_s = min(limit_s, serving.left_s)
     return max(limit_s, _LEAST_TIMEOUT_S)
 
 
