@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ import asyncpg
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.cost import rows
 from remit.cost.accounts import balance_key, revenue_account
 from remit.cost.admission import DefaultBudget
 from remit.cost.books import Balance
@@ -187,6 +189,45 @@ async def test_a_full_queue_refuses_at_once_and_closing_has_its_own(
     refused = [result for result in results if isinstance(result, RemitError)]
     assert {error.reason for error in refused} == {reasons.ERROR_REASON_OVERLOADED}
     assert isinstance(results[-1], Reservation)
+
+
+async def test_a_commit_makes_five_round_trips(database: OpenDatabase) -> None:
+    db = await database("cost")
+    store = a_store(db)
+    await store.open(reserve(1, 10))
+    await store.close(settle(1, 10))  # from here on the ledger and the price are known
+    sent: list[str] = []
+    async with db.acquire() as connection:  # the pool's only one, as calls come one by one
+        connection.add_query_logger(lambda record: sent.append(record.query))
+
+    await store.open(reserve(2, 10))
+    opening = len(sent)
+    await store.close(settle(2, 7))
+
+    assert (opening, len(sent) - opening) == (5, 5), sent
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        rows.SELECT_RESERVATIONS_LOCK_LEDGERS,
+        rows.SELECT_BALANCES_AND_LIMITS,
+        rows.writes_statement((rows.CHANGED_RESERVATIONS, rows.CHANGED_BALANCES)),
+    ],
+)
+async def test_plans_made_on_empty_tables_suit_full_ones(
+    database: OpenDatabase, statement: str
+) -> None:
+    db = await database("cost")
+    nulls = ", ".join("NULL" for _ in set(re.findall(r"\$\d+", statement)))
+    async with db.transaction() as connection:
+        await connection.execute(f"{rows.BY_INDEX}; PREPARE probe AS {statement}")
+        lines = [line for (line,) in await connection.fetch(f"EXPLAIN EXECUTE probe ({nulls})")]
+
+    assert not [line for line in lines if "Seq Scan" in line]
+    probes = [n for n, line in enumerate(lines) if "_pkey" in line and "Scan" in line]
+    assert probes
+    assert [lines[n] for n in probes if "Index Cond" not in lines[n + 1]] == []
 
 
 # ---------------------------------------------------------------------------------------- races

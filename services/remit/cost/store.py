@@ -123,7 +123,8 @@ def _begin_locked(operations: Sequence[HoldOperation]) -> str:
     """Opens a transaction with its names locked, also of reservations that do not exist yet."""
     locks = sorted({_lock_id(operation.key) for operation in operations})
     array = ",".join(map(str, locks))
-    return f"BEGIN; SELECT pg_advisory_xact_lock(k) FROM unnest('{{{array}}}'::bigint[]) k"  # noqa: S608 - integers
+    lock = f"SELECT pg_advisory_xact_lock(k) FROM unnest('{{{array}}}'::bigint[]) k"  # noqa: S608 - integers
+    return f"BEGIN; {rows.BY_INDEX}; {lock}"
 
 
 def _lock_id(key: ReservationKey) -> int:
