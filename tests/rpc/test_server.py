@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import urllib.request
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from remit import telemetry
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
+from remit.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
-from remit.rpc import host
+from remit.rpc import host, server
 from remit.rpc.calls import current_call
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import public_services
 from remit.rpc.errors import RemitError
 from remit.rpc.identity import FORWARDED_KEY, spiffe_id
-from remit.rpc.mesh import Mesh
+from remit.rpc.mesh import Mesh, known_contract
 from remit.rpc.parties import caller_label
 from remit.rpc.remits import RemitVerifier
 from remit.settings import ServiceSettings
@@ -52,6 +55,7 @@ class Cost(cost_service_pb2_grpc.CostServiceServicer):
         self.go_on.set()
         self.failure: Exception | None = None
         self.in_flight = 0
+        self.item = ""
 
     async def ReserveBudget(
         self, _request: cost_service_pb2.ReserveBudgetRequest, _context: Any
@@ -65,7 +69,7 @@ class Cost(cost_service_pb2_grpc.CostServiceServicer):
             raise self.failure
         call = current_call()
         reservation = reservation_pb2.Reservation(
-            name=caller_label(call.caller), item=call.trace_id
+            name=caller_label(call.caller), item=self.item or call.trace_id
         )
         return cost_service_pb2.ReserveBudgetResponse(reservation=reservation)
 
@@ -215,6 +219,53 @@ async def test_a_request_over_its_bound_is_refused(service: Running, identity: I
         with pytest.raises(RemitError, match="takes 16384") as caught:
             await cost.ReserveBudget(cost_service_pb2.ReserveBudgetRequest(item="x" * 20_000))
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_TOO_LARGE
+
+
+async def test_a_response_over_its_bound_is_refused(service: Running, identity: Identities) -> None:
+    service.servicer.item = "x" * 20_000
+    async with client(service, identity, "tools") as cost:
+        with pytest.raises(RemitError, match="gives at most 16384") as caught:
+            await cost.ReserveBudget(RESERVE)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_TOO_LARGE
+
+
+class Speaks(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Says a little and then too much."""
+
+    async def StreamGenerateText(
+        self, _request: inference_service_pb2.StreamGenerateTextRequest, _context: Any
+    ) -> AsyncIterator[inference_service_pb2.StreamGenerateTextResponse]:
+        for length in (1, 100):
+            yield inference_service_pb2.StreamGenerateTextResponse(text_delta="x" * length)
+
+
+async def test_a_message_of_a_stream_over_its_bound_ends_it(
+    tls_folder: Path, identity: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/remit.api.inference.v1.InferenceService/StreamGenerateText"
+    contract = replace(known_contract(path), max_response_bytes=50, auth=options_pb2.AUTH_SERVICE)
+    monkeypatch.setattr(server, "contract_of", lambda _path: contract)
+    run = Running(Cost())  # type: ignore[abstract]
+    add = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
+    service = host.Service(
+        area="inference",
+        servicers=[(add, Speaks())],  # type: ignore[abstract]
+        verifier=RemitVerifier(NoKeys(), SystemClock()),
+    )
+    settings = ServiceSettings.load(tls_dir=tls_folder / "inference")
+    task = asyncio.create_task(host.run(service, settings, stop=run.stop, started=run.started))
+    await eventually(lambda: run.port)
+    address = f"127.0.0.1:{run.port}"
+    async with Mesh.connect(address, identity("agent"), party="inference") as mesh:
+        stub = mesh.stub(inference_service_pb2_grpc.InferenceServiceStub)
+        request = inference_service_pb2.StreamGenerateTextRequest()
+        said: Any = stub.StreamGenerateText(request)
+        assert (await anext(said)).text_delta == "x"
+        with pytest.raises(RemitError, match="gives at most 50") as caught:
+            await anext(said)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_TOO_LARGE
+    run.stop.set()
+    await task
 
 
 async def test_closing_calls_have_room_when_opening_ones_are_shed(

@@ -157,6 +157,16 @@ def check_request_size(contract: MethodContract, size_bytes: int) -> None:
         )
 
 
+def check_response_size(contract: MethodContract, size_bytes: int) -> None:
+    """Raises TOO_LARGE for an answer, or one message of a stream, over its contract's bound."""
+    if size_bytes > contract.max_response_bytes:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_TOO_LARGE,
+            f"the response has {size_bytes} bytes; {contract.path.removeprefix('/')} gives at most"
+            f" {contract.max_response_bytes}",
+        )
+
+
 def trace_id_of(traceparent: str) -> str:
     """The trace id of a W3C traceparent; a new one if it is missing or malformed."""
     match = _TRACEPARENT.fullmatch(traceparent)

@@ -17,7 +17,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
-from remit.rpc.guard import Guard, check_request_size
+from remit.rpc.guard import Guard, check_request_size, check_response_size
 from remit.rpc.mesh import StubFactory, known_contract, outgoing_metadata, timeout_s
 
 StubT = TypeVar("StubT")
@@ -110,6 +110,7 @@ class _MemoryChannel:
                 async with self._serve(guard, contract, request, timeout, metadata):
                     received = _deserialized(handler, request_serializer(request))
                     response = await handler.unary_unary(received, _NoContext())
+                    check_response_size(contract, response.ByteSize())
             except RemitError as error:
                 raise RemitError.from_status(error.to_status()) from error
             return response_deserializer(_serialized(handler, response))
@@ -141,6 +142,7 @@ class _MemoryChannel:
                     async with self._serve(guard, contract, request, timeout, metadata):
                         received = _deserialized(handler, request_serializer(request))
                         async for response in handler.unary_stream(received, _NoContext()):
+                            check_response_size(contract, response.ByteSize())
                             await sent.put(_serialized(handler, response))
                 except RemitError as error:
                     end = RemitError.from_status(error.to_status())

@@ -20,7 +20,7 @@ from remit.rpc.contracts import (
     public_services,
 )
 from remit.rpc.errors import RemitError
-from remit.rpc.guard import Guard, check_request_size
+from remit.rpc.guard import Guard, check_request_size, check_response_size
 from remit.rpc.identity import caller_of
 
 AddToServer = Callable[[Any, grpc.aio.Server], None]
@@ -114,7 +114,9 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
             try:
                 async with self._serve(contract, request, context):
-                    return await method(request, context)
+                    response = await method(request, context)
+                    check_response_size(contract, response.ByteSize())
+                    return response
             except RemitError as error:
                 await abort(context, error)
 
@@ -131,6 +133,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             try:
                 async with self._serve(contract, request, context):
                     async for response in method(request, context):
+                        check_response_size(contract, response.ByteSize())
                         yield response
             except RemitError as error:
                 await abort(context, error)
