@@ -175,6 +175,10 @@ async def _connected(
                 reset=_keep_session,
                 server_settings={
                     "application_name": "remit",
+                    # Plans are kept, and those made while a table was empty would scan it for
+                    # ever: services look rows up by their keys.
+                    "enable_seqscan": "off",
+                    "jit": "off",
                     "statement_timeout": f"{int(statement_timeout_s * 1000)}",
                     "lock_timeout": f"{int(_LOCK_TIMEOUT_S * 1000)}",
                     "idle_in_transaction_session_timeout": "10000",

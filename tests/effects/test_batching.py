@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
 from remit.api.policy.v1.policy_service_pb2 import CheckPermissionRequest
-from remit.effects.batching import Batcher, limits_of
+from remit.effects.batching import Batcher, Limits, closing_limits, opening_limits
 from remit.rpc.contracts import all_contracts
 from remit.rpc.errors import RemitError
 from tests.effects.world import settings
@@ -29,13 +30,17 @@ class Recorder:
         return [item.resource for item in items]
 
 
+def _limits(changes: dict[str, Any]) -> Limits:
+    return cast("Limits", {**opening_limits(settings(), CHECK), **changes})
+
+
 def question(number: int, size_bytes: int = 0) -> CheckPermissionRequest:
     return CheckPermissionRequest(resource=str(number), remit="x" * size_bytes)
 
 
 async def test_a_batch_stays_within_the_bytes_of_its_rpc() -> None:
     recorder = Recorder()
-    limits = limits_of(settings(), CHECK) | {"max_in_flight": 1}
+    limits = _limits({"max_in_flight": 1})
     batcher = Batcher(recorder.send, name="decisions", **limits)
     # Each may be sent, and all together would be refused.
     asked = [asyncio.create_task(batcher.ask(question(n, 1_000_000))) for n in range(9)]
@@ -50,7 +55,7 @@ async def test_a_batch_stays_within_the_bytes_of_its_rpc() -> None:
 async def test_an_item_that_fits_into_no_request_goes_alone() -> None:
     recorder = Recorder()
     recorder.let_go.set()
-    limits = limits_of(settings(), CHECK) | {"max_in_flight": 1, "max_bytes": 10}
+    limits = _limits({"max_in_flight": 1, "max_bytes": 10})
     batcher = Batcher(recorder.send, name="decisions", **limits)
     asked = [batcher.ask(question(0)), batcher.ask(question(1, 50)), batcher.ask(question(2))]
     await asyncio.gather(*asked)
@@ -62,7 +67,7 @@ async def test_a_wrong_number_of_answers_fails_every_question_at_once(count: int
     async def answer_some(_: Sequence[CheckPermissionRequest]) -> Sequence[str | RemitError]:
         return ["yes"] * count
 
-    limits = limits_of(settings(), CHECK) | {"max_in_flight": 1}
+    limits = _limits({"max_in_flight": 1})
     batcher = Batcher(answer_some, name="decisions", **limits)
     asked = asyncio.gather(*(batcher.ask(question(n)) for n in range(3)), return_exceptions=True)
     results = await asyncio.wait_for(asked, timeout=5)
@@ -71,7 +76,7 @@ async def test_a_wrong_number_of_answers_fails_every_question_at_once(count: int
 
 async def test_what_waits_behind_a_batch_that_was_cut_off_does_not_hang() -> None:
     recorder = Recorder()
-    limits = limits_of(settings(), CHECK) | {"max_in_flight": 1, "max_batch": 1}
+    limits = _limits({"max_in_flight": 1, "max_batch": 1})
     batcher = Batcher(recorder.send, name="decisions", **limits)
     asked = [asyncio.create_task(batcher.ask(question(n))) for n in range(3)]
     await asyncio.sleep(0)
@@ -80,3 +85,15 @@ async def test_what_waits_behind_a_batch_that_was_cut_off_does_not_hang() -> Non
     sending.cancel()
     results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), timeout=5)
     assert all(isinstance(result, RemitError) for result in results)
+
+
+async def test_closings_wait_for_company() -> None:
+    recorder = Recorder()
+    recorder.let_go.set()
+    limits = closing_limits(settings(), CHECK)
+    batcher = Batcher(recorder.send, name="closings", **limits)
+    first = asyncio.create_task(batcher.ask(question(1)))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(batcher.ask(question(2)))
+    assert list(await asyncio.gather(first, second)) == ["1", "2"]
+    assert len(recorder.batches) == 1

@@ -232,7 +232,12 @@ class Replica:
 
 def settings(lease_s: float = 5.0) -> EffectSettings:
     """Settings of the gate with a lease that a test can outwait."""
-    return EffectSettings(effect_lease_s=lease_s, effect_sweep_s=0.01, effect_stop_grace_s=0.05)
+    return EffectSettings(
+        effect_lease_s=lease_s,
+        effect_sweep_s=0.01,
+        effect_stop_grace_s=0.05,
+        effect_closing_linger_s=0.01,
+    )
 
 
 def replica(store: ClaimStore, world: World, lease_s: float = 5.0) -> Replica:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
@@ -38,7 +38,7 @@ class _Waiting(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Sends items in batches; each gets its own answer or its own error."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a bound, by name
         self,
         send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | RemitError]]],
         *,
@@ -47,13 +47,16 @@ class Batcher(Generic[Item, Answer]):
         max_bytes: int,
         max_in_flight: int,
         max_queue: int,
+        linger_s: float = 0.0,
     ) -> None:
+        """`linger_s` is how long an item waits for company, where nobody waits for its answer."""
         self._send = send
         self._name = name
         self._max_batch = max_batch
         self._max_bytes = max_bytes
         self._max_in_flight = max_in_flight
         self._max_queue = max_queue
+        self._linger_s = linger_s
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self.sent = 0
@@ -79,20 +82,28 @@ class Batcher(Generic[Item, Answer]):
         task.add_done_callback(self._in_flight.discard)
 
     async def _drain(self) -> None:
-        while self._queue:
-            batch = self._take()
-            self.sent += 1
-            try:
-                answers = await self._send([waiting.item for waiting in batch])
-                self._require_one_each(batch, answers)
-            except Exception as error:  # noqa: BLE001 - whatever it is, its callers must hear it
-                _fail(batch, error)
-            except BaseException:
-                _fail([*batch, *self._queue], _stopping())
-                self._queue.clear()
-                raise
-            else:
-                _answer(batch, answers)
+        try:
+            if self._linger_s:
+                await asyncio.sleep(self._linger_s)
+            while self._queue:
+                await self._send_batch(self._take())
+        except BaseException:
+            _fail(self._queue, _stopping())
+            self._queue.clear()
+            raise
+
+    async def _send_batch(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        self.sent += 1
+        try:
+            answers = await self._send([waiting.item for waiting in batch])
+            self._require_one_each(batch, answers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its callers must hear it
+            _fail(batch, error)
+        except BaseException:
+            _fail(batch, _stopping())
+            raise
+        else:
+            _answer(batch, answers)
 
     def _take(self) -> list[_Waiting[Item, Answer]]:
         """The oldest that fit into one request; what fits into none goes alone."""
@@ -115,14 +126,37 @@ class Batcher(Generic[Item, Answer]):
             )
 
 
-def limits_of(settings: EffectSettings, rpc: str) -> dict[str, int]:
-    """The bounds of batches that go by the RPC of path `rpc`. Raises METHOD_UNKNOWN."""
-    return {
-        "max_batch": settings.effect_max_batch,
-        "max_bytes": known_contract(rpc).max_request_bytes,
-        "max_in_flight": settings.effect_max_rpcs,
-        "max_queue": settings.effect_max_queue,
-    }
+class Limits(TypedDict):
+    """The bounds of a Batcher."""
+
+    max_batch: int
+    max_bytes: int
+    max_in_flight: int
+    max_queue: int
+    linger_s: float
+
+
+def opening_limits(settings: EffectSettings, rpc: str) -> Limits:
+    """For the RPC of path `rpc`, on whose answers effects wait. Raises METHOD_UNKNOWN."""
+    return Limits(
+        max_batch=settings.effect_max_batch,
+        max_bytes=known_contract(rpc).max_request_bytes,
+        max_in_flight=settings.effect_max_rpcs,
+        max_queue=settings.effect_max_queue,
+        linger_s=0.0,
+    )
+
+
+def closing_limits(settings: EffectSettings, rpc: str) -> Limits:
+    """For the RPC of path `rpc`, which closes what was answered already. Raises METHOD_UNKNOWN.
+
+    Closings gather for a moment and go one batch at a time: an RPC and a commit less for each that
+    finds company, at the time when the next effects want the same processors.
+    """
+    limits = opening_limits(settings, rpc)
+    limits["max_in_flight"] = 1
+    limits["linger_s"] = settings.effect_closing_linger_s
+    return limits
 
 
 def _size_bytes(waiting: _Waiting[Item, Answer]) -> int:
@@ -139,7 +173,7 @@ def _answer(batch: list[_Waiting[Item, Answer]], answers: Sequence[Answer | Remi
             waiting.answer.set_result(answer)
 
 
-def _fail(batch: list[_Waiting[Item, Answer]], error: Exception) -> None:
+def _fail(batch: Iterable[_Waiting[Item, Answer]], error: Exception) -> None:
     for waiting in batch:
         if not waiting.answer.done():
             _raise_in(waiting, error)

@@ -19,7 +19,7 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.effects.batching import Batcher, limits_of
+from remit.effects.batching import Batcher, closing_limits
 from remit.effects.claims import Outcome
 from remit.effects.settings import EffectSettings
 from remit.effects.steps import Close, Unclosed
@@ -67,10 +67,12 @@ class Closer:
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._settlements = Batcher(
-            self._settle, name="settlements", **limits_of(settings, _SETTLE)
+            self._settle, name="settlements", **closing_limits(settings, _SETTLE)
         )
-        self._releases = Batcher(self._release, name="releases", **limits_of(settings, _RELEASE))
-        self._outcomes = Batcher(self._append, name="outcomes", **limits_of(settings, _APPEND))
+        self._releases = Batcher(
+            self._release, name="releases", **closing_limits(settings, _RELEASE)
+        )
+        self._outcomes = Batcher(self._append, name="outcomes", **closing_limits(settings, _APPEND))
 
     def close_soon(self, ended: Unclosed) -> None:
         """Closes in the background; what fails is left to the sweeper."""

@@ -17,7 +17,7 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
-from remit.effects.batching import Batcher, limits_of
+from remit.effects.batching import Batcher, opening_limits
 from remit.effects.effect import EffectRequest
 from remit.effects.settings import EffectSettings
 from remit.rpc.clock import Clock
@@ -55,11 +55,11 @@ class PermitSource:
         self._cost = cost
         self._audit = audit
         self._clock = clock
-        self._checks = Batcher(self._check, name="decisions", **limits_of(settings, _CHECK))
+        self._checks = Batcher(self._check, name="decisions", **opening_limits(settings, _CHECK))
         self._reservations = Batcher(
-            self._reserve, name="reservations", **limits_of(settings, _RESERVE)
+            self._reserve, name="reservations", **opening_limits(settings, _RESERVE)
         )
-        self._intents = Batcher(self._append, name="intents", **limits_of(settings, _APPEND))
+        self._intents = Batcher(self._append, name="intents", **opening_limits(settings, _APPEND))
 
     async def ask(self, request: EffectRequest, claim: str, attempt: int, trace_id: str) -> Permits:
         """All three permits. Raises the most telling refusal if any is refused or fails."""

@@ -22,6 +22,12 @@ class EffectSettings(ServiceSettings):
     effect_stop_grace_s: float = Field(
         default=2.0, ge=0, le=60, description="Time an effect has to end once it is asked to stop."
     )
+    effect_closing_linger_s: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        description="How long a settlement or an outcome waits for others to share its RPC.",
+    )
     effect_max_batch: int = Field(
         default=128, ge=1, le=256, description="Effects in one RPC or commit of the gate."
     )
