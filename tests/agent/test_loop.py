@@ -334,3 +334,17 @@ async def test_a_bug_ends_the_run_under_an_error_id(
     run = await ended((await replica()).client())
     assert reason_of(run) == reasons.ERROR_REASON_INTERNAL
     assert "its id is" in run.error.message
+
+
+async def test_a_timeout_that_is_not_the_runs_own_ends_it_and_says_so(
+    replica: StartReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await replica()
+
+    async def too_late(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("remit.agent.turns.ModelTurns.ask", too_late)
+    run = await ended(made.client())
+    assert run.state == run_pb2.RUN_STATE_FAILED
+    assert reason_of(run) == reasons.ERROR_REASON_INTERNAL

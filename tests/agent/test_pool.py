@@ -154,6 +154,77 @@ async def test_a_draining_replica_ends_its_streams_and_takes_no_run(
     assert not made.parts.pool.reserve()
 
 
+async def test_a_run_created_while_its_replica_drains_is_handed_over(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await replica(lease_s=60, replica="first")
+    create, drained = first.parts.runs.creator.store.create, asyncio.Event()
+
+    async def create_late(*args: Any) -> Any:
+        stored = await create(*args)
+        await drained.wait()
+        return stored
+
+    monkeypatch.setattr(first.parts.runs.creator.store, "create", create_late)
+    creating = asyncio.create_task(first.client().create())
+    await eventually(lambda: first.parts.pool._reserved == 1)
+    await first.parts.pool.drain()
+    drained.set()
+    run = await creating
+    assert first.parts.pool.running == 0
+    second = await replica(lease_s=60, replica="second")
+    events = await second.client().watch(run.name)
+    assert events[-1].ended.run.result == "The result is 391."
+    assert tokens(events) == [1, 2]
+
+
+async def test_a_run_granted_while_its_replica_drains_is_handed_over(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await replica(lease_s=0.3, replica="first")
+    run = await held_run(first, world)
+    await first.kill()
+    second = await replica(lease_s=60, replica="second", running=False)
+    claim, pool = second.parts.pool._leases.claim, second.parts.pool
+
+    async def claim_late(limit: int) -> Any:
+        grants = await claim(limit)
+        if grants:
+            await pool.drain()
+        return grants
+
+    monkeypatch.setattr(pool._leases, "claim", claim_late)
+
+    async def claimed() -> bool:
+        await pool._claim_all()
+        return pool._draining
+
+    await eventually(claimed)
+    assert pool.running == 0
+    (grant,) = await claim(1)
+    assert (grant.run, grant.fencing_token) == (run.name, 3)
+
+
+async def test_a_run_that_was_put_back_is_taken_again_long_before_its_lease_lapses(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await replica(lease_s=60, replica="first")
+    monkeypatch.setattr("remit.agent.pool._PUT_BACK_S", 0.05)
+    failures = [RemitError(reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "no database")]
+    work = first.parts.pool._work
+
+    async def fails_once(tenure: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await work(tenure)
+
+    monkeypatch.setattr(first.parts.pool, "_work", fails_once)
+    run = await first.client().create()
+    events = await asyncio.wait_for(first.client().watch(run.name), 20)
+    assert events[-1].ended.run.result == "The result is 391."
+    assert tokens(events) == [1, 2]
+
+
 async def test_queued_runs_are_taken_in_turns_between_orgs(
     replica: StartReplica, world: World
 ) -> None:

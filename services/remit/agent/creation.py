@@ -106,7 +106,7 @@ class Creator:
             if has_place and tenure is None:
                 self.pool.give_up_place()
         if has_place and tenure is not None:
-            self.pool.start(tenure)
+            await self.pool.start(tenure)
         return created
 
     async def _store(

@@ -93,18 +93,17 @@ class RunWorker:
         try:
             async with limit:
                 await self._go_on(work, tenure)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            seconds = work.logbook.progress.accepted.limits.max_duration.ToNanoseconds() / 1e9
-            await self._end(work, limit_reached(f"the run did not end within {seconds:g} s"))
         except (RemitError, RunOver):
             raise
-        except Exception:
-            error_id = secrets.token_hex(8)
-            log.exception("run_crashed", run=tenure.run, error_id=error_id)
-            message = f"an unexpected error occurred; its id is {error_id}"
-            await self._end(work, failed(RemitError(reasons.ERROR_REASON_INTERNAL, message)))
+        except Exception as error:
+            # A TimeoutError may also come of something else than the run's own deadline.
+            if isinstance(error, TimeoutError) and limit.expired():
+                end = _out_of_time(work)
+            else:
+                error_id = secrets.token_hex(8)
+                log.exception("run_crashed", run=tenure.run, error_id=error_id)
+                end = _crashed(error_id)
+            await self._end(work, end)
 
     async def _go_on(self, work: Work, tenure: Tenure) -> None:
         turns, calls = ModelTurns(work), ToolCalls(work)
@@ -189,6 +188,16 @@ class RunWorker:
         draft = logbook.draft()
         draft.end(failed(error))
         await logbook.commit(draft)
+
+
+def _out_of_time(work: Work) -> End:
+    seconds = work.logbook.progress.accepted.limits.max_duration.ToNanoseconds() / 1e9
+    return limit_reached(f"the run did not end within {seconds:g} s")
+
+
+def _crashed(error_id: str) -> End:
+    message = f"an unexpected error occurred; its id is {error_id}"
+    return failed(RemitError(reasons.ERROR_REASON_INTERNAL, message))
 
 
 def started(fencing_token: int, replica: str) -> run_pb2.RunStarted:

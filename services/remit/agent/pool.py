@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,9 @@ from remit.rpc.errors import RemitError
 _RENEWALS_A_LEASE: Final = 3
 _LOOKS_A_LEASE: Final = 20
 """How often a lease is looked at to see whether its holder must stop."""
+_PUT_BACK_S: Final = 1.0
+"""Pause before a run that cannot be worked on now may be claimed again: what fails at once must not
+go round and round."""
 
 log = telemetry.logger(__name__)
 
@@ -82,10 +85,13 @@ class RunPool:
         self._reserved -= 1
         self.wake()
 
-    def start(self, tenure: Tenure) -> None:
-        """Works on a created run in the place that was reserved for it."""
+    async def start(self, tenure: Tenure) -> None:
+        """Works on a created run in the place that was reserved for it.
+
+        Where a drain began since, the run is handed over instead.
+        """
         self._reserved -= 1
-        self._begin(tenure)
+        await self._take_up([tenure])
 
     def wake(self) -> None:
         """Says that a run may be waiting for a worker."""
@@ -153,9 +159,8 @@ class RunPool:
                 return
             asked = self._clock.monotonic()
             grants = await self._leases.claim(count)
-            for grant in grants:
-                self._begin(self._tenure(grant, asked))
-                ADOPTED.inc()
+            await self._take_up([self._tenure(grant, asked) for grant in grants])
+            ADOPTED.inc(len(grants))
             self._backlog = len(grants) == count
             if not self._backlog:
                 return
@@ -168,6 +173,21 @@ class RunPool:
             lease_s=self._settings.lease_s,
             deadline=asked + grant.remaining_s,
         )
+
+    async def _take_up(self, tenures: Sequence[Tenure]) -> None:
+        """Begins to work on runs; a drain, which may have begun while they were granted, does not.
+
+        The drain itself knows only of runs that were being worked on when it began.
+        """
+        if not self._draining:
+            for tenure in tenures:
+                self._begin(tenure)
+        elif tenures:
+            await self._hand_over(tenures)
+
+    async def _hand_over(self, tenures: Sequence[Tenure]) -> None:
+        with _outage_logged("hand over"):
+            await self._leases.release([tenure.held for tenure in tenures])
 
     def _begin(self, tenure: Tenure) -> None:
         earlier = self._jobs.get(tenure.run)
@@ -186,6 +206,9 @@ class RunPool:
             log.warning(
                 "run_put_back", run=tenure.run, reason=error.reason_name, error=error.message
             )
+            # Nobody may take it before the pause is over, and anybody at once after it.
+            await asyncio.sleep(_PUT_BACK_S)
+            await self._hand_over([tenure])
 
     def _finished(self, job: _Job) -> None:
         if self._jobs.get(job.tenure.run) is job:
