@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
-from typing import Any
+from typing import Any, Final
 
 import click
 import uvloop
@@ -18,6 +19,9 @@ from remit.rpc.identity import TlsIdentity
 from remit.rpc.ids import SystemIds
 from remit.rpc.mesh import Mesh
 from remit.settings import ServiceSettings
+
+_GC_THRESHOLD: Final = 20_000
+"""Container objects that are made before the collector looks for cycles; 700 by default."""
 
 
 @click.command(
@@ -64,6 +68,17 @@ async def _serve(settings: dict[str, ServiceSettings]) -> None:
         task.result()
 
 
+def _keep_what_was_loaded(_port: int, _http_port: int) -> None:
+    """Takes modules and wiring out of the garbage collector's sight, and lets it run less often.
+
+    They live as long as the process; walking them again and again costs more than all that a call
+    allocates.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
+
+
 async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event) -> None:
     open_service: Any = importlib.import_module(f"remit.{area}.main").open_service
     clock, ids = SystemClock(), SystemIds()
@@ -75,4 +90,4 @@ async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event)
         service = await stack.enter_async_context(
             open_service(settings, mesh, clock=clock, ids=ids)
         )
-        await run(service, settings, stop=stop, clock=clock)
+        await run(service, settings, stop=stop, clock=clock, started=_keep_what_was_loaded)
