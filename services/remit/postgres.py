@@ -21,6 +21,7 @@ from asyncpg.pool import PoolConnectionProxy
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
+from remit.settings import ServiceSettings
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 Item = TypeVar("Item")
@@ -110,6 +111,18 @@ class Database:
             yield database
         finally:
             await _closed(pool)
+
+    @classmethod
+    def of(
+        cls, settings: ServiceSettings, dsn: str | None = None
+    ) -> contextlib.AbstractAsyncContextManager[Database]:
+        """Opens a service's database as its settings say; `dsn` is for a second one."""
+        return cls.open(
+            settings.dsn if dsn is None else dsn,
+            pool_size=settings.pool_size,
+            statement_timeout_s=settings.statement_timeout_s,
+            allow_unsafe_durability=settings.allow_unsafe_durability,
+        )
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:

@@ -201,7 +201,12 @@ def test_a_checkpoint_whose_size_was_changed(tmp_path: Path) -> None:
     assert "does not fit" in error.fault
 
 
-@pytest.mark.parametrize("key", ["", "nonsense", PUBLIC_KEY[:-2], SIGNER.secret_text()])
+@pytest.mark.parametrize(
+    "key",
+    ["", "nonsense", PUBLIC_KEY[:-2], SIGNER.secret_text()],
+    # The keys are made anew in each process; every process must name the tests alike.
+    ids=["nothing", "nonsense", "cut off", "a private key"],
+)
 def test_what_is_no_public_key(export: Path, key: str) -> None:
     with pytest.raises(VerificationError, match="the public key"):
         verify_export(export, key)

@@ -66,12 +66,7 @@ async def open_service(
 
     Raises CONFIGURATION_INVALID for a wrong agent file, DEPENDENCY_UNAVAILABLE without a database.
     """
-    async with Database.open(
-        settings.dsn,
-        pool_size=settings.pool_size,
-        statement_timeout_s=settings.statement_timeout_s,
-        allow_unsafe_durability=settings.allow_unsafe_durability,
-    ) as database:
+    async with Database.of(settings) as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         parts = await open_parts(settings, mesh, database, clock=clock, ids=ids)
         yield Service(

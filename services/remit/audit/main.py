@@ -45,8 +45,8 @@ async def open_service(
     """
     keys = load_log_keys(settings.keys_dir)
     async with (
-        _database(settings, settings.dsn) as database,
-        _database(settings, settings.keys_dsn) as keys_database,
+        Database.of(settings) as database,
+        Database.of(settings, settings.keys_dsn) as keys_database,
     ):
         store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
         keyring = _keyring(settings, keys_database, keys, clock, ids)
@@ -75,17 +75,6 @@ async def open_service(
             background=[checkpoints.run, _partition_keeper(store, settings.partition_check_s)],
             ready=[store.ping, keyring.ping],
         )
-
-
-def _database(
-    settings: AuditSettings, dsn: str
-) -> contextlib.AbstractAsyncContextManager[Database]:
-    return Database.open(
-        dsn,
-        pool_size=settings.pool_size,
-        statement_timeout_s=settings.statement_timeout_s,
-        allow_unsafe_durability=settings.allow_unsafe_durability,
-    )
 
 
 def _keyring(

@@ -42,12 +42,7 @@ async def open_service(
 
     """
     prices = await asyncio.to_thread(read_prices, settings.prices_file)
-    async with Database.open(
-        settings.dsn,
-        pool_size=settings.pool_size,
-        statement_timeout_s=settings.statement_timeout_s,
-        allow_unsafe_durability=settings.allow_unsafe_durability,
-    ) as database:
+    async with Database.of(settings) as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         price_list = PriceList(

@@ -5,14 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from remit.api.audit.v1 import audit_service_pb2_grpc
-from remit.api.cost.v1 import cost_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
-from remit.effects import EffectGate
-from remit.effects.closing import Closer
-from remit.effects.permits import PermitSource
-from remit.effects.store import ClaimStore
+from remit.effects import open_gate
 from remit.inference.declarations import load_models
 from remit.inference.models import ModelCatalog, build_catalog
 from remit.inference.service import InferenceService, ModelService
@@ -35,10 +30,10 @@ async def open_service(
     Raises CONFIGURATION_INVALID for a models file or a database that does not fit, and
     DEPENDENCY_UNAVAILABLE when the database does not answer.
     """
-    async with _models(settings) as models, _database(settings) as database:
+    async with _models(settings) as models, Database.of(settings) as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
-        gate, closer = _gate(database, settings, mesh, clock, ids)
+        gate, closer = open_gate("inference", database, settings, mesh, clock=clock, ids=ids)
         inference = InferenceService(models, gate, heartbeat_s=settings.heartbeat_s)
         yield Service(
             "inference",
@@ -67,34 +62,3 @@ async def _models(settings: InferenceSettings) -> AsyncIterator[ModelCatalog]:
         yield catalog
     finally:
         await catalog.close()
-
-
-def _database(settings: InferenceSettings) -> contextlib.AbstractAsyncContextManager[Database]:
-    return Database.open(
-        settings.dsn,
-        pool_size=settings.pool_size,
-        statement_timeout_s=settings.statement_timeout_s,
-        allow_unsafe_durability=settings.allow_unsafe_durability,
-    )
-
-
-def _gate(
-    database: Database, settings: InferenceSettings, mesh: Mesh, clock: Clock, ids: IdSource
-) -> tuple[EffectGate, Closer]:
-    policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
-    cost = mesh.stub(cost_service_pb2_grpc.CostServiceStub)
-    audit = mesh.stub(audit_service_pb2_grpc.AuditServiceStub)
-    store = ClaimStore(
-        database,
-        # A new name at each start: only a process that lives may call a claim its own.
-        owner=f"inference-{settings.replica}-{ids.uuid7()}",
-        lease_s=settings.effect_lease_s,
-        max_batch=settings.effect_max_batch,
-        max_queue=settings.effect_max_queue,
-    )
-    closer = Closer(store, cost, audit, clock, settings)
-    permits = PermitSource(policy, cost, audit, clock, settings)
-    return (
-        EffectGate(store, permits, closer, clock=clock, ids=ids, settings=settings),
-        closer,
-    )

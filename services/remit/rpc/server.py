@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -102,9 +103,11 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(_unknown(path))
         if handler.unary_unary is not None:
             return self._unary(contract, handler)
-        if handler.unary_stream is not None:
+        if handler.unary_stream is not None and contract.area:
             return self._stream(contract, handler)
-        return handler  # reflection alone streams requests; it reads public contracts only
+        # Streams of the standard services, health and reflection, are written in another style
+        # and tell nothing but what is public.
+        return handler
 
     def _unary(
         self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
@@ -127,12 +130,16 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
     def _stream(
         self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        method = cast("Callable[[Any, Context], AsyncIterator[Any]]", handler.unary_stream)
+        method = cast("Callable[[Any, Context], AsyncGenerator[Any, None]]", handler.unary_stream)
 
         async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
             try:
-                async with self._serve(contract, request, context):
-                    async for response in method(request, context):
+                async with (
+                    self._serve(contract, request, context),
+                    # Ends the method with the call, not when it is next collected.
+                    contextlib.aclosing(method(request, context)) as responses,
+                ):
+                    async for response in responses:
                         check_response_size(contract, response.ByteSize())
                         yield response
             except RemitError as error:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from remit.api.audit.v1 import audit_service_pb2_grpc
-from remit.api.cost.v1 import cost_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
-from remit.effects import EffectGate
-from remit.effects.closing import Closer
-from remit.effects.permits import PermitSource
-from remit.effects.store import ClaimStore
+from remit.effects import open_gate
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.host import Service
@@ -43,17 +38,12 @@ async def open_service(
         RemoteKeys(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock), clock
     )
     async with (
-        Database.open(
-            settings.dsn,
-            pool_size=settings.pool_size,
-            statement_timeout_s=settings.statement_timeout_s,
-            allow_unsafe_durability=settings.allow_unsafe_durability,
-        ) as database,
+        Database.of(settings) as database,
         open_execution(
             settings.execution_limits(), settings.result_limits(), drain_s=settings.drain_s
         ) as execution,
     ):
-        gate, closer = _gate(database, settings, mesh, clock, ids)
+        gate, closer = open_gate("tools", database, settings, mesh, clock=clock, ids=ids)
         tools = ToolService(
             registry=registry,
             execution=execution,
@@ -69,23 +59,3 @@ async def open_service(
             ready=(database.ping,),
             drain=(gate.drain,),
         )
-
-
-def _gate(
-    database: Database, settings: ToolsSettings, mesh: Mesh, clock: Clock, ids: IdSource
-) -> tuple[EffectGate, Closer]:
-    policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
-    cost = mesh.stub(cost_service_pb2_grpc.CostServiceStub)
-    audit = mesh.stub(audit_service_pb2_grpc.AuditServiceStub)
-    store = ClaimStore(
-        database,
-        # A new name at each start: only a process that lives may call a claim its own.
-        owner=f"tools-{settings.replica}-{ids.uuid7()}",
-        lease_s=settings.effect_lease_s,
-        max_batch=settings.effect_max_batch,
-        max_queue=settings.effect_max_queue,
-    )
-    closer = Closer(store, cost, audit, clock, settings)
-    permits = PermitSource(policy, cost, audit, clock, settings)
-    gate = EffectGate(store, permits, closer, clock=clock, ids=ids, settings=settings)
-    return gate, closer
