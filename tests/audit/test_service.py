@@ -31,6 +31,7 @@ from remit.audit import merkle
 from remit.audit.export import write_export
 from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys
 from remit.audit.main import open_service
+from remit.audit.query_service import _fitting
 from remit.audit.settings import AuditSettings
 from remit.audit.verifier import verify_export
 from remit.rpc.calls import remit_token
@@ -330,6 +331,15 @@ async def test_bad_list_requests(audit: Audit, fields: dict[str, Any], field: st
     with pytest.raises(RemitError) as raised:
         await audit.list_events(**fields)
     assert [v.field for v in raised.value.violations] == [field]
+
+
+def test_a_page_is_cut_where_its_message_would_be_too_large() -> None:
+    large = query_pb2.LoggedEvent(event=make_event(detail_json='"' + "x" * 16_000 + '"'))
+    page = _fitting([large] * 500)
+    assert 150 < len(page) < 200
+    assert query_pb2.ListEventsResponse(events=page).ByteSize() < 4 * 1024 * 1024
+    huge = query_pb2.LoggedEvent(event=make_event(detail_json="x" * 5_000_000))
+    assert len(_fitting([huge, huge])) == 1, "a page never stands still"
 
 
 async def test_a_page_token_of_other_filters_is_refused(audit: Audit) -> None:

@@ -392,3 +392,17 @@ async def test_a_call_that_its_caller_left_is_not_counted_as_served(
         call.cancel()
         await asyncio.wait({call})
         await eventually(lambda: left.get() == before + 1)
+
+
+async def test_health_can_be_watched(service: Running, identity: Identities) -> None:
+    async with _raw(service, identity) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        seen = set()
+        async for answer in watched:
+            seen.add(answer.status)
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                service.faults.append("the database is away")
+            elif len(seen) > 1:
+                break
+    assert health_pb2.HealthCheckResponse.NOT_SERVING in seen

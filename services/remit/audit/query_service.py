@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -16,6 +16,9 @@ from remit.audit.reading import ReadRecorder, page_token, read_filter, read_page
 from remit.audit.store import EventFilter
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
+
+_MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+"""Events of a page together; the contract lets a response have 4 MiB, frames included."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,12 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         self, wanted: EventFilter, before_index: int, limit: int
     ) -> audit_query_service_pb2.ListEventsResponse:
         events = await self._log.list_events(wanted, before_index=before_index, limit=limit + 1)
-        page, more = events[:limit], events[limit:]
+        page = _fitting([_logged(event) for event in events[:limit]])
         return audit_query_service_pb2.ListEventsResponse(
-            events=map(_logged, page),
-            next_page_token=page_token(page[-1].leaf_index, wanted) if more else "",
+            events=page,
+            next_page_token=page_token(page[-1].leaf_index, wanted)
+            if len(page) < len(events)
+            else "",
         )
 
     async def _check_size(self, field: str, tree_size: int) -> None:
@@ -136,6 +141,20 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         if tree_size == 0:
             return await self._checkpoints.covering_all()
         return await self._checkpoints.at_size(tree_size)
+
+
+def _fitting(
+    events: list[audit_query_service_pb2.LoggedEvent],
+) -> list[audit_query_service_pb2.LoggedEvent]:
+    """The first of them that fit into one response; always one at least."""
+    total_bytes = 0
+    fitting: list[audit_query_service_pb2.LoggedEvent] = []
+    for event in events:
+        total_bytes += event.ByteSize()
+        if fitting and total_bytes > _MAX_PAGE_BYTES:
+            break
+        fitting.append(event)
+    return fitting
 
 
 def _check_export(request: audit_query_service_pb2.ExportLogRequest) -> None:
