@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from hypothesis import settings
 
+from remit import telemetry
 from remit.postgres import DATABASES, Database, migrate
 
 # An example's time says more about the machine's load than about the code.
@@ -68,6 +69,12 @@ class PostgresCluster:
             yield connection
         finally:
             await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps `remit serve`, run inside a test, from sending every later log to its own stream."""
+    monkeypatch.setattr(telemetry, "configure_logging", lambda **_: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,11 @@ import grpc
 from grpc_status import rpc_status
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.audit.v1 import (
+    audit_query_service_pb2,
+    audit_query_service_pb2_grpc,
+    event_pb2,
+)
 from remit.rpc.errors import RemitError
 
 Metadata = tuple[tuple[str, str], ...]
@@ -57,6 +62,20 @@ async def followed(
                 }:
                     raise
     return events
+
+
+async def events_of(address: str, key: str, run: str) -> list[event_pb2.Event]:
+    """What the log holds of a run; nothing while a part on the way is away."""
+    async with channel(address) as edge:
+        audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
+        request = audit_query_service_pb2.ListEventsRequest(run=run, page_size=200)
+        try:
+            response = await audit.ListEvents(request, metadata=bearer(key), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return []
+    return [logged.event for logged in response.events]
 
 
 def result_of(events: list[run_pb2.RunEvent]) -> run_pb2.Run:

@@ -16,11 +16,9 @@ import pytest
 
 from remit.api.agent.v1 import run_pb2
 from remit.api.audit.v1 import (
-    audit_query_service_pb2,
-    audit_query_service_pb2_grpc,
     event_pb2,
 )
-from tests.integration.clients import a_run, bearer, channel, followed, result_of
+from tests.integration.clients import a_run, events_of, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.waiting import eventually
 
@@ -122,18 +120,7 @@ async def _recorded(mesh: RunningMesh, run: str, events: list[run_pb2.RunEvent])
     }
 
     async def intents() -> bool:
-        async with channel(mesh.address) as edge:
-            audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
-            response = await audit.ListEvents(
-                audit_query_service_pb2.ListEventsRequest(run=run, page_size=200),
-                metadata=bearer(mesh.api_key),
-                timeout=10,
-            )
-        logged = {
-            each.event.claim
-            for each in response.events
-            if each.event.kind == event_pb2.EVENT_KIND_INTENT
-        }
-        return claims <= logged
+        events = await events_of(mesh.address, mesh.api_key, run)
+        return claims <= {e.claim for e in events if e.kind == event_pb2.EVENT_KIND_INTENT}
 
-    assert await eventually(intents, 20)
+    assert await eventually(intents, 30)

@@ -17,10 +17,9 @@ import asyncpg
 import pytest
 
 from remit.api.agent.v1 import run_pb2
-from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc
 from remit.cost.checks import ledger_faults
 from remit.postgres import Database
-from tests.integration.clients import a_run, bearer, channel, followed, result_of
+from tests.integration.clients import a_run, events_of, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.waiting import eventually
 
@@ -147,16 +146,14 @@ async def _books_agree(mesh: RunningMesh) -> None:
 
 async def _log_is_whole(mesh: RunningMesh, clients: Clients) -> None:
     """The log holds every effect that a run's journal names."""
-    async with channel(mesh.address) as edge:
-        audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
-        for _, events in clients.histories:
-            claims = {e.model_call_ended.claim or e.tool_call_ended.claim for e in events} - {""}
-            response = await audit.ListEvents(
-                audit_query_service_pb2.ListEventsRequest(run=events[0].run, page_size=200),
-                metadata=bearer(mesh.api_key),
-                timeout=20,
-            )
-            assert claims <= {logged.event.claim for logged in response.events}
+    for _, events in clients.histories:
+        claims = {e.model_call_ended.claim or e.tool_call_ended.claim for e in events} - {""}
+
+        async def logged(events: list[run_pb2.RunEvent] = events) -> set[str]:
+            found = await events_of(mesh.address, mesh.api_key, events[0].run)
+            return {event.claim for event in found}
+
+        assert claims <= await eventually(logged, 30)
 
 
 def _checkpoint(mesh: RunningMesh, file: Path) -> None:
