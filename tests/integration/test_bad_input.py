@@ -29,6 +29,7 @@ from remit.local.first_key import ORG
 from remit.rpc.errors import RemitError
 from tests.integration.clients import a_run, bearer, channel, followed, reason_of, result_of
 from tests.integration.conftest import RunningMesh
+from tests.waiting import eventually
 
 RUN_ID = "01980000-0000-7000-8000-000000000000"
 
@@ -176,7 +177,7 @@ async def made_key(mesh: RunningMesh, roles: list[str], user: str) -> Any:
         return await admin.CreateApiKey(request, metadata=bearer(mesh.api_key), timeout=10)
 
 
-async def test_a_revoked_key_is_refused_at_once(mesh: RunningMesh) -> None:
+async def test_a_revoked_key_is_refused_within_the_bound(mesh: RunningMesh) -> None:
     made = await made_key(mesh, ["member"], "carol")
     case = Case(get_run(f"runs/{RUN_ID}"), reasons.ERROR_REASON_RUN_NOT_FOUND)
     await refused(mesh, case, bearer(made.secret))
@@ -189,7 +190,15 @@ async def test_a_revoked_key_is_refused_at_once(mesh: RunningMesh) -> None:
             timeout=10,
         )
     case = Case(get_run(f"runs/{RUN_ID}"), reasons.ERROR_REASON_CREDENTIAL_REVOKED)
-    await refused(mesh, case, bearer(made.secret))
+    # The other replica of policy may know the key for as long as it keeps an edge's answer.
+    await eventually(lambda: _is_refused(mesh, case, bearer(made.secret)), 20)
+
+
+async def _is_refused(mesh: RunningMesh, case: Case, metadata: Any) -> bool:
+    async with channel(mesh.address) as edge:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await case.call(edge, metadata)
+    return reason_of(caught.value).reason == case.reason
 
 
 async def test_a_member_administers_nothing_and_sees_no_run_of_others(mesh: RunningMesh) -> None:

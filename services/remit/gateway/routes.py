@@ -44,7 +44,9 @@ _NEVER_SENT: Final = "connect-failure,refused-stream"
 _NO_LIMIT: Final = timedelta(0)
 _IDLE_MARGIN: Final = 2
 """A stream is cut after this many of the intervals in which its server promises to send."""
-_SAME_HOST_ATTEMPTS: Final = 3
+_SAME_HOST_ATTEMPTS: Final = 20
+"""Picks of another replica for a retry. A dead replica has no requests, so the least-loaded choice
+prefers it until it is ejected: of two replicas each pick finds the live one only once in four."""
 
 
 def edge_contracts() -> tuple[MethodContract, ...]:
