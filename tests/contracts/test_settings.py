@@ -40,8 +40,8 @@ def own_fields(area: str) -> dict[str, FieldInfo]:
 
 def row(prefix: str, name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    # A file that is shipped stands somewhere else in every installation.
-    text = str(default).removeprefix(f"{ROOT}/")
+    # A file that is shipped, and everybody's home, stand somewhere else in every installation.
+    text = str(default).removeprefix(f"{ROOT}/").replace(f"{Path.home()}/", "~/")
     shown = f"`{text}`" if text not in {"", ".", "None"} else "none"
     return f"| `{prefix}{name.upper()}` | {shown} | {field.description} |"
 
