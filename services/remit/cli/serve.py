@@ -39,7 +39,8 @@ def command(area: str, replica: str | None) -> None:
     settings = {name: load_settings(name, replica) for name in areas}
     first = next(iter(settings.values()))
     telemetry.configure_logging(area=area, replica=first.replica, level=first.log_level)
-    telemetry.configure_tracing(area=area, replica=first.replica, endpoint=first.otlp_endpoint)
+    if first.trace:
+        telemetry.configure_tracing(area=area, replica=first.replica)
     uvloop.run(_serve(settings))
 
 
@@ -82,7 +83,7 @@ def _keep_what_was_loaded(_port: int, _http_port: int) -> None:
 async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event) -> None:
     open_service: Any = importlib.import_module(f"remit.{area}.main").open_service
     clock, ids = SystemClock(), SystemIds()
-    tracing = bool(settings.otlp_endpoint)
+    tracing = settings.trace
     async with contextlib.AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(
             Mesh.connect(settings.mesh_address, TlsIdentity.load(settings.tls_dir), tracing=tracing)

@@ -85,7 +85,7 @@ class _Host:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[int, int]]:
         server, health_servicer = build_server(
-            self._guard, self._service.servicers, tracing=bool(self._settings.otlp_endpoint)
+            self._guard, self._service.servicers, tracing=self._settings.trace
         )
         port = _bound(server, self._settings)
         async with serve_http(self._settings.host, self._settings.http_port, self._probes) as http:
