@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
@@ -80,3 +81,13 @@ def test_the_floor_of_protobuf_is_what_the_stubs_demand() -> None:
 
 def test_the_floor_of_grpcio_is_what_the_stubs_demand() -> None:
     assert floors()["grpcio"] >= demanded(GRPC_FLOOR, "*_pb2_grpc.py")
+
+
+def test_no_two_distributions_install_the_same_file() -> None:
+    """Which of the two stays is the order of installation, and so is chance."""
+    owners: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            if file.suffix != ".pyc":
+                owners.setdefault(str(file), set()).add(distribution.metadata["Name"])
+    assert {file: names for file, names in owners.items() if len(names) > 1} == {}

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
-from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from remit.api.gateway.v1 import authorization_pb2
 from remit.gateway.bootstrap import render_binary
 from remit.gateway.topology import Replica, Topology
 from remit.local.certificates import ensure_certificates
@@ -22,6 +22,7 @@ from remit.local.envoy_process import EnvoyProcess, find_envoy
 from remit.local.state import StateDirectory
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import AREAS
+from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.identity import TlsIdentity, dns_name
 from tests.ports import free_ports
 from tests.waiting import eventually
@@ -64,7 +65,7 @@ class Upstream:
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         if self.area == "policy":
-            external_auth_pb2_grpc.add_AuthorizationServicer_to_server(self.world, self.server)
+            add_authorization_servicer(self.world, self.server)
         credentials = self.world.identity(self.area).server_credentials()
         self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self.server.start()
@@ -95,7 +96,7 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-class World(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
+class World:
     """Envoy, the replicas behind it, and what they were asked."""
 
     def __init__(self, state: StateDirectory, topology: Topology) -> None:
@@ -104,7 +105,7 @@ class World(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
         self.envoy = EnvoyProcess(topology)
         self.answers: dict[str, Answer] = {}
         self.seen: list[Seen] = []
-        self.checks: list[external_auth_pb2.CheckRequest] = []
+        self.checks: list[authorization_pb2.CheckRequest] = []
         self.verdict = allow("remit-of-alice")
         self.upstreams = {
             (area, index): Upstream(area, index, self, replica.port)
@@ -114,8 +115,8 @@ class World(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
         self.channels: list[grpc.aio.Channel] = []
 
     async def Check(
-        self, request: external_auth_pb2.CheckRequest, context: Any
-    ) -> external_auth_pb2.CheckResponse:
+        self, request: authorization_pb2.CheckRequest, context: Any
+    ) -> authorization_pb2.CheckResponse:
         self.checks.append(request)
         return self.verdict
 
@@ -136,13 +137,13 @@ class World(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
         return channel
 
 
-def allow(remit: str) -> external_auth_pb2.CheckResponse:
+def allow(remit: str) -> authorization_pb2.CheckResponse:
     """The verdict that puts `remit` in place of the credential."""
-    response = external_auth_pb2.CheckResponse(status=status_pb2.Status(code=code_pb2.OK))
+    response = authorization_pb2.CheckResponse(status=status_pb2.Status(code=code_pb2.OK))
     response.ok_response.headers_to_remove.append("authorization")
     header = response.ok_response.headers.add()
     header.header.key, header.header.value = "remit-token", remit
-    header.append_action = 2  # OVERWRITE_IF_EXISTS_OR_ADD
+    header.append_action = header.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD
     return response
 
 

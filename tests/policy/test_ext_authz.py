@@ -6,17 +6,18 @@ import base64
 import json
 
 import pytest
-from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from google.rpc import status_pb2
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
+from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
 from remit.policy.epochs import Policies
 from remit.policy.ext_authz import refused
 from remit.policy.rules import PolicySource
 from remit.postgres import Database
 from remit.rpc.contracts import STANDARD_CONTRACTS, all_contracts
+from remit.rpc.envoy import AuthorizationStub
 from remit.rpc.errors import RemitError, reason_contract
 from tests.policy.world import ALICE, CACHE_S, MovedClock, World
 
@@ -26,20 +27,20 @@ CREATE_KEY = "/remit.api.policy.v1.PolicyAdminService/CreateApiKey"
 
 async def check(
     world: World, path: str = LIST_AGENTS, **headers: str
-) -> external_auth_pb2.CheckResponse:
-    request = external_auth_pb2.CheckRequest()
+) -> authorization_pb2.CheckResponse:
+    request = authorization_pb2.CheckRequest()
     http = request.attributes.request.http
     http.path = path
     http.headers["content-type"] = "application/grpc"
     for name, value in headers.items():
         http.headers[name.replace("_", "-")] = value
     edge = world.mesh.as_caller(options_pb2.CALLER_PUBLIC)
-    stub = edge.stub(external_auth_pb2_grpc.AuthorizationStub)
-    response: external_auth_pb2.CheckResponse = await stub.Check(request)
+    stub = edge.stub(AuthorizationStub)
+    response: authorization_pb2.CheckResponse = await stub.Check(request)
     return response
 
 
-def error_of(response: external_auth_pb2.CheckResponse) -> RemitError:
+def error_of(response: authorization_pb2.CheckResponse) -> RemitError:
     """Read a refusal as a gRPC client does: from the headers that Envoy passes on."""
     assert response.WhichOneof("http_response") == "denied_response"
     headers = headers_of(response)
@@ -49,7 +50,7 @@ def error_of(response: external_auth_pb2.CheckResponse) -> RemitError:
     return RemitError.from_status(status)
 
 
-def headers_of(response: external_auth_pb2.CheckResponse) -> dict[str, str]:
+def headers_of(response: authorization_pb2.CheckResponse) -> dict[str, str]:
     options = (
         response.denied_response.headers
         if response.HasField("denied_response")
@@ -71,7 +72,7 @@ async def test_a_key_is_exchanged_for_a_remit_and_removed(world: World, header: 
     assert (remit.subject, remit.roles) == (ALICE, frozenset({"admin"}))
     assert set(response.ok_response.headers_to_remove) == {"authorization", "x-api-key"}
     (option,) = response.ok_response.headers
-    assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
+    assert option.append_action == option.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD
 
 
 BAD_CREDENTIALS: list[tuple[dict[str, str], str]] = [
@@ -180,9 +181,9 @@ async def test_without_its_database_the_edge_admits_nobody_and_says_why(
 
 async def test_only_the_edge_may_ask(world: World) -> None:
     agent = world.mesh.as_caller(options_pb2.CALLER_AGENT)
-    stub = agent.stub(external_auth_pb2_grpc.AuthorizationStub)
+    stub = agent.stub(AuthorizationStub)
     with pytest.raises(RemitError) as caught:
-        await stub.Check(external_auth_pb2.CheckRequest())
+        await stub.Check(authorization_pb2.CheckRequest())
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
 
 

@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import envoy
 import grpc
 import pytest
-from envoy.service.auth.v3 import external_auth_pb2_grpc
 
 from remit.api.agent.v1 import agent_catalog_service_pb2, agent_catalog_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
+from remit.local.envoy_process import find_envoy
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.mesh import Mesh
@@ -25,8 +25,6 @@ from remit.rpc.server import build_server
 from tests.policy.world import ALICE, World
 from tests.ports import free_ports
 from tests.waiting import eventually
-
-_BINARIES = sorted((Path(envoy.__file__).parent / "_bin").glob("envoy*"))
 
 
 class Echo(agent_catalog_service_pb2_grpc.AgentCatalogServiceServicer):
@@ -125,7 +123,7 @@ async def running_envoy(folder: Path, bootstrap: dict[str, Any], port: int) -> A
     path = folder / "envoy.json"
     path.write_text(json.dumps(bootstrap))
     process = await asyncio.create_subprocess_exec(
-        str(_BINARIES[0]),
+        str(find_envoy(None)),
         *("-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"),
     )
 
@@ -160,7 +158,7 @@ async def edge(world: World, tmp_path: Path) -> AsyncIterator[int]:
         guard,
         [
             (
-                external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
+                add_authorization_servicer,
                 EdgeAuthorization(world.credentials, world.policies),
             )
         ],

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-from envoy.service.auth.v3 import external_auth_pb2_grpc
 
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
@@ -32,6 +31,7 @@ from remit.policy.service import PolicyService
 from remit.policy.signing import Seal
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
+from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
@@ -198,7 +198,7 @@ class World:
         )
         self.mesh.add(
             guard,
-            external_auth_pb2_grpc.add_AuthorizationServicer_to_server,
+            add_authorization_servicer,
             EdgeAuthorization(self.credentials, self.policies),
         )
 

@@ -21,10 +21,11 @@ from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.
 from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, area_cluster, socket_address
-from remit.gateway.listeners import EXT_AUTHZ_PATH, edge_listener, mesh_listener
+from remit.gateway.listeners import edge_listener, mesh_listener
 from remit.gateway.routes import STANDARD_AREA, edge_contracts
 from remit.gateway.topology import Topology
 from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract, contracts_of
+from remit.rpc.envoy import AUTHORIZATION_CHECK
 
 _MAX_CONNECTIONS: Final = 10_000
 
@@ -70,7 +71,7 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
 def _edge_calls(area: str) -> Sequence[MethodContract]:
     """What the edge sends to an area: public RPCs and the checks of credentials."""
     calls = [c for c in edge_contracts() if (c.area or STANDARD_AREA) == area]
-    check = STANDARD_CONTRACTS[EXT_AUTHZ_PATH]
+    check = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
     return [*calls, check] if area == check.area else calls
 
 

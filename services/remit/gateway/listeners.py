@@ -52,8 +52,8 @@ from remit.gateway.tls import mesh_downstream_tls
 from remit.gateway.topology import Address, Resilience, Topology
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import STANDARD_CONTRACTS
+from remit.rpc.envoy import AUTHORIZATION_CHECK
 
-EXT_AUTHZ_PATH: Final = "/envoy.service.auth.v3.Authorization/Check"
 _MAX_STREAMS_PER_CONNECTION: Final = 1024
 _STREAM_WINDOW_BYTES: Final = 1 << 20
 _CONNECTION_WINDOW_BYTES: Final = 4 << 20
@@ -157,7 +157,7 @@ def _strip_identity() -> TypedExtensionConfig:
 
 def _ext_authz() -> HttpFilter:
     """Asks the policy service to exchange the credential; without its answer nothing passes."""
-    contract = STANDARD_CONTRACTS[EXT_AUTHZ_PATH]
+    contract = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
     service = GrpcService(
         envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=cluster_name(EDGE, contract.area)),
         timeout=timedelta(seconds=contract.deadline_s),

@@ -13,9 +13,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
-from envoy.config.core.v3 import base_pb2
-from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
-from envoy.type.v3 import http_status_pb2
 from google.protobuf import json_format
 from google.rpc import status_pb2
 
@@ -26,6 +23,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_MISSING,
     ERROR_REASON_PERMISSION_DENIED,
 )
+from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
 from remit.policy.credentials import Credentials, Session
 from remit.policy.epochs import Policies
@@ -52,7 +50,7 @@ _HTTP: Final = {
 log = telemetry.logger(__name__)
 
 
-class EdgeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):  # type: ignore[misc]
+class EdgeAuthorization:
     """Decides whether a client's call may enter the mesh, and as whom."""
 
     def __init__(self, credentials: Credentials, policies: Policies) -> None:
@@ -61,9 +59,9 @@ class EdgeAuthorization(external_auth_pb2_grpc.AuthorizationServicer):  # type: 
 
     async def Check(
         self,
-        request: external_auth_pb2.CheckRequest,
+        request: authorization_pb2.CheckRequest,
         context: Context,  # noqa: ARG002 - the servicer's signature
-    ) -> external_auth_pb2.CheckResponse:
+    ) -> authorization_pb2.CheckResponse:
         """Answer the edge. A refusal is an answer too, so that the client learns the reason."""
         http = request.attributes.request.http
         headers = {name.lower(): value for name, value in http.headers.items()}
@@ -144,34 +142,34 @@ def presented_key(headers: Mapping[str, str]) -> str:
     return authorization[len(_BEARER) :].strip()
 
 
-def admitted(token: str) -> external_auth_pb2.CheckResponse:
+def admitted(token: str) -> authorization_pb2.CheckResponse:
     """Let the call pass with `token` as its remit, and without the credential."""
     removed = [AUTHORIZATION, API_KEY] if token else [AUTHORIZATION, API_KEY, REMIT_KEY]
-    return external_auth_pb2.CheckResponse(
+    return authorization_pb2.CheckResponse(
         status=status_pb2.Status(),
-        ok_response=external_auth_pb2.OkHttpResponse(
+        ok_response=authorization_pb2.OkHttpResponse(
             headers=[_header(REMIT_KEY, token)] if token else [], headers_to_remove=removed
         ),
     )
 
 
-def refused(error: RemitError, *, is_grpc: bool) -> external_auth_pb2.CheckResponse:
+def refused(error: RemitError, *, is_grpc: bool) -> authorization_pb2.CheckResponse:
     """Refuse the call so that the client sees the same error as from a service."""
     status = error.to_status()
     http_status = _HTTP.get(error.code, 500)
-    denied = external_auth_pb2.DeniedHttpResponse(
-        status=http_status_pb2.HttpStatus(code=http_status),
+    denied = authorization_pb2.DeniedHttpResponse(
+        status=authorization_pb2.HttpStatus(code=http_status),
         headers=_grpc_headers(status) if is_grpc else [_header("content-type", "application/json")],
         body=error.message if is_grpc else json_format.MessageToJson(status, indent=None),
     )
     if error.retry_after_s is not None:
         denied.headers.append(_header("retry-after", str(max(1, round(error.retry_after_s)))))
-    return external_auth_pb2.CheckResponse(
+    return authorization_pb2.CheckResponse(
         status=status_pb2.Status(code=status.code), denied_response=denied
     )
 
 
-def _grpc_headers(status: status_pb2.Status) -> list[base_pb2.HeaderValueOption]:
+def _grpc_headers(status: status_pb2.Status) -> list[authorization_pb2.HeaderValueOption]:
     """Write the code and details as a gRPC server would (trailers-only response).
 
     Envoy answers a gRPC client with a code that it derives from the HTTP status; these headers say
@@ -185,8 +183,8 @@ def _grpc_headers(status: status_pb2.Status) -> list[base_pb2.HeaderValueOption]
     ]
 
 
-def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
-    return base_pb2.HeaderValueOption(
-        header=base_pb2.HeaderValue(key=name, value=value),
-        append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+def _header(name: str, value: str) -> authorization_pb2.HeaderValueOption:
+    return authorization_pb2.HeaderValueOption(
+        header=authorization_pb2.HeaderValue(key=name, value=value),
+        append_action=authorization_pb2.HeaderValueOption.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD,
     )

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from envoy.service.auth.v3 import external_auth_pb2_grpc
-
 from remit import telemetry
 from remit.api.audit.v1 import audit_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
@@ -30,6 +28,7 @@ from remit.policy.signing import Seal
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.clock import Clock
+from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
@@ -125,7 +124,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         servicers=(
             (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, hot),
             (policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server, admin),
-            (external_auth_pb2_grpc.add_AuthorizationServicer_to_server, edge),
+            (add_authorization_servicer, edge),
         ),
         verifier=verifier,
         background=(recorder.run, lambda: _refresh(keys, policies, settings.refresh_s)),

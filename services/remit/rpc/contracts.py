@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from google.protobuf import descriptor, duration_pb2
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor, descriptor_pb2, duration_pb2
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
@@ -53,6 +54,19 @@ class StreamContract:
 
 
 @dataclass(frozen=True)
+class HttpBinding:
+    """The REST form of an RPC (google.api.HttpRule).
+
+    `verb` is as `GET`, `path` as `/v1/{name=runs/*}`; `body` names the request field that the JSON
+    body fills: `*` is the whole request, empty means that there is no body.
+    """
+
+    verb: str
+    path: str
+    body: str
+
+
+@dataclass(frozen=True)
 class MethodContract:
     """What an RPC promises and needs; see protos/remit/api/options/v1/options.proto."""
 
@@ -68,6 +82,7 @@ class MethodContract:
     resource: str
     key: str
     stream: StreamContract | None
+    http: HttpBinding | None
     audit: AuditClass.ValueType
     max_request_bytes: int
     max_response_bytes: int
@@ -159,6 +174,7 @@ def _read(method: descriptor.MethodDescriptor) -> MethodContract:
         resource=stated.resource,
         key=stated.key,
         stream=_stream(stated),
+        http=_http(options),
         audit=stated.audit,
         max_request_bytes=stated.max_request_bytes,
         max_response_bytes=stated.max_response_bytes,
@@ -172,6 +188,16 @@ def _stream(stated: options_pb2.MethodContract) -> StreamContract | None:
     return StreamContract(
         _seconds(stated.stream.idle), _seconds(stated.stream.max_life), stated.stream.resume
     )
+
+
+def _http(options: descriptor_pb2.MethodOptions) -> HttpBinding | None:
+    # The types of googleapis-common-protos know extensions as plain field descriptors.
+    annotation: Any = annotations_pb2.http
+    if not options.HasExtension(annotation):
+        return None
+    rule: http_pb2.HttpRule = options.Extensions[annotation]
+    verb = rule.WhichOneof("pattern") or ""
+    return HttpBinding(verb.upper(), getattr(rule, verb), rule.body)
 
 
 def _seconds(duration: duration_pb2.Duration) -> float:
@@ -194,6 +220,7 @@ def _standard(path: str, **facts: object) -> MethodContract:
         "resource": "",
         "key": "",
         "stream": None,
+        "http": None,
         "audit": options_pb2.AUDIT_CLASS_NONE,
         "max_request_bytes": 65_536,
         "max_response_bytes": 1_048_576,

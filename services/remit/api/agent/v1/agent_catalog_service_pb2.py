@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from remit.api.agent.v1 import agent_pb2 as remit_dot_api_dot_agent_dot_v1_dot_agent__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/agent/v1/agent_catalog_service.proto\x12\x12remit.api.agent.v1\x1a\x1eremit/api/agent/v1/agent.proto\x1a\"remit/api/options/v1/options.proto\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListAgentsResponse\x12)\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x19.remit.api.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x19.remit.api.agent.v1.Agent2\xaf\x02\n\x13\x41gentCatalogService\x12\x8a\x01\n\nListAgents\x12%.remit.api.agent.v1.ListAgentsRequest\x1a&.remit.api.agent.v1.ListAgentsResponse\"-\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x61gents.listX\x04`\x80 h\x80\x80@p@\x12\x8a\x01\n\x08GetAgent\x12#.remit.api.agent.v1.GetAgentRequest\x1a$.remit.api.agent.v1.GetAgentResponse\"3\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x61gents.listB\x04nameX\x04`\x80 h\x80\x80\x04p@b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/agent/v1/agent_catalog_service.proto\x12\x12remit.api.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1eremit/api/agent/v1/agent.proto\x1a\"remit/api/options/v1/options.proto\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListAgentsResponse\x12)\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x19.remit.api.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x19.remit.api.agent.v1.Agent2\xdc\x02\n\x13\x41gentCatalogService\x12\x9c\x01\n\nListAgents\x12%.remit.api.agent.v1.ListAgentsRequest\x1a&.remit.api.agent.v1.ListAgentsResponse\"?\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x61gents.listX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/agents\x12\xa5\x01\n\x08GetAgent\x12#.remit.api.agent.v1.GetAgentRequest\x1a$.remit.api.agent.v1.GetAgentResponse\"N\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x61gents.listB\x04nameX\x04`\x80 h\x80\x80\x04p@\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=agents/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +35,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.agent.v1.agent_ca
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENTCATALOGSERVICE'].methods_by_name['ListAgents']._loaded_options = None
-  _globals['_AGENTCATALOGSERVICE'].methods_by_name['ListAgents']._serialized_options = b'\212\347\030)\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013agents.listX\004`\200 h\200\200@p@'
+  _globals['_AGENTCATALOGSERVICE'].methods_by_name['ListAgents']._serialized_options = b'\212\347\030)\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013agents.listX\004`\200 h\200\200@p@\202\323\344\223\002\014\022\n/v1/agents'
   _globals['_AGENTCATALOGSERVICE'].methods_by_name['GetAgent']._loaded_options = None
-  _globals['_AGENTCATALOGSERVICE'].methods_by_name['GetAgent']._serialized_options = b'\212\347\030/\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013agents.listB\004nameX\004`\200 h\200\200\004p@'
-  _globals['_LISTAGENTSREQUEST']._serialized_start=138
-  _globals['_LISTAGENTSREQUEST']._serialized_end=196
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=198
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=286
-  _globals['_GETAGENTREQUEST']._serialized_start=288
-  _globals['_GETAGENTREQUEST']._serialized_end=319
-  _globals['_GETAGENTRESPONSE']._serialized_start=321
-  _globals['_GETAGENTRESPONSE']._serialized_end=381
-  _globals['_AGENTCATALOGSERVICE']._serialized_start=384
-  _globals['_AGENTCATALOGSERVICE']._serialized_end=687
+  _globals['_AGENTCATALOGSERVICE'].methods_by_name['GetAgent']._serialized_options = b'\212\347\030/\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013agents.listB\004nameX\004`\200 h\200\200\004p@\202\323\344\223\002\025\022\023/v1/{name=agents/*}'
+  _globals['_LISTAGENTSREQUEST']._serialized_start=168
+  _globals['_LISTAGENTSREQUEST']._serialized_end=226
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=228
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=316
+  _globals['_GETAGENTREQUEST']._serialized_start=318
+  _globals['_GETAGENTREQUEST']._serialized_end=349
+  _globals['_GETAGENTRESPONSE']._serialized_start=351
+  _globals['_GETAGENTRESPONSE']._serialized_end=411
+  _globals['_AGENTCATALOGSERVICE']._serialized_start=414
+  _globals['_AGENTCATALOGSERVICE']._serialized_end=762
 # @@protoc_insertion_point(module_scope)

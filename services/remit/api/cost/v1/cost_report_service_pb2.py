@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from remit.api.cost.v1 import reservation_pb2 as remit_dot_api_dot_cost_dot_v1_dot_reservation__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/cost/v1/cost_report_service.proto\x12\x11remit.api.cost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#remit/api/cost/v1/reservation.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xf8\x02\n\x10ListSpendRequest\x12?\n\x08group_by\x18\x01 \x01(\x0e\x32-.remit.api.cost.v1.ListSpendRequest.Dimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x9d\x01\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IMENSION_USER\x10\x01\x12\x12\n\x0e\x44IMENSION_TEAM\x10\x02\x12\x13\n\x0f\x44IMENSION_AGENT\x10\x03\x12\x12\n\x0e\x44IMENSION_ITEM\x10\x04\x12\x11\n\rDIMENSION_RUN\x10\x05\x12\x11\n\rDIMENSION_DAY\x10\x06\"\x83\x01\n\x11ListSpendResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\x05total\x18\x03 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\x96\x01\n\x08SpendRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x02 \x01(\x03\x12\x15\n\rpending_nanos\x18\x03 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x04 \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\"w\n\x10SetBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\">\n\x11SetBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc6\x03\n\x11\x43ostReportService\x12\x84\x01\n\tListSpend\x12#.remit.api.cost.v1.ListSpendRequest\x1a$.remit.api.cost.v1.ListSpendResponse\",\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x12\x9a\x01\n\tSetBudget\x12#.remit.api.cost.v1.SetBudgetRequest\x1a$.remit.api.cost.v1.SetBudgetResponse\"B\x8a\xe7\x18>\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x62udgets.setB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x12\x8c\x01\n\x0bListBudgets\x12%.remit.api.cost.v1.ListBudgetsRequest\x1a&.remit.api.cost.v1.ListBudgetsResponse\".\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/cost/v1/cost_report_service.proto\x12\x11remit.api.cost.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#remit/api/cost/v1/reservation.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xf8\x02\n\x10ListSpendRequest\x12?\n\x08group_by\x18\x01 \x01(\x0e\x32-.remit.api.cost.v1.ListSpendRequest.Dimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x9d\x01\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IMENSION_USER\x10\x01\x12\x12\n\x0e\x44IMENSION_TEAM\x10\x02\x12\x13\n\x0f\x44IMENSION_AGENT\x10\x03\x12\x12\n\x0e\x44IMENSION_ITEM\x10\x04\x12\x11\n\rDIMENSION_RUN\x10\x05\x12\x11\n\rDIMENSION_DAY\x10\x06\"\x83\x01\n\x11ListSpendResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\x05total\x18\x03 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\x96\x01\n\x08SpendRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x02 \x01(\x03\x12\x15\n\rpending_nanos\x18\x03 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x04 \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\"w\n\x10SetBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\">\n\x11SetBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x80\x04\n\x11\x43ostReportService\x12\x95\x01\n\tListSpend\x12#.remit.api.cost.v1.ListSpendRequest\x1a$.remit.api.cost.v1.ListSpendResponse\"=\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/spend\x12\xb0\x01\n\tSetBudget\x12#.remit.api.cost.v1.SetBudgetRequest\x1a$.remit.api.cost.v1.SetBudgetResponse\"X\x8a\xe7\x18>\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x62udgets.setB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/budgets:\x01*\x12\x9f\x01\n\x0bListBudgets\x12%.remit.api.cost.v1.ListBudgetsRequest\x1a&.remit.api.cost.v1.ListBudgetsResponse\"A\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/budgetsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +37,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.cost.v1.cost_repo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListSpend']._loaded_options = None
-  _globals['_COSTREPORTSERVICE'].methods_by_name['ListSpend']._serialized_options = b'\212\347\030(\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\nspend.readX\004`\200 h\200\200@p\020'
+  _globals['_COSTREPORTSERVICE'].methods_by_name['ListSpend']._serialized_options = b'\212\347\030(\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\nspend.readX\004`\200 h\200\200@p\020\202\323\344\223\002\013\022\t/v1/spend'
   _globals['_COSTREPORTSERVICE'].methods_by_name['SetBudget']._loaded_options = None
-  _globals['_COSTREPORTSERVICE'].methods_by_name['SetBudget']._serialized_options = b'\212\347\030>\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013budgets.setB\007accountJ\nrequest_idX\002`\200 h\200\200\001p\020'
+  _globals['_COSTREPORTSERVICE'].methods_by_name['SetBudget']._serialized_options = b'\212\347\030>\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013budgets.setB\007accountJ\nrequest_idX\002`\200 h\200\200\001p\020\202\323\344\223\002\020\"\013/v1/budgets:\001*'
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgets']._loaded_options = None
-  _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgets']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\014budgets.listX\004`\200 h\200\200@p\020'
-  _globals['_LISTSPENDREQUEST']._serialized_start=205
-  _globals['_LISTSPENDREQUEST']._serialized_end=581
-  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_start=424
-  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_end=581
-  _globals['_LISTSPENDRESPONSE']._serialized_start=584
-  _globals['_LISTSPENDRESPONSE']._serialized_end=715
-  _globals['_SPENDROW']._serialized_start=718
-  _globals['_SPENDROW']._serialized_end=868
-  _globals['_SETBUDGETREQUEST']._serialized_start=870
-  _globals['_SETBUDGETREQUEST']._serialized_end=989
-  _globals['_SETBUDGETRESPONSE']._serialized_start=991
-  _globals['_SETBUDGETRESPONSE']._serialized_end=1053
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=1055
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=1114
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1116
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1206
-  _globals['_COSTREPORTSERVICE']._serialized_start=1209
-  _globals['_COSTREPORTSERVICE']._serialized_end=1663
+  _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgets']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\014budgets.listX\004`\200 h\200\200@p\020\202\323\344\223\002\r\022\013/v1/budgets'
+  _globals['_LISTSPENDREQUEST']._serialized_start=235
+  _globals['_LISTSPENDREQUEST']._serialized_end=611
+  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_start=454
+  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_end=611
+  _globals['_LISTSPENDRESPONSE']._serialized_start=614
+  _globals['_LISTSPENDRESPONSE']._serialized_end=745
+  _globals['_SPENDROW']._serialized_start=748
+  _globals['_SPENDROW']._serialized_end=898
+  _globals['_SETBUDGETREQUEST']._serialized_start=900
+  _globals['_SETBUDGETREQUEST']._serialized_end=1019
+  _globals['_SETBUDGETRESPONSE']._serialized_start=1021
+  _globals['_SETBUDGETRESPONSE']._serialized_end=1083
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=1085
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=1144
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1146
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1236
+  _globals['_COSTREPORTSERVICE']._serialized_start=1239
+  _globals['_COSTREPORTSERVICE']._serialized_end=1751
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/gateway by `make protos`; never edited."""
