@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test process, and a fresh database for every test that asks."""
+"""A real PostgreSQL and a real mesh for every test process, a fresh database for every test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -18,6 +19,9 @@ from hypothesis import settings
 
 from remit import telemetry
 from remit.postgres import DATABASES, Database, migrate
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import RunningMesh
 
 # An example's time says more about the machine's load than about the code.
 settings.register_profile("remit", deadline=None)
@@ -100,6 +104,16 @@ def postgres() -> Iterator[PostgresCluster]:
         postmaster.wait(timeout=10)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[RunningMesh]:
+    """One mesh for the whole test process, two replicas of policy. Do not kill its parts."""
+    # Imported when it is needed: most tests need no mesh, and it is a second of imports.
+    from tests.integration.conftest import started_mesh  # noqa: PLC0415
+
+    with started_mesh({"policy": 2}) as running:
+        yield running
 
 
 @pytest.fixture

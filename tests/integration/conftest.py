@@ -1,4 +1,7 @@
-"""The whole mesh, started as a user starts it: `remit up` on a state directory of its own."""
+"""The whole mesh, started as a user starts it: `remit up` on a state directory of its own.
+
+The fixture `mesh`, which most tests share, stands in tests/conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from remit.gateway.topology import Topology
 from remit.local.first_key import ORG
@@ -81,13 +82,6 @@ class RunningMesh:
         parts = json.loads((self.state / "mesh.json").read_text())["parts"]
         assert isinstance(parts, dict)
         return parts
-
-
-@pytest.fixture(scope="session")
-def mesh() -> Iterator[RunningMesh]:
-    """One mesh for the whole session, two replicas of policy. Do not kill its parts."""
-    with started_mesh({"policy": 2}) as running:
-        yield running
 
 
 @contextlib.contextmanager
