@@ -1,9 +1,8 @@
 """What runs write: creations and journal entries, many in one commit.
 
 Each entry names the fencing token of its writer and the sequence that it follows. Both are checked
-in the transaction that writes it, under the run's row lock, so a worker that lost its lease writes
+in the statement that writes it, under the run's row lock, so a worker that lost its lease writes
 nothing, and an entry that was committed although its writer never heard so is not written twice.
-Batches lock runs, then insert content, each in key order.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Final, TypeAlias
 from uuid import UUID
-
-import asyncpg
 
 from remit import names
 from remit.agent.journal import TERMINAL
@@ -99,7 +96,12 @@ class RunStore:
         self._origin = origin
         self._max_queued_runs = max_queued_runs
         self._commit: GroupCommit[Item, Outcome] = GroupCommit(
-            database, self._write, name="run journal", max_batch=max_batch, max_queue=max_queue
+            database,
+            self._write,
+            name="run journal",
+            opens=lambda _: "",  # the batch is one statement
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
 
     @property
@@ -129,42 +131,37 @@ class RunStore:
     async def _write(
         self, connection: Connection, items: Sequence[Item]
     ) -> Sequence[Outcome | RemitError]:
-        created = await self._insert_runs(connection, [i for i in items if isinstance(i, NewRun)])
-        fenced = await _fenced(connection, [i for i in items if isinstance(i, Entry)])
-        accepted = _Batch(self._origin)
-        outcomes: list[Outcome | RemitError] = []
+        refused = await self._refused(connection, items)
+        batch = _Batch(self._origin)
         for item in items:
-            outcome = created[id(item)] if isinstance(item, NewRun) else fenced.get(id(item))
-            outcomes.append(outcome)
-            accepted.take(item, outcome)
-        await accepted.write(connection)
-        return outcomes
+            if id(item) not in refused:
+                batch.take(item)
+        written = await batch.write(connection)
+        return [
+            refused[id(item)]
+            if id(item) in refused
+            else await _outcome(connection, item, written=_run_of(item) in written)
+            for item in items
+        ]
 
-    async def _insert_runs(
-        self, connection: Connection, new: list[NewRun]
-    ) -> dict[int, CreatedRun | RemitError]:
-        if not new:
-            return {}
-        refused = await self._refused_by_queue(connection, new)
-        rest = sorted(
-            (n for n in new if id(n) not in refused),
-            key=lambda n: (n.org, n.run.subject, n.request_id),
-        )
-        inserted = await connection.fetch(_INSERT_RUNS, *_columns([_run_row(n) for n in rest], 17))
-        fresh = {row["run"] for row in inserted}
-        outcomes: dict[int, CreatedRun | RemitError] = dict(refused)
-        for item in rest:
-            outcomes[id(item)] = (
-                CreatedRun(item.run.name, is_new=True)
-                if run_id(item.run.name) in fresh
-                else await _earlier(connection, item)
-            )
-        return outcomes
+    async def _refused(
+        self, connection: Connection, items: Sequence[Item]
+    ) -> dict[int, RemitError]:
+        """What cannot be written whatever the database holds, by identity."""
+        refused = await self._refused_by_queue(connection, items)
+        appended: set[UUID] = set()
+        for item in items:
+            if not isinstance(item, Entry):
+                continue
+            if item.run_id in appended:
+                refused[id(item)] = fenced(item.summary.name)
+            appended.add(item.run_id)
+        return refused
 
     async def _refused_by_queue(
-        self, connection: Connection, new: list[NewRun]
+        self, connection: Connection, items: Sequence[Item]
     ) -> dict[int, RemitError]:
-        queued = [n for n in new if not n.owner]
+        queued = [item for item in items if isinstance(item, NewRun) and not item.owner]
         if not queued:
             return {}
         length = await connection.fetchval("SELECT count(*) FROM runs WHERE state = 1")
@@ -174,83 +171,69 @@ class RunStore:
 
 @dataclass
 class _Batch:
-    """The rows of the items that a transaction accepted."""
+    """The rows of one commit. Those of a run are written only if the run may be."""
 
     origin: str
+    runs: list[NewRun] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
-    contents: dict[bytes, bytes] = field(default_factory=dict)
-    updates: list[tuple[object, ...]] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
+    contents: dict[tuple[bytes, UUID], bytes] = field(default_factory=dict)
+    notices: list[tuple[UUID, str]] = field(default_factory=list)
 
-    def take(self, item: Item, outcome: Outcome | RemitError) -> None:
-        if isinstance(outcome, RemitError) or (outcome is not None and not outcome.is_new):
-            return
-        self._keep(item.offer)
-        self._take_events(item.events)
-        if isinstance(item, NewRun):
-            # The first event holds task and context too, so their content is kept with it.
-            run = run_id(item.run.name)
-            if not item.owner:
-                self.notices.append(QUEUED)
-        else:
-            run = item.run_id
-            for artifact in item.artifacts:
-                self._keep(artifact)
-            self.updates.append(_update_row(item))
-        self.notices.append(f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}")
-
-    def _take_events(self, events: Sequence[run_pb2.RunEvent]) -> None:
-        for event in events:
+    def take(self, item: Item) -> None:
+        run = _run_of(item)
+        self._keep(run, item.offer)
+        for event in item.events:
             row, content = encode_event(event)
             self.events.append(row)
-            self._keep(content)
+            self._keep(run, content)
+        if isinstance(item, NewRun):
+            # The first event holds task and context too, so their content is kept with it.
+            self.runs.append(item)
+            if not item.owner:
+                self.notices.append((run, QUEUED))
+        else:
+            self.entries.append(item)
+            for artifact in item.artifacts:
+                self._keep(run, artifact)
+        last = f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}"
+        self.notices.append((run, last))
 
-    def _keep(self, content: Content | None) -> None:
+    def _keep(self, run: UUID, content: Content | None) -> None:
         if content is not None:
-            self.contents[content.digest] = content.data
+            self.contents[content.digest, run] = content.data
 
-    async def write(self, connection: Connection) -> None:
+    async def write(self, connection: Connection) -> set[UUID]:
+        """The runs that were created or appended to; of the others nothing is written."""
         if not self.events:
-            return
-        contents = sorted(self.contents.items())
+            return set()
+        contents = [(run, digest, data) for (digest, run), data in sorted(self.contents.items())]
         events = [
             (e.run, e.sequence, e.event_time, e.percent, e.payload, e.content_digest, e.digest)
             for e in self.events
         ]
-        await connection.execute(
+        runs = sorted(self.runs, key=lambda n: (n.org, n.run.subject, n.request_id))
+        rows = await connection.fetch(
             _WRITE,
-            *_columns(contents, 2),
+            *_columns([_run_row(new) for new in runs], 17),
+            *_columns([_update_row(entry) for entry in self.entries], 9),
+            *_columns(contents, 3),
             *_columns(events, 7),
-            *_columns(self.updates, 7),
-            sorted(set(self.notices)),
+            *_columns(self.notices, 2),
         )
+        return {row["run"] for row in rows}
 
 
-async def _fenced(connection: Connection, entries: list[Entry]) -> dict[int, RemitError]:
-    """The entries that may not be written, by identity; locks the rows of the others."""
-    if not entries:
-        return {}
-    runs = sorted({entry.run_id for entry in entries})
-    rows = await connection.fetch(_LOCK_RUNS, runs)
-    held = {row["run"]: row for row in rows}
-    refused: dict[int, RemitError] = {}
-    written: set[UUID] = set()
-    for entry in entries:
-        run = entry.run_id
-        if run in written or not _may_write(held.get(run), entry):
-            refused[id(entry)] = fenced(entry.summary.name)
-        else:
-            written.add(run)
-    return refused
+def _run_of(item: Item) -> UUID:
+    return run_id(item.run.name) if isinstance(item, NewRun) else item.run_id
 
 
-def _may_write(row: asyncpg.Record | None, entry: Entry) -> bool:
-    return (
-        row is not None
-        and row["fencing_token"] == entry.fencing_token
-        and row["last_sequence"] == entry.follows
-        and row["state"] not in TERMINAL
-    )
+async def _outcome(connection: Connection, item: Item, *, written: bool) -> Outcome | RemitError:
+    if isinstance(item, Entry):
+        return None if written else fenced(item.summary.name)
+    if written:
+        return CreatedRun(item.run.name, is_new=True)
+    return await _earlier(connection, item)
 
 
 def fenced(run: str) -> RemitError:
@@ -301,6 +284,8 @@ def _run_row(new: NewRun) -> tuple[object, ...]:
 def _update_row(entry: Entry) -> tuple[object, ...]:
     return (
         entry.run_id,
+        entry.fencing_token,
+        entry.follows,
         entry.summary.state,
         entry.summary.SerializeToString(deterministic=True),
         entry.events[-1].sequence,
@@ -325,62 +310,73 @@ FIND_REQUEST: Final = """
 SELECT run, body_digest FROM runs WHERE org = $1 AND subject = $2 AND request_id = $3
 """
 
-_INSERT_RUNS: Final = """
-INSERT INTO runs (
-    run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
-    deadline_time, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-    lease_expire_time
-)
-SELECT run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
-       clock_timestamp() + make_interval(secs => max_duration_s), summary, content_digest,
-       last_sequence, offer_digest, fencing_token, owner,
-       clock_timestamp() + make_interval(secs => lease_s)
-FROM unnest(
-    $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-    $8::smallint[], $9::timestamptz[], $10::float8[], $11::bytea[], $12::bytea[], $13::bigint[],
-    $14::bytea[], $15::bigint[], $16::text[], $17::float8[]
-) AS new (
-    run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
-    max_duration_s, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-    lease_s
-)
-ON CONFLICT (org, subject, request_id) DO NOTHING
-RETURNING run
-"""
-
-_LOCK_RUNS: Final = """
-SELECT run, fencing_token, last_sequence, state FROM runs
-WHERE run = ANY($1::uuid[]) ORDER BY run FOR UPDATE
-"""
-
-# One statement, so that a batch costs few round trips whatever its size.
+# One statement, and so a transaction by itself: one round trip whatever the batch's size. `locked`
+# locks rows in key order and reads their newest version; what is not in `written` leaves no trace.
 _WRITE: Final = """
-WITH contents AS (
+WITH fresh AS (
+    INSERT INTO runs (
+        run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
+        deadline_time, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
+        lease_expire_time
+    )
+    SELECT run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
+           clock_timestamp() + make_interval(secs => max_duration_s), summary, content_digest,
+           last_sequence, offer_digest, fencing_token, owner,
+           clock_timestamp() + make_interval(secs => lease_s)
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
+        $8::smallint[], $9::timestamptz[], $10::float8[], $11::bytea[], $12::bytea[],
+        $13::bigint[], $14::bytea[], $15::bigint[], $16::text[], $17::float8[]
+    ) AS new (
+        run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
+        max_duration_s, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
+        lease_s
+    )
+    ON CONFLICT (org, subject, request_id) DO NOTHING
+    RETURNING run
+), entry AS MATERIALIZED (
+    SELECT * FROM unnest(
+        $18::uuid[], $19::bigint[], $20::bigint[], $21::smallint[], $22::bytea[], $23::bigint[],
+        $24::bytea[], $25::text[], $26::boolean[]
+    ) AS e (
+        run, fencing_token, follows, state, summary, last_sequence, offer_digest,
+        cancel_request_id, ends
+    )
+), locked AS MATERIALIZED (
+    SELECT run, fencing_token, last_sequence, state FROM runs
+    WHERE run = ANY($18::uuid[]) ORDER BY run FOR UPDATE
+), held AS MATERIALIZED (
+    SELECT entry.run FROM locked JOIN entry USING (run, fencing_token)
+    WHERE locked.last_sequence = entry.follows AND locked.state < 3
+), written AS MATERIALIZED (
+    SELECT run FROM fresh UNION ALL SELECT run FROM held
+), contents AS (
     INSERT INTO content (digest, bytes)
-    SELECT * FROM unnest($1::bytea[], $2::bytea[])
+    SELECT DISTINCT ON (digest) digest, bytes
+    FROM unnest($27::uuid[], $28::bytea[], $29::bytea[]) AS c (run, digest, bytes)
+    JOIN written USING (run) ORDER BY digest
     ON CONFLICT (digest) DO NOTHING
 ), events AS (
     INSERT INTO run_events (
         run, sequence, event_time, percent, payload, content_digest, digest
     )
-    SELECT * FROM unnest(
-        $3::uuid[], $4::bigint[], $5::timestamptz[], $6::smallint[], $7::bytea[], $8::bytea[],
-        $9::bytea[]
-    )
+    SELECT e.* FROM unnest(
+        $30::uuid[], $31::bigint[], $32::timestamptz[], $33::smallint[], $34::bytea[],
+        $35::bytea[], $36::bytea[]
+    ) AS e (run, sequence, event_time, percent, payload, content_digest, digest)
+    JOIN written USING (run)
 ), updates AS (
     UPDATE runs SET
-        state = u.state,
-        summary = u.summary,
-        last_sequence = u.last_sequence,
-        offer_digest = coalesce(u.offer_digest, runs.offer_digest),
-        cancel_request_id = coalesce(u.cancel_request_id, runs.cancel_request_id),
-        owner = CASE WHEN u.ends THEN NULL ELSE runs.owner END,
-        lease_expire_time = CASE WHEN u.ends THEN NULL ELSE runs.lease_expire_time END
-    FROM unnest(
-        $10::uuid[], $11::smallint[], $12::bytea[], $13::bigint[], $14::bytea[], $15::text[],
-        $16::boolean[]
-    ) AS u (run, state, summary, last_sequence, offer_digest, cancel_request_id, ends)
-    WHERE runs.run = u.run
+        state = e.state,
+        summary = e.summary,
+        last_sequence = e.last_sequence,
+        offer_digest = coalesce(e.offer_digest, runs.offer_digest),
+        cancel_request_id = coalesce(e.cancel_request_id, runs.cancel_request_id),
+        owner = CASE WHEN e.ends THEN NULL ELSE runs.owner END,
+        lease_expire_time = CASE WHEN e.ends THEN NULL ELSE runs.lease_expire_time END
+    FROM entry e JOIN held USING (run)
+    WHERE runs.run = e.run
 )
-SELECT pg_notify('remit_runs', notice) FROM unnest($17::text[]) AS notice
+SELECT run, pg_notify('remit_runs', notice)
+FROM unnest($37::uuid[], $38::text[]) AS n (run, notice) JOIN written USING (run)
 """
