@@ -21,6 +21,7 @@ from asyncpg.pool import PoolConnectionProxy
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
+from remit.rpc.metrics import CommitMeter
 from remit.settings import ServiceSettings
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
@@ -314,6 +315,7 @@ class GroupCommit(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._meter = CommitMeter(name, self._queue)
         self._writer: asyncio.Task[None] | None = None
         self.commits = 0
         """Transactions committed so far, for metrics and benchmarks."""
@@ -349,7 +351,8 @@ class GroupCommit(Generic[Item, Result]):
 
     async def _commit(self, batch: list[_Waiting[Item, Result]]) -> None:
         try:
-            results = await self._transact([waiting.item for waiting in batch])
+            with self._meter.commit(len(batch)):
+                results = await self._transact([waiting.item for waiting in batch])
         except RemitError as error:
             _fail(batch, error)
         except asyncpg.PostgresError as error:

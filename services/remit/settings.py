@@ -1,19 +1,26 @@
 """Settings that every service has; each area adds its own in `<area>/settings.py`.
 
-Values come from the environment, `REMIT_<AREA>_<FIELD>`. Every default works under `remit up`; a
-wrong value stops the start with a message that names the variable.
+Values come from the environment, `REMIT_<AREA>_<FIELD>`, or from files of that name in the folder
+that `REMIT_SECRETS_DIR` names, which is how a container gets what must not stand in its
+environment. Every default works under `remit up`; a wrong value stops the start with a message that
+names the variable.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation
+
+SECRETS_VARIABLE: Final = "REMIT_SECRETS_DIR"
+"""Names a folder whose files are settings: the file's name is the variable's."""
 
 
 class ServiceSettings(BaseSettings):
@@ -51,6 +58,12 @@ class ServiceSettings(BaseSettings):
         default=False,
         description="Start although acknowledged commits can be lost. Never in production.",
     )
+    observe_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=300,
+        description="Seconds between looks at the state that gauges show, such as open holds.",
+    )
     trace: bool = Field(
         default=False,
         description="Write a span of each RPC to the log; costs a third of speed.",
@@ -59,10 +72,39 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def load(cls, **overrides: Any) -> Self:  # noqa: ANN401 - any field of any subclass
         """Reads the environment. Raises CONFIGURATION_INVALID that names each wrong variable."""
+        folder = secrets_folder(os.environ)
         try:
-            return cls(**overrides)
+            return cls(**overrides, _secrets_dir=folder)
         except ValidationError as error:
             raise configuration_error(cls.model_config.get("env_prefix", ""), error) from error
+
+
+def secrets_folder(environment: Mapping[str, str]) -> Path | None:
+    """The folder with settings as files, if there is one.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID; it is named and is no folder.
+
+    """
+    named = environment.get(SECRETS_VARIABLE)
+    if not named:
+        return None
+    folder = Path(named)
+    if not folder.is_dir():
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+            f"{SECRETS_VARIABLE}: {folder} is not a folder",
+        )
+    return folder
+
+
+def secret(name: str, environment: Mapping[str, str]) -> str:
+    """A setting outside the services' own: from the environment, else from its file, else empty."""
+    folder = secrets_folder(environment)
+    file = folder / name if folder else None
+    if name in environment or file is None or not file.is_file():
+        return environment.get(name, "")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def configuration_error(prefix: str, error: ValidationError) -> RemitError:

@@ -9,23 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
 
 from remit.rpc.calls import current_call_or_none
-
-RPC_REQUESTS: Final = Counter(
-    "remit_rpc_requests_total", "RPCs served, by method and canonical code.", ["method", "code"]
-)
-RPC_SECONDS: Final = Histogram(
-    "remit_rpc_seconds",
-    "Time from an RPC's acceptance to its end, in seconds.",
-    ["method"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
-)
-RPC_IN_FLIGHT: Final = Gauge("remit_rpc_in_flight", "RPCs being served now, by method.", ["method"])
 
 
 def configure_logging(*, area: str, replica: str, level: str) -> None:

@@ -16,14 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from remit import telemetry
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
-from remit.rpc import host, server
+from remit.rpc import host, metrics, server
 from remit.rpc.calls import current_call
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import public_services
@@ -383,7 +382,7 @@ async def test_a_call_that_its_caller_left_is_not_counted_as_served(
     service: Running, identity: Identities
 ) -> None:
     method = "/remit.api.cost.v1.CostService/ReserveBudget"
-    left = telemetry.RPC_REQUESTS.labels(method, "CANCELLED")._value
+    left = metrics.RPC_REQUESTS.labels(method, "CANCELLED")._value
     before = left.get()
     service.servicer.go_on.clear()
     async with client(service, identity, "tools") as cost:

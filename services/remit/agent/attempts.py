@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from remit.agent.failures import Verdict, backoff_s
 from remit.agent.logbook import Logbook
+from remit.agent.metrics import waiting_for
 from remit.agent.run_remit import RunRemit
 from remit.agent.settings import AgentSettings
 from remit.api.agent.v1 import run_pb2
@@ -100,7 +101,8 @@ class Attempts:
             draft = self._logbook.draft()
             draft.add(waiting)
             await self._logbook.commit(draft)
-        await asyncio.sleep(delay_s)
+        with waiting_for(error.reason_name):
+            await asyncio.sleep(delay_s)
 
     async def _sit_out(self) -> None:
         """Goes on waiting where an earlier worker was waiting."""

@@ -17,6 +17,7 @@ from remit.agent.definitions import AgentCatalog, AgentDefinition
 from remit.agent.journal import Progress
 from remit.agent.logbook import Draft
 from remit.agent.loop import started
+from remit.agent.metrics import count_created, refusals_counted
 from remit.agent.offers import Offers, pinned
 from remit.agent.pool import RunPool
 from remit.agent.reading import RunReader
@@ -79,6 +80,12 @@ class Creator:
         Raises INVALID_REQUEST, SUSPICIOUS_INPUT, AGENT_NOT_FOUND, KEY_REUSED, OVERLOADED, and
         whatever policy answers.
         """
+        with refusals_counted():
+            return await self._checked(request, remit, remit_token)
+
+    async def _checked(
+        self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
+    ) -> Created:
         check_create(request)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         known = await self.reader.run_of_request(
@@ -120,6 +127,7 @@ class Creator:
         stored = await self.store.create(new)
         if not stored.is_new:
             return Created(stored.name), None
+        count_created(order.run)
         created = Created(stored.name, new.events, new.run)
         tenure = Tenure(
             run=stored.name,

@@ -27,6 +27,8 @@ class Grant:
     fencing_token: int
     remaining_s: float
     """Seconds until the run's own deadline; not positive when it has passed."""
+    is_orphan: bool
+    """Whether another worker held it before, which let its lease lapse or was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,12 @@ class LeaseStore:
 
 
 def _grant(row: asyncpg.Record) -> Grant:
-    return Grant(names.run_name(str(row["run"])), row["fencing_token"], row["remaining_s"])
+    return Grant(
+        names.run_name(str(row["run"])),
+        row["fencing_token"],
+        row["remaining_s"],
+        row["is_orphan"],
+    )
 
 
 # The outer WHERE is checked again on the locked row, so that two replicas never take the same run.
@@ -102,7 +109,7 @@ WITH at_work AS (
 ), candidates AS (
     SELECT run, turn FROM ranked ORDER BY turn, run LIMIT 2 * $3::bigint
 ), picked AS (
-    SELECT r.run FROM runs r JOIN candidates c USING (run)
+    SELECT r.run, r.owner FROM runs r JOIN candidates c USING (run)
     WHERE r.state < 3
       AND (r.lease_expire_time IS NULL OR r.lease_expire_time <= clock_timestamp())
     ORDER BY c.turn, c.run LIMIT $3::bigint
@@ -114,7 +121,8 @@ UPDATE runs SET
     lease_expire_time = clock_timestamp() + make_interval(secs => $2::float8)
 FROM picked WHERE runs.run = picked.run
 RETURNING runs.run, runs.fencing_token,
-          extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s
+          extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s,
+          picked.owner IS NOT NULL AS is_orphan
 """
 
 _SEIZE: Final = """
@@ -124,7 +132,8 @@ UPDATE runs SET
     lease_expire_time = clock_timestamp() + make_interval(secs => $3::float8)
 WHERE run = $1 AND state < 3
 RETURNING run, fencing_token,
-          extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s
+          extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s,
+          true AS is_orphan
 """
 
 _RENEW: Final = """

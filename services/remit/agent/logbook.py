@@ -168,7 +168,8 @@ class Logbook:
         self.progress = progress
         self._books.feed.publish(entry.events)
         if progress.ended is not None:
-            count_ended(progress.ended)
+            now = self._books.clock.now()
+            count_ended(progress.ended, progress.turns, entry.events, now)
 
     async def _append(self, entry: Entry) -> None:
         tries = 0

@@ -1,23 +1,81 @@
-"""What operators watch: runs by their end, time, tokens, errors, the queue."""
+"""What operators watch of runs: what comes in, how it is worked on, what comes out.
+
+Counters are each replica's own, and a run is counted by the replica that ends it. The length of the
+queue is read from the database that all replicas share: there take the maximum over replicas.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from remit import telemetry
-from remit.api.agent.v1 import run_pb2
+from remit.agent.journal import Turn
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.errors import RemitError
 
-RUNS: Final = Counter(
-    "agent_requests_total", "Runs that ended, by agent and final state.", ["agent", "state"]
+# ------------------------------------------------------------------------------------------ input
+
+CREATED: Final = Counter(
+    "agent_runs_created_total", "Requests for runs that were accepted, by agent.", ["agent"]
 )
+TASK_CHARACTERS: Final = Histogram(
+    "agent_task_characters",
+    "Characters of an accepted request's task and context, by agent: how complex requests are.",
+    ["agent"],
+    buckets=(10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 510_000),
+)
+CONTEXT_ENTRIES: Final = Histogram(
+    "agent_context_entries",
+    "Entries of an accepted request's context, by agent.",
+    ["agent"],
+    buckets=(0, 1, 2, 5, 10, 20, 50),
+)
+INPUT_ERRORS: Final = Counter(
+    "agent_input_errors_total",
+    "Faults of requests for runs that were refused, by the field at fault (`request` where it is"
+    " no single one) and reason.",
+    ["field", "reason"],
+)
+
+# ------------------------------------------------------------------------------------- processing
+
 RUN_SECONDS: Final = Histogram(
     "agent_execution_seconds",
     "Time from a run's creation to its end, in seconds.",
     ["agent"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+)
+CALLS: Final = Histogram(
+    "agent_calls",
+    "Model and tool calls of a run that ended, by agent and kind (model, tool).",
+    ["agent", "kind"],
+    buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100),
+)
+QUEUE_LENGTH: Final = Gauge(
+    "agent_queue_length", "Runs that wait for a worker; the same on each replica."
+)
+RUNNING: Final = Gauge("agent_running", "Runs that this replica works on.")
+WAITING: Final = Gauge(
+    "agent_runs_waiting",
+    "Runs that this replica works on and that wait to try a step again, by reason.",
+    ["reason"],
+)
+CLAIMED: Final = Counter(
+    "agent_runs_claimed_total",
+    "Runs that this replica took, by origin: `queue`, or `orphan` whose worker was gone.",
+    ["origin"],
+)
+
+# ----------------------------------------------------------------------------------------- output
+
+RUNS: Final = Counter(
+    "agent_requests_total", "Runs that ended, by agent and final state.", ["agent", "state"]
 )
 TOKENS: Final = Counter(
     "agent_tokens_total", "Tokens that runs used, by agent and kind.", ["agent", "kind"]
@@ -25,23 +83,113 @@ TOKENS: Final = Counter(
 ERRORS: Final = Counter(
     "agent_errors_total", "Runs that failed, by agent and reason.", ["agent", "reason"]
 )
-QUEUE_LENGTH: Final = Gauge("agent_queue_length", "Runs that wait for a worker.")
-RUNNING: Final = Gauge("agent_running", "Runs that this replica works on.")
-ADOPTED: Final = Counter("agent_runs_claimed_total", "Runs taken from the queue or adopted.")
+POST_PROCESSING_SECONDS: Final = Histogram(
+    "agent_post_processing_seconds",
+    "Time from the end of a run's last model turn until its end was committed, in seconds: what"
+    " the answer waited for after the model had given it.",
+    ["agent"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+
+_FIELDS: Final = frozenset(agent_service_pb2.CreateRunRequest.DESCRIPTOR.fields_by_name)
 
 log = telemetry.logger(__name__)
 
 
-def count_ended(run: run_pb2.Run) -> None:
-    """Counts and logs a run that ended."""
+class _Series(NamedTuple):
+    """The series of one agent; agents are those of the catalogue, so they are few."""
+
+    created: Counter
+    task_characters: Histogram
+    context_entries: Histogram
+    seconds: Histogram
+    model_calls: Histogram
+    tool_calls: Histogram
+    input_tokens: Counter
+    cached_input_tokens: Counter
+    output_tokens: Counter
+    post_processing_seconds: Histogram
+
+
+@functools.cache
+def _series(agent: str) -> _Series:
+    return _Series(
+        CREATED.labels(agent),
+        TASK_CHARACTERS.labels(agent),
+        CONTEXT_ENTRIES.labels(agent),
+        RUN_SECONDS.labels(agent),
+        CALLS.labels(agent, "model"),
+        CALLS.labels(agent, "tool"),
+        TOKENS.labels(agent, "input"),
+        TOKENS.labels(agent, "cached_input"),
+        TOKENS.labels(agent, "output"),
+        POST_PROCESSING_SECONDS.labels(agent),
+    )
+
+
+def count_created(run: run_pb2.Run) -> None:
+    """Counts a run that was accepted, and how complex its request is."""
+    series = _series(run.agent)
+    given = sum(len(key) + len(value) for key, value in run.context.items())
+    series.created.inc()
+    series.task_characters.observe(len(run.task) + given)
+    series.context_entries.observe(len(run.context))
+
+
+@contextlib.contextmanager
+def refusals_counted() -> Iterator[None]:
+    """Counts the faults of a request for a run that the body refuses."""
+    try:
+        yield
+    except RemitError as error:
+        for field in _fields_at_fault(error):
+            INPUT_ERRORS.labels(field, error.reason_name).inc()
+        raise
+
+
+def _fields_at_fault(error: RemitError) -> set[str]:
+    """The request's own fields at fault: what lies below them is the client's to name."""
+    tops = {violation.field.split(".")[0].split("[")[0] for violation in error.violations}
+    return {top if top in _FIELDS else "request" for top in tops or {"request"}}
+
+
+def count_claimed(are_orphans: Iterable[bool]) -> None:
+    """Counts runs that were taken, each by whether its worker was gone."""
+    for is_orphan in are_orphans:
+        CLAIMED.labels("orphan" if is_orphan else "queue").inc()
+
+
+@contextlib.contextmanager
+def waiting_for(reason: str) -> Iterator[None]:
+    """Counts a run as waiting for this reason during the body."""
+    series = WAITING.labels(reason)
+    series.inc()
+    try:
+        yield
+    finally:
+        series.dec()
+
+
+def count_ended(
+    run: run_pb2.Run, turns: Sequence[Turn], events: Sequence[run_pb2.RunEvent], now: datetime
+) -> None:
+    """Counts and logs a run of these turns that ended with these events, committed at `now`."""
     state = run_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_")
     _log_ended(run, state)
+    series = _series(run.agent)
     RUNS.labels(run.agent, state).inc()
-    RUN_SECONDS.labels(run.agent).observe(_seconds(run))
-    TOKENS.labels(run.agent, "input").inc(run.usage.input_tokens)
-    TOKENS.labels(run.agent, "output").inc(run.usage.output_tokens)
+    series.seconds.observe(_seconds(run))
+    series.input_tokens.inc(run.usage.input_tokens)
+    series.cached_input_tokens.inc(run.usage.cached_input_tokens)
+    series.output_tokens.inc(run.usage.output_tokens)
+    series.model_calls.observe(len(turns))
+    series.tool_calls.observe(sum(len(turn.calls) for turn in turns))
     if run.state == run_pb2.RUN_STATE_FAILED:
         ERRORS.labels(run.agent, RemitError.from_status(run.error).reason_name).inc()
+    for event in events:
+        if event.WhichOneof("event") == "model_call_ended":
+            after_s = (now - event.event_time.ToDatetime(UTC)).total_seconds()
+            series.post_processing_seconds.observe(max(0.0, after_s))
 
 
 def _seconds(run: run_pb2.Run) -> float:

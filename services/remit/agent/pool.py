@@ -14,7 +14,7 @@ from typing import Final
 
 from remit import telemetry
 from remit.agent.leases import Grant, LeaseStore
-from remit.agent.metrics import ADOPTED, QUEUE_LENGTH, RUNNING
+from remit.agent.metrics import QUEUE_LENGTH, RUNNING, count_claimed
 from remit.agent.settings import AgentSettings
 from remit.agent.tenure import Tenure
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -160,7 +160,7 @@ class RunPool:
             asked = self._clock.monotonic()
             grants = await self._leases.claim(count)
             await self._take_up([self._tenure(grant, asked) for grant in grants])
-            ADOPTED.inc(len(grants))
+            count_claimed(grant.is_orphan for grant in grants)
             self._backlog = len(grants) == count
             if not self._backlog:
                 return

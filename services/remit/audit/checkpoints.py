@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
+from remit.audit.metrics import TREE_SIZE, note_checkpoint
 from remit.audit.note import Checkpoint, NoteError, Signer, key_id, open_checkpoint
 from remit.audit.store import LogStore
 from remit.postgres import Database
@@ -95,9 +96,11 @@ class CheckpointSigner:
         async with self._lock:
             last = await self._newest()
             size = await self._store.size()
-            if last is not None and last.tree_size == size:
-                return last
-            return await self._sign(size, last)
+            TREE_SIZE.set(size)
+            if last is None or last.tree_size != size:
+                last = await self._sign(size, last)
+            note_checkpoint(size)
+            return last
 
     async def at_size(self, tree_size: int) -> SignedCheckpoint:
         """Return the checkpoint that was signed at exactly that size.

@@ -11,6 +11,7 @@ from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.leaf import LeafError
+from remit.audit.metrics import count_appends
 from remit.audit.sealing import NONCE_BYTES, Pseudonyms, SealedEvent, SealError, seal, unseal
 from remit.audit.store import EventFilter, LogStore, StoredEvent
 from remit.rpc.errors import RemitError
@@ -52,7 +53,9 @@ class AuditLog:
             self._sealed(event, reporter, keys[pseudonym])
             for event, pseudonym in zip(events, pseudonyms, strict=True)
         ]
-        return list(await asyncio.gather(*map(self._append_one, sealed)))
+        places = list(await asyncio.gather(*map(self._append_one, sealed)))
+        count_appends(events, places)
+        return places
 
     async def list_events(
         self, wanted: EventFilter, *, before_index: int, limit: int

@@ -10,6 +10,7 @@ from remit.api.audit.v1 import audit_service_pb2_grpc
 from remit.api.cost.v1 import cost_report_service_pb2_grpc, cost_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.cost.budgets import BudgetStore
+from remit.cost.metrics import ledger_held
 from remit.cost.prices import PriceList, read_prices
 from remit.cost.public_prices import PublicPrices
 from remit.cost.report_service import CostReportService
@@ -77,6 +78,6 @@ async def open_service(
                 ),
             ),
             verifier=verifier,
-            background=(recorder.run,),
+            background=(recorder.run, ledger_held(database, every_s=settings.observe_s)),
             ready=(database.ping,),
         )

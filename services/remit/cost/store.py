@@ -21,6 +21,7 @@ from remit.cost import rows
 from remit.cost.accounts import BalanceKey, ancestors, org_of
 from remit.cost.books import Balance, Books, keys_to_load
 from remit.cost.ledger import Ledger, LedgerState, Rules, begin_time
+from remit.cost.metrics import count_closed, count_opened
 from remit.cost.periods import Period, day_of
 from remit.cost.reservations import (
     Extend,
@@ -71,11 +72,20 @@ class LedgerStore:
 
     async def open(self, operation: Opening) -> Reservation:
         """Reserves or extends. Raises RemitError, OVERLOADED when too many wait."""
-        return await self._openings.submit(operation)
+        try:
+            opened = await self._openings.submit(operation)
+        except RemitError as error:
+            count_opened(error)
+            raise
+        count_opened(opened)
+        return opened
 
     async def close(self, operation: Closing) -> Reservation:
         """Settles or releases. Raises RemitError, OVERLOADED when too many wait."""
-        return await self._closings.submit(operation)
+        asked = self._clock.now()
+        closed = await self._closings.submit(operation)
+        count_closed(closed, asked)
+        return closed
 
     async def write(
         self, connection: Connection, operations: Sequence[HoldOperation]

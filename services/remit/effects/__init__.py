@@ -17,6 +17,7 @@ Whoever does not own a claim releases nothing; only sweepers close what died.
 from remit.effects.claims import Ended, Outcome, State
 from remit.effects.effect import EffectOutcome, EffectRequest, EffectResult, Permit
 from remit.effects.gate import EffectGate
+from remit.effects.metrics import standing_effects
 from remit.effects.opening import open_gate
 from remit.effects.settings import EffectSettings
 
@@ -31,4 +32,5 @@ __all__ = [
     "Permit",
     "State",
     "open_gate",
+    "standing_effects",
 ]

@@ -21,6 +21,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects.batching import Batcher, closing_limits
 from remit.effects.claims import Outcome
+from remit.effects.metrics import DELAYED, LAPSED, SWEPT
 from remit.effects.settings import EffectSettings
 from remit.effects.steps import Close, Unclosed
 from remit.effects.store import ClaimStore
@@ -92,7 +93,9 @@ class Closer:
         for state, count in (await self._store.lapse()).items():
             if count:
                 log.warning("claims_lapsed", state=state, count=count)
+                LAPSED.labels(state).inc(count)
         unclosed = await self._store.unclosed(older_than_s=2 * self._settings.effect_sweep_s)
+        SWEPT.inc(len(unclosed))
         await asyncio.gather(*(self._close_or_leave(ended) for ended in unclosed))
 
     async def run(self) -> None:
@@ -108,6 +111,7 @@ class Closer:
         try:
             await self.close(ended)
         except RemitError as error:
+            DELAYED.labels(error.reason_name).inc()
             log.warning(
                 "closing_delayed", claim=ended.claim, reason=error.reason_name, text=error.message
             )

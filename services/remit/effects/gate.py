@@ -9,6 +9,7 @@ from typing import Final
 
 from remit import names, telemetry
 from remit.api.errors.v1 import error_reason_pb2
+from remit.effects import metrics
 from remit.effects.claims import Attempt, Ended, Outcome
 from remit.effects.closing import Closer
 from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
@@ -156,6 +157,7 @@ class EffectGate:
         asked = self._clock.monotonic()
         begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
         if begun.admission is not None:
+            metrics.KNOWN.labels(request.action, begun.admission.name).inc()
             return known_outcome(request, begun)
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
@@ -177,6 +179,7 @@ class EffectGate:
         trace_id: str,
     ) -> EffectOutcome:
         closing = Closing(request, attempt, trace_id)
+        opened = self._clock.monotonic()
         try:
             permits = await self._permits.ask(request, attempt.claim, attempt.attempt, trace_id)
             await self._start(attempt, permits, stopping)
@@ -192,9 +195,11 @@ class EffectGate:
             deadline=deadline,
             stopping=stopping,
         )
+        metrics.opening_seconds(request.action).observe(self._clock.monotonic() - opened)
         result = await self._io(request, effect, permit)
         ended = ended_of(result, permits, request.bound)
         await self._finish(attempt, ended)
+        metrics.ended(request.action, ended.outcome).inc()
         self._closer.close_soon(closing.ended(ended, permits.decision_id))
         return recorded_outcome(attempt, permits.intent_leaf, ended, replayed=False)
 
@@ -241,6 +246,7 @@ class EffectGate:
             change = Refuse(closing.attempt.claim, closing.attempt.attempt, status)
             if await self._store.change(change):
                 ended = Ended(Outcome.REFUSED, b"", status, b"", 0, repeatable=False)
+                metrics.ended(closing.request.action, ended.outcome).inc()
                 self._closer.close_soon(closing.ended(ended, ""))
 
     async def _io(self, request: EffectRequest, effect: Effect, permit: Permit) -> EffectResult:

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
-from remit.effects import open_gate
+from remit.effects import open_gate, standing_effects
 from remit.inference.declarations import load_models
+from remit.inference.generation import METHOD
 from remit.inference.models import ModelCatalog, build_catalog
 from remit.inference.service import InferenceService, ModelService
 from remit.inference.settings import InferenceSettings
@@ -34,7 +35,7 @@ async def open_service(
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         gate, closer = open_gate("inference", database, settings, mesh, clock=clock, ids=ids)
-        inference = InferenceService(models, gate, heartbeat_s=settings.heartbeat_s)
+        inference = InferenceService(models, gate, clock=clock, heartbeat_s=settings.heartbeat_s)
         yield Service(
             "inference",
             servicers=[
@@ -45,7 +46,11 @@ async def open_service(
                 (model_service_pb2_grpc.add_ModelServiceServicer_to_server, ModelService(models)),
             ],
             verifier=verifier,
-            background=[gate.run, closer.run],
+            background=[
+                gate.run,
+                closer.run,
+                standing_effects(database, settings, action=METHOD),
+            ],
             ready=[database.ping],
             drain=[gate.drain],
         )

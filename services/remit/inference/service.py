@@ -24,10 +24,12 @@ from remit.api.inference.v1.model_service_pb2 import (
 )
 from remit.effects import EffectGate, EffectOutcome
 from remit.inference.generation import Generation, effect_request, response_of
+from remit.inference.metrics import Measured
 from remit.inference.models import DeclaredModel, ModelCatalog, model_not_found
 from remit.inference.streaming import Deltas
 from remit.inference.validation import violations_of
 from remit.rpc.calls import current_call, current_remit
+from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, invalid_request
 
 _STREAM_PREFIX: Final = "request."
@@ -36,9 +38,12 @@ _STREAM_PREFIX: Final = "request."
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """Generates text through the gate."""
 
-    def __init__(self, models: ModelCatalog, gate: EffectGate, *, heartbeat_s: float) -> None:
+    def __init__(
+        self, models: ModelCatalog, gate: EffectGate, *, clock: Clock, heartbeat_s: float
+    ) -> None:
         self._models = models
         self._gate = gate
+        self._clock = clock
         self._heartbeat_s = heartbeat_s
 
     async def GenerateText(
@@ -87,7 +92,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, model: DeclaredModel, request: GenerateTextRequest, deltas: Deltas
     ) -> EffectOutcome:
         effect = effect_request(current_call(), current_remit(), model, request)
-        return await self._gate.perform(effect, Generation(model, request, deltas.add))
+        generation = Generation(model, request, deltas.add)
+        return await self._gate.perform(effect, Measured(generation, model, self._clock))
 
     def _model(self, request: GenerateTextRequest, *, prefix: str) -> DeclaredModel:
         """The model of a correct request.

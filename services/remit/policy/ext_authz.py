@@ -27,6 +27,7 @@ from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
 from remit.policy.credentials import Credentials, Session
 from remit.policy.epochs import Policies
+from remit.policy.metrics import count_edge
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import MethodContract, contract_of, method_unknown
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
@@ -68,7 +69,9 @@ class EdgeAuthorization:
         try:
             token = await self._admit(http.path.partition("?")[0], headers)
         except RemitError as error:
+            count_edge(error)
             return refused(error, is_grpc=headers.get("content-type", "").startswith(_GRPC))
+        count_edge()
         return admitted(token)
 
     async def _admit(self, path: str, headers: Mapping[str, str]) -> str:

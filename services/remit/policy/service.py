@@ -35,6 +35,7 @@ from remit.policy.checks import (
 )
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
+from remit.policy.metrics import count_decision
 from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Principal, Question, RuleBook
 from remit.policy.runs import Fences, Registration, RunStore, fenced, registered_otherwise
@@ -166,6 +167,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
                 raise remit
             answer = self._answer(book, fences, remit, request)
         except RemitError as error:
+            count_decision(request.resource, error.reason_name)
             return policy_service_pb2.CheckPermissionResult(error=error.to_status())
         return policy_service_pb2.CheckPermissionResult(response=answer)
 
@@ -178,6 +180,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.CheckPermissionResponse:
         _check_fence(fences, remit)
         decision = _decide(book, remit, request)
+        count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         if decision.errors:
             log.error("decision_failed", decision=name, action=request.action)

@@ -20,6 +20,7 @@ from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
+from remit.rpc import metrics
 from remit.rpc.calls import REMIT_KEY, TRACE_KEY, Call, serving
 from remit.rpc.clock import Clock
 from remit.rpc.contracts import MethodContract
@@ -98,7 +99,7 @@ class Guard:
         """Runs the body as the method of `contract`. Raises nothing but RemitError."""
         started = self._clock.monotonic()
         code = grpc.StatusCode.OK
-        telemetry.RPC_IN_FLIGHT.labels(contract.path).inc()
+        metrics.rpc_began(contract.path)
         try:
             with self.admission.admitted(contract), _reported(contract.path):
                 self._check_caller(contract, caller)
@@ -114,9 +115,7 @@ class Guard:
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            telemetry.RPC_IN_FLIGHT.labels(contract.path).dec()
-            telemetry.RPC_REQUESTS.labels(contract.path, code.name).inc()
-            telemetry.RPC_SECONDS.labels(contract.path).observe(self._clock.monotonic() - started)
+            metrics.rpc_ended(contract.path, code.name, self._clock.monotonic() - started)
 
     def _check_caller(self, contract: MethodContract, caller: Caller.ValueType) -> None:
         if caller not in contract.callers:

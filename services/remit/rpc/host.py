@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2
 
 from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
+from remit.rpc import metrics
 from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
@@ -111,6 +112,7 @@ class _Host:
         while True:
             reasons = [reason for check in self._service.ready if (reason := await _failed(check))]
             self._probes.not_ready = "; ".join(reasons)
+            metrics.READY.labels(self._service.area).set(not reasons)
             serving = health_pb2.HealthCheckResponse
             await servicer.set("", serving.NOT_SERVING if reasons else serving.SERVING)
             self._probes.checked = True
@@ -120,6 +122,7 @@ class _Host:
         self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
     ) -> None:
         self._probes.not_ready = "draining"
+        metrics.READY.labels(self._service.area).set(0)
         self._tasks[0].cancel()
         await health_servicer.enter_graceful_shutdown()
         for hand_over in self._service.drain:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prometheus_client import Counter, Histogram
-
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_service_pb2
 from remit.api.usage.v1 import usage_pb2
@@ -22,19 +20,10 @@ from remit.tools import results
 from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition
 from remit.tools.execution import Execution, NotStartedError
+from remit.tools.metrics import count_call
 
 ONE_CALL: Final = usage_pb2.Usage(calls=1)
 NOTHING: Final = usage_pb2.Usage()
-
-TOOL_CALLS: Final = Counter(
-    "remit_tool_calls_total", "Tool calls that ran, by tool and outcome.", ["tool", "outcome"]
-)
-TOOL_SECONDS: Final = Histogram(
-    "remit_tool_seconds",
-    "Time that a tool ran, in seconds.",
-    ["tool"],
-    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 50),
-)
 
 _DOUBTFUL: Final = frozenset(
     {
@@ -61,8 +50,8 @@ class ToolEffect:
             return _not_started(self.definition)
         started = context.clock.monotonic()
         result = await self._run(permit, context)
-        TOOL_SECONDS.labels(self.definition.name).observe(context.clock.monotonic() - started)
-        TOOL_CALLS.labels(self.definition.name, result.outcome).inc()
+        seconds = context.clock.monotonic() - started
+        count_call(self.definition.name, result.outcome, seconds)
         return result
 
     async def _run(self, permit: Permit, context: ToolContext) -> EffectResult:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
-from remit.effects import open_gate
+from remit.effects import open_gate, standing_effects
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.host import Service
@@ -18,7 +18,7 @@ from remit.rpc.remits import RemitVerifier
 from remit.tools.builtin import shipped_tools
 from remit.tools.execution import open_execution
 from remit.tools.registry import load_registry
-from remit.tools.service import ToolService
+from remit.tools.service import ACTION, ToolService
 from remit.tools.settings import ToolsSettings
 
 
@@ -55,7 +55,11 @@ async def open_service(
             area="tools",
             servicers=((tool_service_pb2_grpc.add_ToolServiceServicer_to_server, tools),),
             verifier=verifier,
-            background=(gate.run, closer.run),
+            background=(
+                gate.run,
+                closer.run,
+                standing_effects(database, settings, action=ACTION),
+            ),
             ready=(database.ping,),
             drain=(gate.drain,),
         )
