@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from unittest import mock
 
 import asyncpg
 import pytest
@@ -12,12 +14,17 @@ from asyncpg.connection import LoggedQuery
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
+from remit.audit import store as store_module
 from remit.audit.merkle import Frontier
-from remit.audit.store import EventFilter, LogStore
+from remit.audit.sealing import SealedEvent
+from remit.audit.store import APPEND_LOCK, EventFilter, LogStore, _Appended
 from remit.postgres import Connection, Database
 from remit.rpc.errors import RemitError
 from tests.audit.events import ALICE, NOW, ORG, RUN, claim_name, make_event, sealed
 from tests.conftest import OpenDatabase, PostgresCluster
+from tests.waiting import eventually
+
+Crash = Callable[[Connection, Sequence[Any]], Awaitable[Sequence[object]]]
 
 
 def make_store(database: Database, max_batch: int = 256, max_queue: int = 10_000) -> LogStore:
@@ -65,14 +72,14 @@ async def _statements(database: Database, store: LogStore, event_id: str) -> lis
     return sent
 
 
-async def test_an_append_is_three_round_trips(audit_database: Database) -> None:
+async def test_an_append_is_one_round_trip(audit_database: Database) -> None:
     store, other = make_store(audit_database), make_store(audit_database)
     await append_all(store, ["e-0"])
-    assert await _statements(audit_database, store, "e-1") == ["BEGIN", "WITH", "COMMIT"]
+    assert await _statements(audit_database, store, "e-1") == ["WITH"]
     await append_all(other, ["x-0"])
     after_another = await _statements(audit_database, store, "e-2")
     assert after_another.count("WITH") == 2, "what was remembered did not fit"
-    assert await _statements(audit_database, store, "e-3") == ["BEGIN", "WITH", "COMMIT"]
+    assert await _statements(audit_database, store, "e-3") == ["WITH"]
     assert await append_all(store, ["e-1", "e-4", "x-0"]) == [1, 5, 2]
     await assert_whole(store, 6)
 
@@ -128,8 +135,33 @@ async def test_two_replicas_share_one_log(
         assert all(store.commits > 10 for store in stores)
 
 
+async def _append_all_and_crash(store: LogStore, ids: Sequence[str], crash: Crash) -> None:
+    """Append while `crash` stands in for the store's `_append_locked` or `_write`."""
+    commits = store._commits
+    write, commits._write = commits._write, crash  # type: ignore[assignment]
+    with pytest.raises(RemitError) as raised:
+        await append_all(store, ids)
+    assert raised.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    commits._write = write
+
+
 async def test_a_batch_that_was_rolled_back_leaves_no_trace(audit_database: Database) -> None:
     """Another replica takes the same indices after a crash between writing and committing."""
+    store, other = make_store(audit_database), make_store(audit_database)
+    await append_all(store, ["e-0"])
+
+    async def crash(connection: Connection, events: Sequence[object]) -> Sequence[object]:
+        async with connection.transaction():
+            await store._append_locked(connection, events)  # type: ignore[arg-type]
+            raise asyncpg.AdminShutdownError
+
+    await _append_all_and_crash(store, ["e-1", "e-2"], crash)
+    await append_all(other, ["x-1", "x-2"])
+    assert await append_all(store, ["e-1", "e-2"]) == [3, 4]
+    await assert_whole(store, 5)
+
+
+async def test_a_commit_that_nobody_heard_of_keeps_its_places(audit_database: Database) -> None:
     store, other = make_store(audit_database), make_store(audit_database)
     await append_all(store, ["e-0"])
 
@@ -137,15 +169,48 @@ async def test_a_batch_that_was_rolled_back_leaves_no_trace(audit_database: Data
         await store._write(connection, events)  # type: ignore[arg-type]
         raise asyncpg.AdminShutdownError
 
-    commits = store._commits
-    write, commits._write = commits._write, crash  # type: ignore[assignment]
-    with pytest.raises(RemitError) as raised:
-        await append_all(store, ["e-1", "e-2"])
-    assert raised.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
-    commits._write = write
+    await _append_all_and_crash(store, ["e-1", "e-2"], crash)
     await append_all(other, ["x-1", "x-2"])
-    assert await append_all(store, ["e-1", "e-2"]) == [3, 4]
+    assert await append_all(store, ["e-1", "e-2"]) == [1, 2]
     await assert_whole(store, 5)
+
+
+async def test_an_append_waits_for_whoever_holds_the_lock(audit_database: Database) -> None:
+    store = make_store(audit_database)
+    await append_all(store, ["e-0"])
+    async with audit_database.transaction() as holder:
+        await holder.execute("SELECT pg_advisory_xact_lock($1)", APPEND_LOCK)
+        waiting = asyncio.create_task(append_all(store, ["e-1"]))
+
+        async def waits() -> bool:
+            query = (
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+            )
+            return bool(await audit_database.fetchval(query))
+
+        await eventually(waits)
+        assert await store.size() == 1
+    assert await waiting == [1]
+    await assert_whole(store, 2)
+
+
+async def test_an_append_that_its_statement_did_not_see_is_no_fault(
+    audit_database: Database,
+) -> None:
+    """The other's event is committed after the statement's snapshot and before its lock."""
+    store, other = make_store(audit_database), make_store(audit_database)
+    await append_all(store, ["e-0"])
+    soon = store._append_soon
+
+    async def beaten(connection: Connection, events: Sequence[SealedEvent]) -> _Appended | None:
+        refused = asyncpg.UniqueViolationError("leaves_pkey")
+        with mock.patch.object(store_module, "_append", side_effect=refused):
+            return await soon(connection, events)
+
+    await append_all(other, ["x-0"])
+    with mock.patch.object(store, "_append_soon", beaten):
+        assert await append_all(store, ["e-1"]) == [2]
+    await assert_whole(store, 3)
 
 
 async def test_every_proof_from_stored_nodes_verifies(audit_database: Database) -> None:

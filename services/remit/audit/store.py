@@ -4,8 +4,10 @@ The index of an event is the last one plus one, given out under a transaction ad
 held until the commit: several replicas may append to one database, the index has no gaps, and a
 reader that sees index n sees every index below it.
 
-An effect waits for its intent, so an append spends few round trips: the transaction opens with its
-lock, and one statement tells how the log stands and inserts the batch where it was made to fit.
+An effect waits for its intent, so an append is one statement, a transaction by itself: it takes
+the lock if that is free, tells how the log stands, and inserts the batch where it was made to fit.
+Where it does not, because another replica appends too or an event is a replay, the batch is made
+again in a transaction that waits for the lock.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
 import asyncpg
 
@@ -28,18 +30,22 @@ APPEND_LOCK: Final = 0x6175646974  # "audit"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_US: Final = 1000
 
-# The lock is a statement of its own: the next one must not see the world before it.
-_OPENING: Final = f"BEGIN; SELECT pg_advisory_xact_lock({APPEND_LOCK})"
+# A statement of its own: the next one must not see the world before it.
+_LOCK = "SELECT pg_advisory_xact_lock($1)"
 _HEAD = "SELECT coalesce(max(leaf_index) + 1, 0) FROM leaves"
+_KNOWN = "SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($1::text[])"
 _LEAF_HASHES = "SELECT leaf_index, leaf_hash FROM leaves WHERE leaf_index = ANY($1::bigint[])"
 _NODE_HASHES = "SELECT position, hash FROM nodes WHERE level = $1 AND position = ANY($2::bigint[])"
 _LEAVES = """
     SELECT leaf_index, leaf FROM events
     WHERE leaf_index >= $1 AND leaf_index < $2 ORDER BY leaf_index
 """
-# Every part sees the log as it was before the statement, so the answer is how the batch found it.
+# Every part sees the log as it was before the statement, so the answer is how the batch found it; a
+# log that is locked has size -1. The lock may come after an append that the statement does not see:
+# the key of `leaves` then refuses the second event of an index.
 _APPEND = """
-    WITH head AS (SELECT coalesce(max(leaf_index) + 1, 0) AS size FROM leaves),
+    WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($17) AS held),
+    head AS (SELECT coalesce(max(leaf_index) + 1, 0) AS size FROM leaves),
     known AS (SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($2::text[])),
     new AS (
         SELECT $1::bigint + ordinality - 1 AS leaf_index, event.*
@@ -48,7 +54,8 @@ _APPEND = """
              WITH ORDINALITY
              AS event(event_id, leaf_hash, event_time, org, subject_pseudonym, kind, action, run,
                       claim, outcome, leaf, payload, ordinality)
-        WHERE (SELECT size FROM head) = $1 AND NOT EXISTS (SELECT FROM known)
+        WHERE (SELECT held FROM lock) AND (SELECT size FROM head) = $1
+          AND NOT EXISTS (SELECT FROM known)
     ),
     new_leaves AS (
         INSERT INTO leaves (leaf_index, event_id, leaf_hash)
@@ -60,13 +67,15 @@ _APPEND = """
         SELECT leaf_index, statement_timestamp(), event_time, org, subject_pseudonym, kind, action,
                run, claim, outcome, leaf, payload
         FROM new
+    ),
+    new_nodes AS (
+        INSERT INTO nodes (level, position, hash)
+        SELECT node.* FROM unnest($14::smallint[], $15::bigint[], $16::bytea[]) AS node
+        WHERE EXISTS (SELECT FROM new)
     )
-    SELECT head.size, known.event_id, known.leaf_index, known.leaf_hash
-    FROM head LEFT JOIN known ON true
-"""
-_INSERT_NODES = """
-    INSERT INTO nodes (level, position, hash)
-    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[])
+    SELECT CASE WHEN lock.held THEN head.size ELSE -1 END AS size,
+           known.event_id, known.leaf_index, known.leaf_hash
+    FROM lock CROSS JOIN head LEFT JOIN known ON true
 """
 _LIST = """
     SELECT leaf_index, append_time, subject_pseudonym, leaf, payload FROM events
@@ -76,6 +85,10 @@ _LIST = """
       AND ($6::timestamptz IS NULL OR event_time < $6)
     ORDER BY leaf_index DESC LIMIT $7
 """
+
+
+_Appended: TypeAlias = "tuple[list[int | RemitError], Frontier]"
+"""Where events are, and the tree's right edge after them."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class LogStore:
             database,
             self._write,
             name="audit log",
-            opens=lambda _: _OPENING,
+            opens=lambda _: "",  # a batch that fits is one statement
             max_batch=max_batch,
             max_queue=max_queue,
         )
@@ -194,17 +207,39 @@ class LogStore:
     async def _write(
         self, connection: Connection, events: Sequence[SealedEvent]
     ) -> Sequence[_Placed | RemitError]:
-        frontier = self._edge.remembered()
-        guess = _Found(frontier.size, {})
-        places, found = await _append(connection, events, guess, frontier)
-        if found != guess:  # another replica has appended, or an event is a replay
-            frontier = await self._edge.load(connection, found.size)
-            places, last = await _append(connection, events, found, frontier)
-            if last != _Found(found.size, {}):
-                raise _corrupt(f"the log changed at size {found.size}, under its lock")
+        places, frontier = await self._append_soon(connection, events) or await self._append_locked(
+            connection, events
+        )
         return [
             place if isinstance(place, RemitError) else _Placed(place, frontier) for place in places
         ]
+
+    async def _append_soon(
+        self, connection: Connection, events: Sequence[SealedEvent]
+    ) -> _Appended | None:
+        """Append where the log is as this replica left it; None if it is not, or is locked."""
+        frontier = self._edge.remembered()
+        guess = _Found(frontier.size, {})
+        try:
+            places, found = await _append(connection, events, guess, frontier)
+        except asyncpg.UniqueViolationError:  # another replica appended just before the lock
+            return None
+        return (places, frontier) if found == guess else None
+
+    async def _append_locked(
+        self, connection: Connection, events: Sequence[SealedEvent]
+    ) -> _Appended:
+        """Append in a transaction that waits for the lock and then looks how the log stands."""
+        async with connection.transaction():
+            await connection.execute(_LOCK, APPEND_LOCK)
+            known = await connection.fetch(_KNOWN, [event.leaf.event_id for event in events])
+            size = int(await connection.fetchval(_HEAD))
+            found = _Found(size, {row[0]: (row[1], row[2]) for row in known})
+            frontier = await self._edge.load(connection, size)
+            places, last = await _append(connection, events, found, frontier)
+            if last != _Found(size, {}):
+                raise _corrupt(f"the log changed at size {size}, under its lock")
+        return places, frontier
 
 
 @dataclass(frozen=True)
@@ -254,18 +289,18 @@ async def _append(
 ) -> tuple[list[int | RemitError], _Found]:
     """Append what is new if the log is as guessed; return the places, and how the log is found.
 
-    All of `guess.known` is left out of the statement. If the log has another size, or knows any of
-    the rest, nothing is inserted and the places mean nothing. The frontier grows by what is new.
+    All of `guess.known` is left out of the statement. If the log has another size, knows any of
+    the rest, or is locked, nothing is inserted, and places and frontier mean nothing. The frontier
+    grows by what is new. Raises asyncpg.UniqueViolationError where the size grew before the lock.
     """
     new: list[SealedEvent] = []
     known = dict(guess.known)
     places = [_place(event, known, guess.size, new) for event in events]
-    found = wanted = _Found(guess.size, {})
+    found = _Found(guess.size, {})
     if new:
-        rows = await connection.fetch(_APPEND, guess.size, *_columns(new))
+        nodes = _completed(frontier, new)
+        rows = await connection.fetch(_APPEND, guess.size, *_columns(new), *nodes, APPEND_LOCK)
         found = _Found(rows[0]["size"], {row[1]: (row[2], row[3]) for row in rows if row[1]})
-    if found == wanted:
-        await _grow(connection, frontier, new)
     return places, found
 
 
@@ -289,17 +324,18 @@ def _place(
     )
 
 
-async def _grow(connection: Connection, frontier: Frontier, events: Sequence[SealedEvent]) -> None:
-    """Grow the tree by events that have been appended at its frontier."""
+def _completed(frontier: Frontier, events: Sequence[SealedEvent]) -> list[list[object]]:
+    """Grow the frontier by events; return the nodes to store that they complete, as columns.
+
+    One leaf in 256 completes one.
+    """
     completed = [pair for event in events for pair in frontier.append(event.leaf_hash)]
     nodes = [(node, value) for node, value in completed if node.level and merkle.is_stored(node)]
-    if nodes:  # one leaf in 256 completes one
-        await connection.execute(
-            _INSERT_NODES,
-            [node.level for node, _ in nodes],
-            [node.position for node, _ in nodes],
-            [value for _, value in nodes],
-        )
+    return [
+        [node.level for node, _ in nodes],
+        [node.position for node, _ in nodes],
+        [value for _, value in nodes],
+    ]
 
 
 def _columns(events: Sequence[SealedEvent]) -> list[list[object]]:
