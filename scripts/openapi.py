@@ -22,7 +22,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from remit.api.options.v1 import options_pb2
 from remit.rpc.contracts import HttpBinding, MethodContract, all_contracts
 from scripts import openapi_errors
-from scripts.openapi_schemas import Components, Schema, comments, is_nested, message_of
+from scripts.openapi_schemas import Components, Schema, comments, held, is_nested, message_of
 from scripts.protos import ROOT
 
 HEAD: Final = "# Rendered from protos/ by `make golden`; not edited.\n"
@@ -33,7 +33,7 @@ work.
 - JSON is protobuf's: names in camelCase, 64-bit integers and enums as strings, bytes in base64.
   Money is in nano-USD.
 - What a request leaves out has its default (empty, 0, false); unknown fields and parameters are
-  refused.
+  refused. An answer holds defaults too; what is absent there is not set.
 - An error is a `Status` with an `ErrorInfo`, whose reason docs/ERRORS.md explains.
 - Where the request has a `requestId`, the same id and body get the same answer: repeat what failed
   without an answer. The same id with another body gets 409.
@@ -86,7 +86,10 @@ def page() -> str:
 
 def document() -> Schema:
     """Return the document."""
-    known = Components(comments())
+    asked: set[str] = set()
+    for operation in operations():
+        held(operation.method.input_type, asked)
+    known = Components(comments(), asked)
     known.schemas.update(openapi_errors.schemas())
     paths: dict[str, Schema] = {}
     for operation in operations():
@@ -192,8 +195,8 @@ def rendered(operation: Operation, known: Components) -> Schema:
 
 def all_parameters(operation: Operation, known: Components) -> Iterator[Schema]:
     """Yield the parameters in path, query and header."""
-    for held in operation.variables:
-        yield from path_parameters(operation.method.input_type, held, known)
+    for part in operation.variables:
+        yield from path_parameters(operation.method.input_type, part, known)
     if operation.binding.body != "*":
         taken = operation.bound | {operation.binding.body}
         yield from query_parameters(operation.method.input_type, taken, known)
@@ -201,17 +204,17 @@ def all_parameters(operation: Operation, known: Components) -> Iterator[Schema]:
         yield last_event_id(operation.contract.stream.resume)
 
 
-def path_parameters(request: Descriptor, held: Variable, known: Components) -> Iterator[Schema]:
+def path_parameters(request: Descriptor, part: Variable, known: Components) -> Iterator[Schema]:
     """Yield the parameters of one variable."""
-    field = field_at(request, held.field)
+    field = field_at(request, part.field)
     meaning = known.comments[field.full_name]
-    for name, pattern in held.parameters:
+    for name, pattern in part.parameters:
         slashes = "; may hold slashes, sent as they are" if pattern == _MANY_SEGMENTS else ""
         yield {
             "name": name,
             "in": "path",
             "required": True,
-            "description": f"Of `{held.field}`, `{held.template}`{slashes}. {meaning}",
+            "description": f"Of `{part.field}`, `{part.template}`{slashes}. {meaning}",
             "schema": {"type": "string", "pattern": f"^{pattern}$"},
         }
 

@@ -3,7 +3,8 @@
 The form is that of https://protobuf.dev/programming-guides/json/ as the gateway writes it: names in
 camelCase, 64-bit integers and enums as strings, bytes in base64. A comment of the contract becomes
 the description, a field marked `sensitive` carries `x-sensitive`. A oneof becomes a choice between
-its members and none of them.
+its members and none of them. An answer always holds the fields that have no presence, since the
+gateway prints defaults.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Components:
     """The schemas that a document needs: what is asked for joins them, with all it refers to."""
 
     comments: Mapping[str, str]
+    asked: Collection[str]
+    """Full names of the messages that requests hold: nothing of theirs is required."""
     schemas: dict[str, Schema] = field(default_factory=dict)
     _owners: dict[str, str] = field(default_factory=dict)
 
@@ -85,6 +88,9 @@ class Components:
         schema: Schema = {"type": "object", "description": self.comments[found.full_name]}
         if fields:
             schema["properties"] = {each.json_name: self.field(each) for each in fields}
+        always = [each.json_name for each in fields if not each.has_presence]
+        if always and found.full_name not in self.asked:
+            schema["required"] = always
         choices = [self._choice(each) for each in _oneofs(found)]
         if choices:
             schema |= choices[0] if len(choices) == 1 else {"allOf": choices}
@@ -152,6 +158,16 @@ def message_of(found: FieldDescriptor) -> Descriptor:
         message = f"{found.full_name} holds no message"
         raise ValueError(message)
     return found.message_type
+
+
+def held(found: Descriptor, seen: set[str]) -> set[str]:
+    """Return the full names of a message and of all that it holds, added to those seen."""
+    if found.full_name not in seen:
+        seen.add(found.full_name)
+        for each in found.fields:
+            if each.message_type is not None:
+                held(each.message_type, seen)
+    return seen
 
 
 def _oneofs(found: Descriptor) -> list[descriptor.OneofDescriptor]:
