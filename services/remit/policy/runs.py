@@ -3,8 +3,9 @@
 The one place where a run's fence is read and raised. It is never cached: whoever asks gets what the
 database holds now. Registrations never change, so those may be remembered.
 
-Registering, renewing and fencing go through one group commit: the rows are locked in the order of
-their names and every item is decided in the order of its arrival.
+Registering, renewing and fencing go through one group commit. Runs that are new, as nearly all are,
+are one statement; for the others the rows are locked in the order of their names and every item is
+decided in the order of its arrival.
 """
 
 from __future__ import annotations
@@ -26,6 +27,31 @@ from remit.rpc.errors import RemitError
 
 _EPOCH_ROW: Final = ""
 _LOWEST_TOKEN: Final = 1
+_REGISTER: Final = """
+INSERT INTO run_registrations (
+    run, subject, team, roles, agent, tools, models, account, max_cost_nanos
+)
+SELECT * FROM jsonb_to_recordset($1::jsonb) AS given (
+    run text, subject text, team text, roles text[], agent text, tools text[], models text[],
+    account text, max_cost_nanos bigint
+)
+"""
+_REGISTER_NEW: Final = """
+WITH created AS (
+    INSERT INTO run_fences (run, min_fencing_token)
+    SELECT run, token FROM unnest($1::text[], $2::bigint[]) AS asked (run, token)
+    ON CONFLICT DO NOTHING RETURNING run
+), registered AS (
+    INSERT INTO run_registrations (
+        run, subject, team, roles, agent, tools, models, account, max_cost_nanos
+    )
+    SELECT given.* FROM jsonb_to_recordset($3::jsonb) AS given (
+        run text, subject text, team text, roles text[], agent text, tools text[], models text[],
+        account text, max_cost_nanos bigint
+    ) JOIN created USING (run)
+)
+SELECT run FROM created
+"""
 
 
 @dataclass(frozen=True)
@@ -83,11 +109,17 @@ class RunStore:
             database,
             settle_claims,
             name="run-registration",
+            opens=_autocommit,
             max_batch=max_batch,
             max_queue=max_queue,
         )
         self._fences: GroupCommit[Claim, Standing] = GroupCommit(
-            database, settle_claims, name="run-fence", max_batch=max_batch, max_queue=max_queue
+            database,
+            settle_claims,
+            name="run-fence",
+            opens=_autocommit,
+            max_batch=max_batch,
+            max_queue=max_queue,
         )
 
     async def claim(self, run: str, token: int, registration: Registration | None) -> Registration:
@@ -126,15 +158,47 @@ class RunStore:
             return await _fences(connection, sorted(set(runs)))
 
 
+def _autocommit(_: Sequence[Claim]) -> str:
+    """A batch is a statement or makes a transaction of its own."""
+    return ""
+
+
 async def settle_claims(
     connection: Connection, claims: Sequence[Claim]
 ) -> list[Standing | RemitError]:
-    """Decide a batch of claims inside one transaction."""
-    standings = await _lock(connection, claims)
-    before = dict(standings)
-    answers = [_settle(standings, claim) for claim in claims]
-    await _store(connection, before, standings)
-    return answers
+    """Decide a batch of claims: new runs by one statement, the rest in a transaction."""
+    new = await _register_new(connection, claims)
+    rest = [claim for claim in claims if id(claim) not in new]
+    if not rest:
+        return [new[id(claim)] for claim in claims]
+    async with connection.transaction():
+        standings = await _lock(connection, rest)
+        before = dict(standings)
+        settled = iter([_settle(standings, claim) for claim in rest])
+        await _store(connection, before, standings)
+    return [new[id(claim)] if id(claim) in new else next(settled) for claim in claims]
+
+
+async def _register_new(connection: Connection, claims: Sequence[Claim]) -> dict[int, Standing]:
+    """Register the runs that nobody has claimed or fenced before; return them by claim."""
+    first: dict[str, Claim] = {}
+    for claim in claims:
+        first.setdefault(claim.run, claim)
+    asking = [claim for _, claim in sorted(first.items()) if claim.registration]
+    if not asking:
+        return {}
+    rows = await connection.fetch(
+        _REGISTER_NEW,
+        [claim.run for claim in asking],
+        [max(claim.token, _LOWEST_TOKEN) for claim in asking],
+        _registrations_json(claim.registration for claim in asking if claim.registration),
+    )
+    created = {row["run"] for row in rows}
+    return {
+        id(claim): Standing(max(claim.token, _LOWEST_TOKEN), claim.registration)
+        for claim in asking
+        if claim.run in created
+    }
 
 
 def _settle(standings: dict[str, Standing], claim: Claim) -> Standing | RemitError:
@@ -251,19 +315,16 @@ async def _store(
             list(raised.values()),
         )
     registered = [
-        asdict(standing.registration)
+        standing.registration
         for run, standing in after.items()
         if standing.registration and before[run].registration is None
     ]
     if registered:
-        await connection.execute(
-            "INSERT INTO run_registrations (run, subject, team, roles, agent, tools, models,"
-            " account, max_cost_nanos) SELECT run, subject, team, roles, agent, tools, models,"
-            " account, max_cost_nanos FROM jsonb_to_recordset($1::jsonb) AS given (run text,"
-            " subject text, team text, roles text[], agent text, tools text[], models text[],"
-            " account text, max_cost_nanos bigint)",
-            json.dumps(registered),
-        )
+        await connection.execute(_REGISTER, _registrations_json(registered))
+
+
+def _registrations_json(registrations: Iterable[Registration]) -> str:
+    return json.dumps([asdict(registration) for registration in registrations])
 
 
 def _grant(registration: Registration) -> Registration:
