@@ -1,0 +1,81 @@
+"""The TypeScript client in Node runs an agent over gRPC, through a connection that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.relay import relay
+from tests.clients.typescript_workspace import SCRIPTS, SOURCES, environment, run_tool, workspace
+from tests.integration.conftest import RunningMesh
+
+CLIENT_TIMEOUT_S = 60.0
+
+
+@pytest.fixture
+def folder() -> Path:
+    return workspace()
+
+
+async def run_client(folder: Path, address: str, key: str) -> Any:
+    process = await asyncio.create_subprocess_exec(
+        SCRIPTS / "node",
+        "src/node.ts",
+        cwd=folder,
+        env=environment(folder) | {"REMIT_ADDRESS": address, "REMIT_API_KEY": key},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == 0, errors.decode()
+    return json.loads(output)
+
+
+def test_the_clients_are_well_typed(folder: Path) -> None:
+    run_tool(folder, "tsc", "--project", ".", "--noEmit")
+
+
+async def test_a_run_is_followed_over_a_connection_that_breaks(
+    folder: Path, mesh: RunningMesh
+) -> None:
+    async with relay(mesh.address, 1_800) as broken:
+        told = await run_client(folder, broken.address, mesh.api_key)
+    assert broken.cuts == 1
+    assert told["state"] == "SUCCEEDED"
+    assert told["result"].endswith("391")
+    assert int(told["costNanos"]) > 0
+    # Every event once, although the stream broke behind some of them.
+    assert told["sequences"] == list(range(1, len(told["sequences"]) + 1))
+    assert told["kinds"][0] == "created"
+    assert "toolCallEnded" in told["kinds"]
+    assert told["kinds"][-1] == "ended"
+    (resumed_after,) = told["resumedAfter"]
+    assert 0 < int(resumed_after) < len(told["sequences"])
+
+
+async def test_an_idempotency_key_names_one_run(folder: Path, mesh: RunningMesh) -> None:
+    told = await run_client(folder, mesh.address, mesh.api_key)
+    assert told["resumedAfter"] == []
+    assert told["again"] == told["run"]
+    assert told["refusal"] == "KEY_REUSED"
+
+
+async def test_a_refusal_is_not_tried_again(folder: Path, mesh: RunningMesh) -> None:
+    with pytest.raises(AssertionError, match="unauthenticated"):
+        await run_client(folder, mesh.address, "nonsense")
+
+
+def test_the_lock_names_no_registry() -> None:
+    lock = (SOURCES / "package-lock.json").read_text("utf-8")
+    assert json.loads(lock)["packages"]
+    assert not re.search(r"https?://|\"resolved\"", lock)

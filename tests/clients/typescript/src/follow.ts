@@ -1,0 +1,48 @@
+// Following a run to its end over as many streams as it takes; the same in Node and the browser.
+
+import { Code, ConnectError, type Client, type Interceptor } from "@connectrpc/connect";
+import type { AgentService, CreateRunRequest } from "../gen/remit/api/agent/v1/agent_service_pb.js";
+import type { RunEvent } from "../gen/remit/api/agent/v1/run_pb.js";
+
+/** Codes of a stream that broke while its run goes on. */
+const BROKEN = new Set([Code.Unavailable, Code.Internal, Code.ResourceExhausted, Code.Unknown]);
+const MAX_BREAKS_IN_A_ROW = 6;
+const FIRST_PAUSE_MS = 100;
+
+/** Presents the API key with every call. */
+export function withKey(key: string): Interceptor {
+  return (next) => (request) => {
+    request.header.set("authorization", `Bearer ${key}`);
+    return next(request);
+  };
+}
+
+/**
+ * Every event of a run, once and in order. A stream that breaks is resumed behind the last event
+ * that arrived, with the same request: its `requestId` makes sure that no second run starts.
+ *
+ * Throws the ConnectError of a refusal, or of the last break when six came without an event.
+ */
+export async function* follow(
+  agents: Client<typeof AgentService>,
+  request: CreateRunRequest,
+  onBreak: (after: bigint) => void = () => {},
+): AsyncGenerator<RunEvent> {
+  let after = 0n;
+  for (let breaks = 0; ; breaks++) {
+    try {
+      for await (const { event } of agents.streamRun({ request, afterSequence: after })) {
+        if (event === undefined) continue; // a heartbeat
+        after = event.sequence;
+        breaks = 0;
+        yield event;
+        if (event.event.case === "ended") return;
+      }
+    } catch (error) {
+      const { code } = ConnectError.from(error);
+      if (!BROKEN.has(code) || breaks >= MAX_BREAKS_IN_A_ROW) throw error;
+      onBreak(after);
+    }
+    await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** breaks));
+  }
+}
