@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Final
 
@@ -120,6 +121,42 @@ def revoke(*, session: Session, name: str, request_id: str) -> None:
         session.output.document({"api_key": documents.of_message(key)})
     else:
         session.output.line(f"{key.name} was revoked at {local_time(key.revoke_time)}")
+
+
+@command.command(
+    "bootstrap",
+    epilog="\b\nExamples:\n"
+    "  remit keys bootstrap --user orgs/acme/users/alice\n"
+    "  docker compose exec policy remit keys bootstrap --user orgs/acme/users/alice\n"
+    "  kubectl --namespace remit exec deploy/policy -- remit keys bootstrap"
+    " --user orgs/acme/users/alice",
+)
+@click.option("--user", required=True, help="Whose the key is: orgs/ORG/users/USER.")
+def bootstrap(user: str) -> None:
+    """Print the first admin key of an org, which only the policy service's own secrets can make.
+
+    Whoever has no key cannot ask for one, so this runs where the policy service runs, with its
+    settings: REMIT_POLICY_DSN and REMIT_POLICY_PEPPER_FILE. The key is stored nowhere; until it is
+    revoked the same command prints the same key, so revoke it once there are others.
+    """
+    click.echo(asyncio.run(_bootstrap(user)))
+
+
+async def _bootstrap(user: str) -> str:
+    from remit import names  # noqa: PLC0415 - only this command reaches into the policy service
+    from remit.policy.api_keys import Pepper  # noqa: PLC0415 - as above
+    from remit.policy.bootstrap import bootstrap_admin  # noqa: PLC0415 - as above
+    from remit.policy.key_files import read_secret  # noqa: PLC0415 - as above
+    from remit.policy.settings import PolicySettings  # noqa: PLC0415 - as above
+    from remit.postgres import Database  # noqa: PLC0415 - as above
+
+    settings = PolicySettings.load()
+    pepper = Pepper(read_secret(settings.pepper_file))
+    async with Database.of(settings) as database:
+        try:
+            return await bootstrap_admin(database, pepper, names.org_of(user), user)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
 
 
 async def _create(

@@ -40,7 +40,11 @@ COMMANDS: Final = {
     "status": Entry("remit.cli.status", "Show the health of each part of the local mesh."),
     "serve": Entry("remit.cli.serve", "Run one service, or all six in one process."),
     "migrate": Entry("remit.cli.migrate", "Apply database migrations."),
-    "gateway": Entry("remit.cli.gateway", "Render the gateway's configuration."),
+    "gateway": Entry("remit.cli.gateway", "Render the gateway's configuration, and drain it."),
+    "certificates": Entry("remit.cli.certificates", "Make the certificates of an installation."),
+    "secrets": Entry("remit.cli.secrets", "Make the keys and passwords of an installation."),
+    "databases": Entry("remit.cli.databases", "Make roles and databases on a PostgreSQL server."),
+    "probe": Entry("remit.cli.probe", "Ask whether this container's service is ready."),
 }
 """Every command, in the order of the help."""
 

@@ -7,6 +7,7 @@ the mesh when less than a third of their life is left. Keys are files of mode 06
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -58,12 +59,23 @@ def ensure_certificates(state: StateDirectory, clock: Clock) -> list[str]:
         RemitError: DATA_CORRUPT naming a file that is no certificate or key.
 
     """
-    authority = _authority(state, clock)
-    return [party for party in PARTIES if _ensure_leaf(state, party, authority, clock)]
+    folders = {party: state.tls_folder(party) for party in PARTIES}
+    return ensure_leaves(state.folder / "ca", folders, clock)
 
 
-def _authority(state: StateDirectory, clock: Clock) -> Certified:
-    folder = private_folder(state.folder / "ca")
+def ensure_leaves(authority: Path, folders: Mapping[str, Path], clock: Clock) -> list[str]:
+    """Makes the authority in its folder and a leaf in the folder of each party, where needed.
+
+    Returns the parties whose leaf is new. Raises as `ensure_certificates`.
+    """
+    issuer = _authority(authority, clock)
+    return [
+        party for party, folder in folders.items() if _ensure_leaf(folder, party, issuer, clock)
+    ]
+
+
+def _authority(path: Path, clock: Clock) -> Certified:
+    folder = private_folder(path)
     known = _read(folder / "ca.pem", folder / "key.pem")
     if known is not None:
         if not known.matches:
@@ -80,8 +92,8 @@ _REMAKE: Final = (
 )
 
 
-def _ensure_leaf(state: StateDirectory, party: str, authority: Certified, clock: Clock) -> bool:
-    folder = private_folder(state.tls_folder(party))
+def _ensure_leaf(path: Path, party: str, authority: Certified, clock: Clock) -> bool:
+    folder = private_folder(path)
     files = folder / "cert.pem", folder / "key.pem"
     known = _read(*files)
     usable = (

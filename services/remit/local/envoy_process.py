@@ -115,16 +115,30 @@ class EnvoyProcess:
         """
         await ask(*self._admin, "/healthcheck/fail", method="POST")
         await ask(*self._admin, "/drain_listeners?inboundonly&graceful", method="POST")
+        return await self._until_idle("edge", limit_s)
+
+    async def drain(self, *, lag_s: float, limit_s: float) -> int:
+        """Drains both listeners so that nothing is lost by a stop; returns the calls left.
+
+        Health fails first, so that balancers look elsewhere; after `lag_s` connections are told to
+        go, while calls are still answered (`skip_exit`), and what is in flight gets `limit_s`.
+        """
+        await ask(*self._admin, "/healthcheck/fail", method="POST")
+        await asyncio.sleep(lag_s)
+        await ask(*self._admin, "/drain_listeners?graceful&skip_exit", method="POST")
+        return await self._until_idle("(edge|mesh)", limit_s)
+
+    async def _until_idle(self, listeners: str, limit_s: float) -> int:
         give_up = time.monotonic() + limit_s
-        while active := await self._active_edge_calls():
+        while active := await self._active_calls(listeners):
             if time.monotonic() > give_up:
                 break
             await asyncio.sleep(_POLL_S)
         return active
 
-    async def _active_edge_calls(self) -> int:
+    async def _active_calls(self, listeners: str) -> int:
         answer = await ask(
-            *self._admin, "/stats?filter=^http.edge.downstream_rq_active$&format=json"
+            *self._admin, f"/stats?filter=^http.{listeners}.downstream_rq_active$&format=json"
         )
         document = answer.json()
         if not isinstance(document, dict):

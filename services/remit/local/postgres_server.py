@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,8 @@ from typing import Any, Final
 import asyncpg
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.local import databases
+from remit.local.databases import owner_of, service_role
 from remit.local.process import ProcessSpec
 from remit.local.state import corrupt
 from remit.local.tethered import Tie, run_tethered
@@ -150,21 +152,20 @@ class EmbeddedPostgres:
             RemitError: a migration was changed after it was applied.
 
         """
-        passwords = {role: secrets.token_hex(32) for role in _roles()}
+        passwords = {role: secrets.token_hex(32) for role in databases.roles()}
         async with self._superuser() as admin:
-            await _make_roles(admin, passwords)
-            known = await _databases(admin)
-            missing = [name for name in DATABASES if f"remit_{name}" not in known]
+            await databases.make_roles(admin, passwords)
+            missing = await databases.missing(admin)
             await asyncio.gather(*(self._make_database(name) for name in missing))
-            await _limit_access(admin)
-        owners = {name: self._dsn(name, f"remit_{name}_owner", passwords) for name in DATABASES}
+            await databases.limit_access(admin)
+        owners = {name: self._dsn(name, owner_of(name), passwords) for name in DATABASES}
         await asyncio.gather(*(migrate(owners[name], name) for name in DATABASES))
-        return {name: self._dsn(name, f"remit_{name}", passwords) for name in DATABASES}
+        return {name: self._dsn(name, service_role(name), passwords) for name in DATABASES}
 
     async def _make_database(self, name: str) -> None:
         """On a connection of its own: making them one after the other takes three times as long."""
         async with self._superuser() as admin:
-            await admin.execute(f"CREATE DATABASE remit_{name} OWNER remit_{name}_owner")
+            await databases.make_database(admin, name)
 
     def forget_socket_folder(self) -> None:
         """Removes the socket folder if it lies outside the state directory."""
@@ -257,32 +258,6 @@ class EmbeddedPostgres:
         file.write_text(content, encoding="utf-8")
         file.chmod(0o600)
         self._account.owns(file)
-
-
-def _roles() -> Iterable[str]:
-    for name in DATABASES:
-        yield f"remit_{name}_owner"
-        yield f"remit_{name}"
-
-
-async def _make_roles(admin: asyncpg.Connection[Any], passwords: Mapping[str, str]) -> None:
-    known = {row["rolname"] for row in await admin.fetch("SELECT rolname FROM pg_roles")}
-    async with admin.transaction():
-        for role, password in passwords.items():
-            verb = "ALTER" if role in known else "CREATE"
-            await admin.execute(f"{verb} ROLE {role} LOGIN PASSWORD '{password}'")
-
-
-async def _databases(admin: asyncpg.Connection[Any]) -> set[str]:
-    return {row["datname"] for row in await admin.fetch("SELECT datname FROM pg_database")}
-
-
-async def _limit_access(admin: asyncpg.Connection[Any]) -> None:
-    """At every start: a crash between making a database and this must not leave it open."""
-    async with admin.transaction():
-        for name in DATABASES:
-            await admin.execute(f"REVOKE ALL ON DATABASE remit_{name} FROM PUBLIC")
-            await admin.execute(f"GRANT CONNECT ON DATABASE remit_{name} TO remit_{name}")
 
 
 def _account() -> Account:
