@@ -64,9 +64,33 @@ class ServiceSettings(BaseSettings):
         le=300,
         description="Seconds between looks at the state that gauges show, such as open holds.",
     )
-    trace: bool = Field(
+    trace_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^/\s]+)?$",
+        description="OTLP collector that spans go to by gRPC, `http://host:port`; none without.",
+    )
+    trace_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of new traces that are recorded; a call with a trace follows it.",
+    )
+    trace_queue: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Spans that wait for the collector, at most; then the oldest are lost.",
+    )
+    trace_content: bool = Field(
         default=False,
-        description="Write a span of each RPC to the log; costs a third of speed.",
+        description="Put prompts, answers, arguments and results on spans, and texts of exceptions"
+        " in the log.",
+    )
+    trace_content_chars: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Characters of one content on a span, at most; the rest is cut.",
     )
 
     @classmethod

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -19,9 +20,12 @@ from remit.rpc.identity import TlsIdentity
 from remit.rpc.ids import SystemIds
 from remit.rpc.mesh import Mesh
 from remit.settings import ServiceSettings
+from remit.telemetry.spans import use_tracer
 
 _GC_THRESHOLD: Final = 20_000
 """Container objects that are made before the collector looks for cycles; 700 by default."""
+_LAST_SPANS_S: Final = 2.0
+"""How long an exit waits for the collector to take the last spans."""
 
 
 @click.command(
@@ -38,9 +42,9 @@ def command(area: str, replica: str | None) -> None:
     areas = AREAS if area == "all" else (area,)
     settings = {name: load_settings(name, replica) for name in areas}
     first = next(iter(settings.values()))
-    telemetry.configure_logging(area=area, replica=first.replica, level=first.log_level)
-    if first.trace:
-        telemetry.configure_tracing(area=area, replica=first.replica)
+    telemetry.configure_logging(
+        area=area, replica=first.replica, level=first.log_level, content=first.trace_content
+    )
     uvloop.run(_serve(settings))
 
 
@@ -80,13 +84,37 @@ def _keep_what_was_loaded(_port: int, _http_port: int) -> None:
     gc.set_threshold(_GC_THRESHOLD)
 
 
+@contextlib.contextmanager
+def _traced(area: str, settings: ServiceSettings) -> Iterator[None]:
+    """Sends the spans of a service where its settings say, if they say so."""
+    if not settings.trace_endpoint:
+        yield
+        return
+    # A third of a second to import, and only where spans go somewhere.
+    from remit.telemetry.export import TraceOptions, open_tracer  # noqa: PLC0415
+
+    options = TraceOptions(
+        endpoint=settings.trace_endpoint,
+        ratio=settings.trace_ratio,
+        queue=settings.trace_queue,
+        content_chars=settings.trace_content_chars if settings.trace_content else 0,
+    )
+    tracer = open_tracer(area, settings.replica, options)
+    use_tracer(tracer)
+    try:
+        yield
+    finally:
+        tracer.close(_LAST_SPANS_S)
+
+
 async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event) -> None:
     open_service: Any = importlib.import_module(f"remit.{area}.main").open_service
     clock, ids = SystemClock(), SystemIds()
-    tracing = settings.trace
     async with contextlib.AsyncExitStack() as stack:
+        telemetry.name_service(area)
+        stack.enter_context(_traced(area, settings))
         mesh = await stack.enter_async_context(
-            Mesh.connect(settings.mesh_address, TlsIdentity.load(settings.tls_dir), tracing=tracing)
+            Mesh.connect(settings.mesh_address, TlsIdentity.load(settings.tls_dir))
         )
         service = await stack.enter_async_context(
             open_service(settings, mesh, clock=clock, ids=ids)

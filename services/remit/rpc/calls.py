@@ -21,6 +21,10 @@ T = TypeVar("T")
 REMIT_KEY: Final = "remit-token"
 """Metadata key that carries a remit."""
 
+RUNS_KEY: Final = "x-remit-runs"
+"""Metadata key by which services tell each other the runs that a call is for, for their logs. The
+edge removes whatever clients send under `x-remit-`."""
+
 TRACE_KEY: Final = "traceparent"
 """Metadata key of the trace context (W3C Trace Context)."""
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Final
 
 import grpc
@@ -21,7 +20,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc import metrics
-from remit.rpc.calls import REMIT_KEY, TRACE_KEY, Call, serving
+from remit.rpc.calls import REMIT_KEY, RUNS_KEY, TRACE_KEY, Call, serving
 from remit.rpc.clock import Clock
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
@@ -36,8 +35,6 @@ _SHARE_OF_PHASE: Final = {
     options_pb2.PHASE_OTHER: 0.9,
     options_pb2.PHASE_CLOSE: 1.0,
 }
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
-_NO_TRACE: Final = "0" * 32
 
 log = telemetry.logger(__name__)
 
@@ -97,25 +94,39 @@ class Guard:
         time_remaining_s: float | None,
     ) -> AsyncIterator[None]:
         """Runs the body as the method of `contract`. Raises nothing but RemitError."""
+        fields = dict(metadata)
+        with (
+            telemetry.within(_place(caller, fields)),
+            self._observed(contract, caller),
+            self.admission.admitted(contract),
+            _reported(contract.path),
+        ):
+            self._check_caller(contract, caller)
+            limit_s = _time_limit_s(contract, time_remaining_s)
+            deadline = self._clock.monotonic() + limit_s
+            async with _deadline(contract, limit_s):
+                with serving(await self._call(contract, caller, fields, deadline)):
+                    yield
+
+    @contextlib.contextmanager
+    def _observed(self, contract: MethodContract, caller: Caller.ValueType) -> Iterator[None]:
+        """Counts a call, and writes its line where its trace is recorded."""
         started = self._clock.monotonic()
         code = grpc.StatusCode.OK
         metrics.rpc_began(contract.path)
         try:
-            with self.admission.admitted(contract), _reported(contract.path):
-                self._check_caller(contract, caller)
-                limit_s = _time_limit_s(contract, time_remaining_s)
-                async with _deadline(contract, limit_s):
-                    call = await self._call(contract, caller, dict(metadata), started + limit_s)
-                    with serving(call):
-                        yield
+            yield
         except RemitError as error:
             code = error.code
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            metrics.rpc_ended(contract.path, code.name, self._clock.monotonic() - started)
+            seconds = self._clock.monotonic() - started
+            metrics.rpc_ended(contract.path, code.name, seconds)
+            if contract.area:
+                _say_served(contract, caller, code, seconds)
 
     def _check_caller(self, contract: MethodContract, caller: Caller.ValueType) -> None:
         if caller not in contract.callers:
@@ -135,13 +146,14 @@ class Guard:
         remit: Remit | None = None
         if contract.auth == options_pb2.AUTH_REMIT:
             remit = await self._verifier.verify(token, audience=self._audience, presenter=caller)
+            telemetry.name_runs(remit.run)
         return Call(
             method=contract.path,
             caller=caller,
             remit=remit,
             remit_token=token,
             deadline=deadline,
-            trace_id=trace_id_of(str(metadata.get(TRACE_KEY, ""))),
+            trace_id=(telemetry.current() or telemetry.fresh()).trace_id,
             monotonic=self._clock.monotonic,
         )
 
@@ -166,12 +178,28 @@ def check_response_size(contract: MethodContract, size_bytes: int) -> None:
         )
 
 
-def trace_id_of(traceparent: str) -> str:
-    """The trace id of a W3C traceparent; a new one if it is missing or malformed."""
-    match = _TRACEPARENT.fullmatch(traceparent)
-    if match is None or match[1] == _NO_TRACE:
-        return secrets.token_hex(16)
-    return match[1]
+def _place(caller: Caller.ValueType, metadata: Mapping[str, str | bytes]) -> telemetry.Trace:
+    """Where the call stands: in its caller's trace, or in a new one.
+
+    Runs are believed to services alone, and only to be named in logs.
+    """
+    runs = "" if caller == options_pb2.CALLER_PUBLIC else str(metadata.get(RUNS_KEY, ""))
+    return telemetry.served(str(metadata.get(TRACE_KEY, "")), runs)
+
+
+def _say_served(
+    contract: MethodContract, caller: Caller.ValueType, code: grpc.StatusCode, seconds: float
+) -> None:
+    """One line a call where its trace is recorded, or where everything is logged."""
+    place = telemetry.current()
+    say = log.info if place is not None and place.span is not None else log.debug
+    say(
+        "rpc_served",
+        method=contract.path.removeprefix("/"),
+        caller=caller_label(caller),
+        code=code.name,
+        duration_s=round(seconds, 6),
+    )
 
 
 def _time_limit_s(contract: MethodContract, time_remaining_s: float | None) -> float:

@@ -19,6 +19,7 @@ from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard, check_request_size, check_response_size
 from remit.rpc.mesh import StubFactory, known_contract, outgoing_metadata, timeout_s
+from remit.telemetry.trace import current
 
 StubT = TypeVar("StubT")
 
@@ -175,7 +176,10 @@ class _MemoryChannel:
     ) -> Any:  # noqa: ANN401
         check_request_size(contract, request.ByteSize())
         return guard.serve(
-            contract, self._caller, outgoing_metadata(metadata), timeout_s(contract, timeout)
+            contract,
+            self._caller,
+            outgoing_metadata(metadata, current()),
+            timeout_s(contract, timeout),
         )
 
 

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 
 import grpc
 
 from remit.api.options.v1 import options_pb2
-from remit.rpc.calls import REMIT_KEY, TRACE_KEY, current_call_or_none, outgoing_remit_token
+from remit.rpc.calls import (
+    REMIT_KEY,
+    RUNS_KEY,
+    TRACE_KEY,
+    current_call_or_none,
+    outgoing_remit_token,
+)
 from remit.rpc.contracts import MAX_MESSAGE_BYTES, MethodContract, contract_of, method_unknown
 from remit.rpc.errors import RemitError
 from remit.rpc.identity import TlsIdentity, dns_name
+from remit.telemetry.spans import client_span
+from remit.telemetry.trace import Trace, fresh
 
 Message = TypeVar("Message")
 Stub = TypeVar("Stub")
@@ -54,9 +61,10 @@ class StubFactory(Protocol[Stub_co]):
 class Mesh:
     """A connection to the mesh, or to one server, under this process's identity."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, is_service: bool = True) -> None:
         self._transport = channel
-        self._channel = cast("grpc.aio.Channel", ContractChannel(channel))
+        contracts = ContractChannel(channel, is_service=is_service)
+        self._channel = cast("grpc.aio.Channel", contracts)
 
     @classmethod
     def connect(
@@ -65,31 +73,17 @@ class Mesh:
         identity: TlsIdentity | None,
         *,
         party: str = "mesh",
-        tracing: bool = False,
     ) -> Self:
         """Connects lazily to `host:port`; the peer must hold the certificate of `party`.
 
         Without an identity the channel is plain text, as the gateway's local edge is.
         """
-        interceptors: list[Any] = []
-        if tracing:
-            from opentelemetry.instrumentation.grpc import (  # noqa: PLC0415 - see server.py
-                aio_client_interceptors,
-            )
-
-            interceptors = list(aio_client_interceptors())  # type: ignore[no-untyped-call]
         options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS]
         if identity is None:
-            return cls(grpc.aio.insecure_channel(address, options, interceptors=interceptors))
+            channel = grpc.aio.insecure_channel(address, options)
+            return cls(channel, is_service=False)
         options.append(("grpc.ssl_target_name_override", dns_name(party)))
-        return cls(
-            grpc.aio.secure_channel(
-                address,
-                identity.channel_credentials(),
-                options,
-                interceptors=interceptors,
-            )
-        )
+        return cls(grpc.aio.secure_channel(address, identity.channel_credentials(), options))
 
     def stub(self, factory: StubFactory[Stub]) -> Stub:
         """The stub of a service."""
@@ -109,8 +103,9 @@ class Mesh:
 class ContractChannel:
     """The part of a channel that stubs use, with the contract around every call."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, is_service: bool = True) -> None:
         self._channel = channel
+        self._is_service = is_service
 
     def unary_unary(self, path: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
         """A unary call."""
@@ -123,16 +118,22 @@ class ContractChannel:
             timeout: float | None = None,  # noqa: ASYNC109 - the generated stubs' parameter
             metadata: Sequence[tuple[str, str]] = (),
         ) -> Any:  # noqa: ANN401
-            try:
-                return await call(
-                    request,
-                    timeout=timeout_s(contract, timeout),
-                    metadata=outgoing_metadata(metadata),
-                )
-            except grpc.aio.AioRpcError as error:
-                raise RemitError.from_rpc(error) from error
+            with client_span(path) as place:
+                try:
+                    return await call(
+                        request,
+                        timeout=timeout_s(contract, timeout),
+                        metadata=self._metadata(metadata, place),
+                    )
+                except grpc.aio.AioRpcError as error:
+                    raise RemitError.from_rpc(error) from error
 
         return guarded
+
+    def _metadata(self, given: Sequence[tuple[str, str]], place: Trace | None) -> Metadata:
+        # Background work is in no trace, and nobody on the way shall begin one for it. A client's
+        # call is in no trace either, and the gateway decides.
+        return outgoing_metadata(given, place or (fresh() if self._is_service else None))
 
     def unary_stream(self, path: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:  # noqa: ANN401
         """A server stream."""
@@ -145,18 +146,19 @@ class ContractChannel:
             timeout: float | None = None,  # noqa: ASYNC109 - the generated stubs' parameter
             metadata: Sequence[tuple[str, str]] = (),
         ) -> AsyncIterator[Any]:
-            stream = call(
-                request,
-                timeout=timeout_s(contract, timeout),
-                metadata=outgoing_metadata(metadata),
-            )
-            try:
-                async for response in stream:
-                    yield response
-            except grpc.aio.AioRpcError as error:
-                raise RemitError.from_rpc(error) from error
-            finally:
-                stream.cancel()
+            with client_span(path) as place:
+                stream = call(
+                    request,
+                    timeout=timeout_s(contract, timeout),
+                    metadata=self._metadata(metadata, place),
+                )
+                try:
+                    async for response in stream:
+                        yield response
+                except grpc.aio.AioRpcError as error:
+                    raise RemitError.from_rpc(error) from error
+                finally:
+                    stream.cancel()
 
         return guarded
 
@@ -181,16 +183,17 @@ def timeout_s(contract: MethodContract, asked_s: float | None) -> float:
     return max(limit_s, _LEAST_TIMEOUT_S)
 
 
-def outgoing_metadata(given: Sequence[tuple[str, str]]) -> Metadata:
-    """The metadata of a call: what was given, the remit in force and the trace."""
+def outgoing_metadata(given: Sequence[tuple[str, str]], place: Trace | None) -> Metadata:
+    """The metadata of a call: what was given, the remit in force, the trace and its runs."""
     metadata = list(given)
     keys = {key for key, _ in metadata}
     token = outgoing_remit_token()
     if token and REMIT_KEY not in keys:
         metadata.append((REMIT_KEY, token))
-    serving = current_call_or_none()
-    if serving is not None and TRACE_KEY not in keys:
-        metadata.append((TRACE_KEY, f"00-{serving.trace_id}-{secrets.token_hex(8)}-00"))
+    if place is not None and TRACE_KEY not in keys:
+        metadata.append((TRACE_KEY, place.traceparent))
+    if place is not None and place.runs:
+        metadata.append((RUNS_KEY, ",".join(place.runs)))
     return tuple(metadata)
 
 
