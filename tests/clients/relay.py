@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+
+# Asked of each chunk of answers before it is passed on: whether the connection is cut here.
+Cut = Callable[[bytes], bool]
 
 _CHUNK_BYTES = 512
 _HOST = "127.0.0.1"
@@ -13,22 +16,24 @@ _HOST = "127.0.0.1"
 
 @dataclass
 class Relay:
-    """Passes bytes on to `target`; cuts each of the first connections after so many bytes down."""
+    """Passes bytes on to `target`; cuts each of the first connections where its cut says."""
 
     target: str
-    cut_after_bytes: list[int]
+    pending: list[Cut]
     address: str = ""
     cuts: int = 0
+    connections: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, down: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
         """Relays one connection to its end."""
-        limit = self.cut_after_bytes.pop(0) if self.cut_after_bytes else None
+        self.connections += 1
+        cut = self.pending.pop(0) if self.pending else _never
         host, _, port = self.target.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        upwards = asyncio.create_task(_pass(down, writer, None))
+        upwards = asyncio.create_task(_pass(down, writer, _never))
         try:
-            self.cuts += await _pass(reader, up, limit)
+            self.cuts += await _pass(reader, up, cut)
         finally:
             upwards.cancel()
             writer.transport.abort()
@@ -36,9 +41,10 @@ class Relay:
 
 
 @contextlib.asynccontextmanager
-async def relay(target: str, *cut_after_bytes: int) -> AsyncIterator[Relay]:
-    """A relay to `host:port` whose first connections are cut after so many bytes of answers."""
-    made = Relay(target, list(cut_after_bytes))
+async def relay(target: str, *cuts: int | Cut) -> AsyncIterator[Relay]:
+    """A relay to `host:port` whose first connections are cut; a number: after so many bytes."""
+    pending = [after_bytes(cut) if isinstance(cut, int) else cut for cut in cuts]
+    made = Relay(target, pending)
     server = await asyncio.start_server(made.serve, _HOST, 0)
     made.address = f"{_HOST}:{server.sockets[0].getsockname()[1]}"
     try:
@@ -47,13 +53,39 @@ async def relay(target: str, *cut_after_bytes: int) -> AsyncIterator[Relay]:
         server.close()
 
 
-async def _pass(source: asyncio.StreamReader, to: asyncio.StreamWriter, limit: int | None) -> bool:
-    """Copies until the end, or until `limit` bytes; whether the limit ended it."""
+def after_bytes(limit: int) -> Cut:
+    """Cuts where more than so many bytes would have been passed on."""
     passed = 0
+
+    def cut(chunk: bytes) -> bool:
+        nonlocal passed
+        passed += len(chunk)
+        return passed > limit
+
+    return cut
+
+
+def before(words: bytes) -> Cut:
+    """Cuts before these bytes, plain in the frames of HTTP/2, have wholly arrived."""
+    tail = b""
+
+    def cut(chunk: bytes) -> bool:
+        nonlocal tail
+        tail = tail[-len(words) :] + chunk
+        return words in tail
+
+    return cut
+
+
+def _never(_: bytes) -> bool:
+    return False
+
+
+async def _pass(source: asyncio.StreamReader, to: asyncio.StreamWriter, cut: Cut) -> bool:
+    """Copies until the end, or until the cut; whether the cut ended it."""
     with contextlib.suppress(ConnectionError):
         while chunk := await source.read(_CHUNK_BYTES):
-            passed += len(chunk)
-            if limit is not None and passed > limit:
+            if cut(chunk):
                 return True
             to.write(chunk)
             await to.drain()

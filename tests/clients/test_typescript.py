@@ -48,7 +48,7 @@ def test_the_clients_are_well_typed(folder: Path) -> None:
 async def test_a_run_is_followed_over_a_connection_that_breaks(
     folder: Path, mesh: RunningMesh
 ) -> None:
-    async with relay(mesh.address, 1_800) as broken:
+    async with relay(mesh.address, 1_000) as broken:
         told = await run_client(folder, broken.address, mesh.api_key)
     assert broken.cuts == 1
     assert told["state"] == "SUCCEEDED"

@@ -6,6 +6,8 @@ import type { RunEvent } from "../gen/remit/api/agent/v1/run_pb.js";
 
 /** Codes of a stream that broke while its run goes on. */
 const BROKEN = new Set([Code.Unavailable, Code.Internal, Code.ResourceExhausted, Code.Unknown]);
+// Node's HTTP/2 calls a connection that was cut "canceled", as if the caller had said so.
+const CUT = Code.Canceled;
 const MAX_BREAKS_IN_A_ROW = 6;
 const FIRST_PAUSE_MS = 100;
 
@@ -26,12 +28,13 @@ export function withKey(key: string): Interceptor {
 export async function* follow(
   agents: Client<typeof AgentService>,
   request: CreateRunRequest,
-  onBreak: (after: bigint) => void = () => {},
+  { signal, onBreak }: { signal?: AbortSignal; onBreak?: (after: bigint) => void } = {},
 ): AsyncGenerator<RunEvent> {
+  const options = signal === undefined ? {} : { signal };
   let after = 0n;
   for (let breaks = 0; ; breaks++) {
     try {
-      for await (const { event } of agents.streamRun({ request, afterSequence: after })) {
+      for await (const { event } of agents.streamRun({ request, afterSequence: after }, options)) {
         if (event === undefined) continue; // a heartbeat
         after = event.sequence;
         breaks = 0;
@@ -39,10 +42,14 @@ export async function* follow(
         if (event.event.case === "ended") return;
       }
     } catch (error) {
-      const { code } = ConnectError.from(error);
-      if (!BROKEN.has(code) || breaks >= MAX_BREAKS_IN_A_ROW) throw error;
-      onBreak(after);
+      if (signal?.aborted || !isBreak(error) || breaks >= MAX_BREAKS_IN_A_ROW) throw error;
+      onBreak?.(after);
     }
     await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** breaks));
   }
+}
+
+function isBreak(error: unknown): boolean {
+  const { code, details } = ConnectError.from(error);
+  return BROKEN.has(code) || (code === CUT && details.length === 0); // Remit's errors have details
 }

@@ -25,9 +25,8 @@ const request = create(CreateRunRequestSchema, {
 
 const events = [];
 const resumedAfter: string[] = [];
-for await (const event of follow(agents, request, (after) => resumedAfter.push(`${after}`))) {
-  events.push(event);
-}
+const onBreak = (after: bigint) => resumedAfter.push(`${after}`);
+for await (const event of follow(agents, request, { onBreak })) events.push(event);
 const last = events.at(-1)?.event;
 const run = last?.case === "ended" ? last.value.run : undefined;
 
