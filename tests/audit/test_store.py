@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,8 +23,6 @@ from remit.rpc.errors import RemitError
 from tests.audit.events import ALICE, NOW, ORG, RUN, claim_name, make_event, sealed
 from tests.conftest import OpenDatabase, PostgresCluster
 from tests.waiting import eventually
-
-Crash = Callable[[Connection, Sequence[Any]], Awaitable[Sequence[object]]]
 
 
 def make_store(database: Database, max_batch: int = 256, max_queue: int = 10_000) -> LogStore:
@@ -57,8 +55,8 @@ async def test_indices_follow_each_other(audit_database: Database) -> None:
     assert store.commits < 20
 
 
-async def _statements(database: Database, store: LogStore, event_id: str) -> list[str]:
-    """The first word of each message that an append sends."""
+async def _statements(database: Database, store: LogStore, *ids: str) -> list[str]:
+    """The first word of each message that an append of these sends."""
     sent: list[str] = []
 
     def note(query: LoggedQuery) -> None:
@@ -66,7 +64,7 @@ async def _statements(database: Database, store: LogStore, event_id: str) -> lis
 
     async with database.acquire() as connection:
         connection.add_query_logger(note)
-    await append_all(store, [event_id])
+    await append_all(store, ids)
     async with database.acquire() as connection:
         connection.remove_query_logger(note)
     return sent
@@ -82,6 +80,13 @@ async def test_an_append_is_one_round_trip(audit_database: Database) -> None:
     assert await _statements(audit_database, store, "e-3") == ["WITH"]
     assert await append_all(store, ["e-1", "e-4", "x-0"]) == [1, 5, 2]
     await assert_whole(store, 6)
+
+
+async def test_a_batch_on_the_heels_of_another_is_one_round_trip(audit_database: Database) -> None:
+    store = make_store(audit_database, max_batch=2)
+    await append_all(store, ["e-0"])
+    assert await _statements(audit_database, store, *"abcdef") == ["WITH"] * 3
+    await assert_whole(store, 7)
 
 
 async def test_a_replay_keeps_its_index(audit_database: Database) -> None:
@@ -135,30 +140,28 @@ async def test_two_replicas_share_one_log(
         assert all(store.commits > 10 for store in stores)
 
 
-async def _append_all_and_crash(store: LogStore, ids: Sequence[str], crash: Crash) -> None:
-    """Append while `crash` stands in for the store's `_append_locked` or `_write`."""
-    commits = store._commits
-    write, commits._write = commits._write, crash  # type: ignore[assignment]
-    with pytest.raises(RemitError) as raised:
-        await append_all(store, ids)
-    assert raised.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
-    commits._write = write
-
-
 async def test_a_batch_that_was_rolled_back_leaves_no_trace(audit_database: Database) -> None:
     """Another replica takes the same indices after a crash between writing and committing."""
     store, other = make_store(audit_database), make_store(audit_database)
     await append_all(store, ["e-0"])
+    append = store_module._append
 
-    async def crash(connection: Connection, events: Sequence[object]) -> Sequence[object]:
-        async with connection.transaction():
-            await store._append_locked(connection, events)  # type: ignore[arg-type]
+    async def crash(*arguments: Any) -> object:  # of the transaction, once the batch is written
+        places, found = await append(*arguments)
+        if arguments[0].is_in_transaction():
             raise asyncpg.AdminShutdownError
+        return places, found
 
-    await _append_all_and_crash(store, ["e-1", "e-2"], crash)
+    await append_all(other, ["x-0"])  # so that `store` needs the transaction
+    with (
+        mock.patch.object(store_module, "_append", crash),
+        pytest.raises(RemitError) as raised,
+    ):
+        await append_all(store, ["e-1", "e-2"])
+    assert raised.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     await append_all(other, ["x-1", "x-2"])
-    assert await append_all(store, ["e-1", "e-2"]) == [3, 4]
-    await assert_whole(store, 5)
+    assert await append_all(store, ["e-1", "e-2"]) == [4, 5]
+    await assert_whole(store, 6)
 
 
 async def test_a_commit_that_nobody_heard_of_keeps_its_places(audit_database: Database) -> None:
@@ -169,7 +172,12 @@ async def test_a_commit_that_nobody_heard_of_keeps_its_places(audit_database: Da
         await store._write(connection, events)  # type: ignore[arg-type]
         raise asyncpg.AdminShutdownError
 
-    await _append_all_and_crash(store, ["e-1", "e-2"], crash)
+    commits = store._commits
+    write, commits._write = commits._write, crash  # type: ignore[assignment]
+    with pytest.raises(RemitError) as raised:
+        await append_all(store, ["e-1", "e-2"])
+    assert raised.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    commits._write = write
     await append_all(other, ["x-1", "x-2"])
     assert await append_all(store, ["e-1", "e-2"]) == [1, 2]
     await assert_whole(store, 5)

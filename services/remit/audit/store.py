@@ -118,7 +118,7 @@ class LogStore:
 
     def __init__(self, database: Database, *, max_batch: int, max_queue: int) -> None:
         self._database = database
-        self._commits: GroupCommit[SealedEvent, _Placed] = GroupCommit(
+        self._commits: GroupCommit[SealedEvent, int] = GroupCommit(
             database,
             self._write,
             name="audit log",
@@ -143,9 +143,7 @@ class LogStore:
                 events wait, DEPENDENCY_UNAVAILABLE when the commit is not known to have happened.
 
         """
-        placed = await self._commits.submit(event)
-        self._edge.remember(placed.edge)
-        return placed.leaf_index
+        return await self._commits.submit(event)
 
     async def prepare_partitions(self) -> None:
         """Make the partitions of this month and the next, unless they exist."""
@@ -206,13 +204,13 @@ class LogStore:
 
     async def _write(
         self, connection: Connection, events: Sequence[SealedEvent]
-    ) -> Sequence[_Placed | RemitError]:
-        places, frontier = await self._append_soon(connection, events) or await self._append_locked(
+    ) -> Sequence[int | RemitError]:
+        """Append a batch; each way of it has committed when it returns."""
+        places, edge = await self._append_soon(connection, events) or await self._append_locked(
             connection, events
         )
-        return [
-            place if isinstance(place, RemitError) else _Placed(place, frontier) for place in places
-        ]
+        self._edge.remember(edge)
+        return places
 
     async def _append_soon(
         self, connection: Connection, events: Sequence[SealedEvent]
@@ -240,14 +238,6 @@ class LogStore:
             if last != _Found(size, {}):
                 raise _corrupt(f"the log changed at size {size}, under its lock")
         return places, frontier
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """Where an event is, and the tree's right edge after its batch."""
-
-    leaf_index: int
-    edge: Frontier
 
 
 class _Edge:
