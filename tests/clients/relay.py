@@ -23,21 +23,30 @@ class Relay:
     address: str = ""
     cuts: int = 0
     connections: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def serve(self, down: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
-        """Relays one connection to its end."""
+    def accept(self, down: asyncio.StreamReader, up: asyncio.StreamWriter) -> None:
+        """Relays one connection in a task of its own."""
         self.connections += 1
         cut = self.pending.pop(0) if self.pending else _never
+        self._tasks.add(asyncio.create_task(self._serve(down, up, cut)))
+
+    async def close(self) -> None:
+        """Ends what is still open."""
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks)
+
+    async def _serve(self, down: asyncio.StreamReader, up: asyncio.StreamWriter, cut: Cut) -> None:
         host, _, port = self.target.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
+        self._writers |= {up, writer}
         upwards = asyncio.create_task(_pass(down, writer, _never))
-        try:
-            self.cuts += await _pass(reader, up, cut)
-        finally:
-            upwards.cancel()
-            writer.transport.abort()
-            up.transport.abort()
+        self.cuts += await _pass(reader, up, cut)
+        writer.transport.abort()
+        up.transport.abort()
+        await upwards
 
 
 @contextlib.asynccontextmanager
@@ -45,12 +54,13 @@ async def relay(target: str, *cuts: int | Cut) -> AsyncIterator[Relay]:
     """A relay to `host:port` whose first connections are cut; a number: after so many bytes."""
     pending = [after_bytes(cut) if isinstance(cut, int) else cut for cut in cuts]
     made = Relay(target, pending)
-    server = await asyncio.start_server(made.serve, _HOST, 0)
+    server = await asyncio.start_server(made.accept, _HOST, 0)
     made.address = f"{_HOST}:{server.sockets[0].getsockname()[1]}"
     try:
         yield made
     finally:
         server.close()
+        await made.close()
 
 
 def after_bytes(limit: int) -> Cut:
