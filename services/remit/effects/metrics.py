@@ -12,6 +12,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from remit.effects.claims import LAPSES
 from remit.effects.settings import EffectSettings
 from remit.postgres import Database
 from remit.rpc.observing import observing
@@ -71,6 +72,10 @@ HOLDS_OLDEST: Final = Gauge(
     "Age of the oldest of these holds, in seconds; 0 without any; the same on each replica.",
     ["action"],
 )
+
+# A series that appears with its first event hides that event from `increase`.
+for _state in LAPSES.values():
+    LAPSED.labels(_state)
 
 STATES: Final = ("CLAIMED", "STARTED", "UNCLOSED")
 _MOST_COUNTED: Final = 10_000

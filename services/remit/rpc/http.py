@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +21,10 @@ from starlette.routing import Route
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
+
+
+# A second series for each counter and histogram, with the time of its making, serves nobody here.
+disable_created_metrics()
 
 
 @dataclass

@@ -1,0 +1,290 @@
+"""For each alert: series that fire it, what it then says, and series that must not fire it.
+
+Values are promtool's: `a+bxn` begins at a and adds b for n more samples, one a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from remit.rpc.contracts import AREAS
+from scripts import alerts
+
+Series = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One alert under test. `says` is its summary with labels and value filled in."""
+
+    alert: str
+    fires: Series
+    says: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    quiet: Series = field(default_factory=dict)
+    explains: str = ""
+    """The description filled in, where it has anything to fill in."""
+    at: str = "60m"
+
+
+CASES: Final = (
+    Case(
+        "RemitQueueGrowing",
+        fires={"agent_queue_length": "0+1x60"},
+        says="60 runs wait for a worker, and they become more",
+        quiet={"agent_queue_length": "50+0x60"},
+    ),
+    Case(
+        "RemitRunsSlow",
+        fires=dict.fromkeys(
+            (
+                'agent_execution_seconds_bucket{agent="agents/a",le="60"}',
+                'agent_execution_seconds_bucket{agent="agents/a",le="+Inf"}',
+            ),
+            "0+60x60",
+        ),
+        says="one run in twenty of agents/a takes more than 57s",
+        labels={"agent": "agents/a"},
+        quiet=dict.fromkeys(
+            (
+                'agent_execution_seconds_bucket{agent="agents/a",le="1"}',
+                'agent_execution_seconds_bucket{agent="agents/a",le="+Inf"}',
+            ),
+            "0+60x60",
+        ),
+    ),
+    Case(
+        "RemitRunErrors",
+        fires={
+            'agent_requests_total{agent="agents/a",state="FAILED"}': "0+10x60",
+            'agent_requests_total{agent="agents/a",state="SUCCEEDED"}': "0+30x60",
+        },
+        says="25% of the runs of agents/a fail",
+        labels={"agent": "agents/a"},
+        quiet={
+            'agent_requests_total{agent="agents/a",state="FAILED"}': "0+1x60",
+            'agent_requests_total{agent="agents/a",state="CANCELLED"}': "0+100x60",
+        },
+    ),
+    Case(
+        "RemitRunsWait",
+        fires={'agent_runs_waiting{reason="PROVIDER_UNAVAILABLE"}': "3+0x60"},
+        says="runs have waited for 15 minutes because of PROVIDER_UNAVAILABLE",
+        explains="3 runs try the same step again and again; they fail at their own deadline.",
+        labels={"reason": "PROVIDER_UNAVAILABLE"},
+        quiet={'agent_runs_waiting{reason="PROVIDER_UNAVAILABLE"}': "0 3 0 3+0x10 0+0x60"},
+    ),
+    Case(
+        "RemitAdoptionStorm",
+        fires={'agent_runs_claimed_total{origin="orphan"}': "0+5x60"},
+        says="50 runs lost their worker within 10 minutes",
+        quiet={
+            'agent_runs_claimed_total{origin="orphan"}': "0+1x60",
+            'agent_runs_claimed_total{origin="queue"}': "0+1000x60",
+        },
+    ),
+    Case(
+        "RemitEffectsInDoubt",
+        # The series appears with its first event.
+        fires={'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "_x55 1+0x5"},
+        says="effects started and nobody knows whether they took place",
+        labels={"action": "tools.call"},
+        quiet={
+            'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "7+0x60",
+            'remit_effects_total{action="tools.call",outcome="FAILED"}': "0+1x60",
+            'remit_claims_lapsed_total{state="REFUSED"}': "0+1x60",
+        },
+    ),
+    Case(
+        "RemitEffectsInDoubt",
+        fires={'remit_claims_lapsed_total{state="IN_DOUBT"}': "0+0x50 0+1x10"},
+        says="effects started and nobody knows whether they took place",
+        labels={"state": "IN_DOUBT"},
+    ),
+    Case(
+        "RemitAuditLag",
+        fires={
+            'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "0+60x60"
+        },
+        says="an effect of tools.call ended 1h 0m 0s ago and is not settled and recorded",
+        labels={"action": "tools.call"},
+        quiet={
+            'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "9+0x60",
+            'remit_effects_standing_oldest_seconds{action="tools.call",state="STARTED"}': "0+60x60",
+        },
+    ),
+    Case(
+        "RemitHoldsOld",
+        fires={'remit_holds_oldest_seconds{action="models.generate"}': "0+60x60"},
+        says="money has been held for 1h 0m 0s by one effect",
+        labels={"action": "models.generate"},
+        quiet={'remit_holds_oldest_seconds{action="models.generate"}': "300+0x60"},
+    ),
+    Case(
+        "RemitHoldsLeaked",
+        fires={
+            "remit_ledger_held_nanos": "500+0x60",
+            'remit_holds_open_nanos{action="tools.call"}': "0+0x60",
+            'remit_effects_standing{action="tools.call",state="CLAIMED"}': "0+0x60",
+        },
+        says="the ledger holds 500 nano-USD that no open effect accounts for",
+        quiet={
+            "remit_ledger_held_nanos": "500+0x60",
+            'remit_holds_open_nanos{action="tools.call"}': "400+0x60",
+            'remit_effects_standing{action="tools.call",state="STARTED"}': "1+0x60",
+        },
+    ),
+    Case(
+        "RemitOverrun",
+        fires={'remit_overrun_nanos_total{item="models/a"}': "_x50 250+0x10"},
+        says="models/a billed 250 nano-USD more than was held",
+        labels={"item": "models/a"},
+        quiet={'remit_overrun_nanos_total{item="models/a"}': "250+0x60"},
+        at="60m",
+    ),
+    Case(
+        "RemitLogNotWritable",
+        fires={
+            'remit_audit_appends_total{kind="INTENT",result="DEPENDENCY_UNAVAILABLE"}': "0+1x60"
+        },
+        says="events cannot be appended to the audit log",
+        quiet={
+            'remit_audit_appends_total{kind="INTENT",result="OK"}': "0+100x60",
+            'remit_audit_appends_total{kind="INTENT",result="KEY_REUSED"}': "0+1x60",
+            'remit_commit_failures_total{writer="audit_log"}': "4+0x60",
+        },
+    ),
+    Case(
+        "RemitLogNotWritable",
+        fires={'remit_commit_failures_total{writer="audit_log"}': "0+1x60"},
+        says="events cannot be appended to the audit log",
+    ),
+    Case(
+        "RemitCheckpointStale",
+        fires={"remit_audit_checkpoint_timestamp_seconds": "0+0x60"},
+        says="no signed checkpoint has covered the whole log for 1h 0m 0s",
+        quiet={"remit_audit_checkpoint_timestamp_seconds": "0+60x60"},
+    ),
+    Case(
+        "RemitCommitsFail",
+        fires={'remit_commit_failures_total{writer="claims"}': "0+1x60"},
+        says="commits of claims fail",
+        labels={"writer": "claims"},
+        quiet={'remit_commit_failures_total{writer="claims"}': "9+0x60"},
+    ),
+    Case(
+        "RemitUndecided",
+        fires={'remit_policy_decisions_total{kind="tool",decision="INTERNAL"}': "0+1x60"},
+        says="policy cannot decide: INTERNAL",
+        labels={"decision": "INTERNAL"},
+        quiet={
+            'remit_policy_decisions_total{kind="tool",decision="DENY"}': "0+1x60",
+            'remit_policy_decisions_total{kind="tool",decision="ALLOW"}': "0+1x60",
+            'remit_policy_decisions_total{kind="tool",decision="FENCED"}': "0+1x60",
+        },
+    ),
+    Case(
+        "RemitServiceDown",
+        fires={'up{job="remit-agent",instance="h:1"}': "1+0x50 0+0x10"},
+        says="remit-agent h:1 does not answer Prometheus",
+        labels={"job": "remit-agent", "instance": "h:1"},
+        quiet={'up{job="remit-agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
+    ),
+    Case(
+        "RemitServiceNotReady",
+        fires={'remit_ready{area="cost",job="remit-cost",instance="h:1"}': "1+0x50 0+0x10"},
+        says="a replica of cost is up and cannot do its work",
+        explains="h:1/ready says why; mostly its database is away.",
+        labels={"area": "cost", "job": "remit-cost", "instance": "h:1"},
+        quiet={'remit_ready{area="cost",instance="h:1"}': "1+0x58 0 1"},
+    ),
+    Case(
+        "RemitServiceMissing",
+        fires={f'remit_ready{{area="{area}"}}': "1+0x60" for area in AREAS if area != "tools"},
+        says="there is no replica of tools",
+        labels={"area": "tools"},
+        quiet={f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS},
+    ),
+    Case(
+        "RemitRpcErrors",
+        fires={
+            'remit_rpc_requests_total{method="/m",code="OK"}': "0+30x60",
+            'remit_rpc_requests_total{method="/m",code="UNAVAILABLE"}': "0+10x60",
+        },
+        says="25% of the calls of /m fail",
+        labels={"method": "/m"},
+        quiet={
+            'remit_rpc_requests_total{method="/m",code="OK"}': "0+30x60",
+            'remit_rpc_requests_total{method="/m",code="PERMISSION_DENIED"}': "0+10x60",
+        },
+    ),
+    Case(
+        "RemitBreakerOpen",
+        fires={
+            'envoy_cluster_circuit_breakers_high_rq_open{envoy_cluster_name="mesh_cost"}': "1+0x60"
+        },
+        says="the gateway refuses calls to mesh_cost",
+        labels={"envoy_cluster_name": "mesh_cost"},
+        quiet={
+            'envoy_cluster_circuit_breakers_default_rq_open{envoy_cluster_name="a"}': "0+0x60",
+            'envoy_cluster_circuit_breakers_default_cx_open{envoy_cluster_name="a"}': "1+0x60",
+        },
+    ),
+    Case(
+        "RemitRetriesHigh",
+        fires={
+            'envoy_cluster_upstream_rq_retry{envoy_cluster_name="mesh_cost"}': "0+20x60",
+            'envoy_cluster_upstream_rq_total{envoy_cluster_name="mesh_cost"}': "0+100x60",
+        },
+        says="20% of the calls to mesh_cost are sent again",
+        labels={"envoy_cluster_name": "mesh_cost"},
+        quiet={
+            'envoy_cluster_upstream_rq_retry{envoy_cluster_name="mesh_cost"}': "0+1x60",
+            'envoy_cluster_upstream_rq_total{envoy_cluster_name="mesh_cost"}': "0+100x60",
+        },
+    ),
+    Case(
+        "RemitCertificateExpires",
+        fires={
+            "envoy_cluster_ssl_certificate_expiration_unix_time_seconds"
+            '{envoy_cluster_name="mesh_cost"}': "93600+0x120"
+        },
+        says="a certificate of the gateway expires in 1d 0h 0m 0s",
+        labels={"envoy_cluster_name": "mesh_cost"},
+        quiet={
+            "envoy_cluster_ssl_certificate_expiration_unix_time_seconds"
+            '{envoy_cluster_name="mesh_cost"}': "9936000+0x120"
+        },
+        at="120m",
+    ),
+)
+
+
+def promtool_file() -> dict[str, Any]:
+    """The cases in the form of `promtool test rules`."""
+    tests = [_test(case.fires, case, [_fired(case)]) for case in CASES]
+    tests += [_test(case.quiet, case, []) for case in CASES if case.quiet]
+    return {"rule_files": [str(alerts.FILE)], "evaluation_interval": "1m", "tests": tests}
+
+
+def _test(series: Series, case: Case, fired: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "interval": "1m",
+        "name": f"{case.alert} {'fires' if fired else 'stays quiet'}",
+        "input_series": [{"series": name, "values": value} for name, value in series.items()],
+        "alert_rule_test": [{"eval_time": case.at, "alertname": case.alert, "exp_alerts": fired}],
+    }
+
+
+def _fired(case: Case) -> dict[str, Any]:
+    alert = next(alert for alert in alerts.ALERTS if alert.name == case.alert)
+    return {
+        "exp_labels": {**case.labels, "severity": alert.severity},
+        "exp_annotations": {
+            "summary": case.says,
+            "description": case.explains or alert.description,
+            "runbook_url": f"{alerts.RUNBOOK}#{alert.anchor}",
+        },
+    }
