@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import pytest
@@ -59,8 +59,11 @@ class Upstream:
     health: health.aio.HealthServicer = field(init=False)
 
     async def start(self) -> None:
-        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        self.server.add_generic_rpc_handlers([_Handler(self)])
+        services = self.world.services
+        self.server = grpc.aio.server(
+            interceptors=services.interceptors(self.area), options=[("grpc.so_reuseport", 0)]
+        )
+        self.server.add_generic_rpc_handlers([services.handler(self)])
         self.health = health.aio.HealthServicer()
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
@@ -96,11 +99,35 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
+class Behind(Protocol):
+    """What serves behind the gateway."""
+
+    def interceptors(self, area: str) -> list[grpc.aio.ServerInterceptor]: ...
+
+    def handler(self, upstream: Upstream) -> grpc.GenericRpcHandler: ...
+
+
+class Bytes:
+    """Answers bytes for bytes, by `World.answers`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def interceptors(self, _area: str) -> list[grpc.aio.ServerInterceptor]:
+        return []
+
+    def handler(self, upstream: Upstream) -> grpc.GenericRpcHandler:
+        return _Handler(upstream)
+
+
 class World:
     """Envoy, the replicas behind it, and what they were asked."""
 
-    def __init__(self, state: StateDirectory, topology: Topology) -> None:
+    def __init__(
+        self, state: StateDirectory, topology: Topology, serve: Callable[[World], Behind] = Bytes
+    ) -> None:
         self.state = state
+        self.services = serve(self)
         self.topology = topology
         self.envoy = EnvoyProcess(topology)
         self.answers: dict[str, Answer] = {}
@@ -155,10 +182,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @contextlib.asynccontextmanager
-async def running_world(folder: Path, counts: dict[str, int]) -> AsyncIterator[World]:
+async def running_world(
+    folder: Path,
+    counts: dict[str, int],
+    *,
+    serve: Callable[[World], Behind] = Bytes,
+    **settings: Any,
+) -> AsyncIterator[World]:
+    """A world whose topology has these replicas and other settings."""
     state = StateDirectory.open(folder / "state")
     ensure_certificates(state, SystemClock())
-    world = World(state, make_topology(state, counts))
+    world = World(state, make_topology(state, counts, **settings), serve)
     state.envoy_file.write_bytes(render_binary(world.topology))
     command = world.envoy.spec(state, find_envoy(None)).command
     with (folder / "envoy.log").open("wb") as log:
@@ -181,13 +215,14 @@ async def all_healthy(world: World) -> bool:
     return not await world.envoy.unhealthy_replicas()
 
 
-def make_topology(state: StateDirectory, counts: dict[str, int]) -> Topology:
+def make_topology(state: StateDirectory, counts: dict[str, int], **settings: Any) -> Topology:
     wanted = dict.fromkeys(AREAS, 1) | counts
-    ports = iter(free_ports(3 + 2 * sum(wanted.values())))
-    document = {
+    ports = iter(free_ports(4 + 2 * sum(wanted.values())))
+    document: dict[str, Any] = {
         "edge": {"port": next(ports)},
         "mesh": {"port": next(ports)},
         "admin": {"port": next(ports)},
+        "stats": {"port": next(ports)},
         "tls_dir": str(state.folder / "tls"),
         "replicas": {
             area: [
@@ -196,4 +231,4 @@ def make_topology(state: StateDirectory, counts: dict[str, int]) -> Topology:
             for area, count in wanted.items()
         },
     }
-    return Topology.parse(document, source="the test")
+    return Topology.parse(document | settings, source="the test")

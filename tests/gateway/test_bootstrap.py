@@ -27,6 +27,9 @@ STANDARD = {
 }
 
 
+GRPC = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+
+
 @pytest.fixture(scope="module")
 def document() -> Any:
     return json.loads(render(Topology.default(replicas={"cost": 3})))
@@ -63,10 +66,10 @@ def test_each_listener_routes_its_methods_and_none_else(document: Any) -> None:
     ours = all_contracts()
     fallback = {"unknown_method", "not_grpc"}
     public = {path for path, contract in ours.items() if contract.is_public}
-    assert set(routes(document, "edge")) == public | STANDARD | fallback
+    assert set(routes(document, "edge")) == public | STANDARD | {"nowhere"}
+    assert list(routes(document, "edge"))[-1] == "nowhere"
     assert set(routes(document, "mesh")) == set(ours) | fallback
-    for listener in ("edge", "mesh"):
-        assert list(routes(document, listener))[-2:] == ["unknown_method", "not_grpc"]
+    assert list(routes(document, "mesh"))[-2:] == ["unknown_method", "not_grpc"]
 
 
 @pytest.mark.parametrize("contract", all_contracts().values(), ids=lambda c: c.path)
@@ -75,7 +78,7 @@ def test_a_route_says_what_its_contract_says(document: Any, contract: MethodCont
     for listener in listeners:
         route = routes(document, listener)[contract.path]
         action = route["route"]
-        assert route["match"] == {"path": contract.path, "grpc": {}}
+        assert route["match"] == {"path": contract.path, "headers": [GRPC]}
         assert action["cluster"] == f"{listener}_{contract.area}"
         assert action["timeout"] == "0s"
         limit = action["max_stream_duration"]
@@ -105,7 +108,9 @@ def check_authorization(contract: MethodContract, route: Any) -> None:
 
 def test_breakers_are_what_the_replicas_admit(document: Any) -> None:
     clusters = {one["name"]: one for one in document["static_resources"]["clusters"]}
-    assert set(clusters) == {f"{way}_{area}" for way in ("edge", "mesh") for area in AREAS}
+    assert set(areas_of(document)) == {
+        f"{way}_{area}" for way in ("edge", "mesh") for area in AREAS
+    }
     ours = [c for c in all_contracts().values() if c.area == "cost"]
     for closes, priority in ((False, "DEFAULT"), (True, "HIGH")):
         per_replica = sum(
@@ -123,6 +128,12 @@ def test_the_check_of_credentials_has_room_in_the_breaker(document: Any) -> None
     assert int(threshold["max_requests"]) > sum(c.max_in_flight for c in public)
 
 
+def areas_of(document: Any) -> dict[str, Any]:
+    """The clusters of services; the others are Envoy's own admin interface and the collector."""
+    clusters = {one["name"]: one for one in document["static_resources"]["clusters"]}
+    return {name: one for name, one in clusters.items() if name.partition("_")[2] in AREAS}
+
+
 def breaker(cluster: Any, priority: str) -> Any:
     for threshold in cluster["circuit_breakers"]["thresholds"]:
         if threshold.get("priority", "DEFAULT") == priority:
@@ -131,7 +142,7 @@ def breaker(cluster: Any, priority: str) -> Any:
 
 
 def test_every_upstream_connection_is_mutual_tls_1_3_to_one_area(document: Any) -> None:
-    for cluster in document["static_resources"]["clusters"]:
+    for cluster in areas_of(document).values():
         way, _, area = cluster["name"].partition("_")
         context = cluster["transport_socket"]["typed_config"]
         common = context["common_tls_context"]
@@ -147,7 +158,7 @@ def test_every_upstream_connection_is_mutual_tls_1_3_to_one_area(document: Any) 
 
 
 def test_a_single_replica_can_be_shut_out(document: Any) -> None:
-    for cluster in document["static_resources"]["clusters"]:
+    for cluster in areas_of(document).values():
         assert cluster["common_lb_config"]["healthy_panic_threshold"] == {}
         assert int(cluster["outlier_detection"]["max_ejection_percent"]) == 100
         assert cluster["ignore_health_on_host_removal"] is True

@@ -54,6 +54,11 @@ class RunningMesh:
         return ORG
 
     @property
+    def pages_port(self) -> int:
+        """The port of the one origin whose web pages may call the edge."""
+        return int(self.topology.cors.origins[0].rpartition(":")[2])
+
+    @property
     def environment(self) -> dict[str, str]:
         """For commands that talk to this mesh."""
         return os.environ | {"REMIT_STATE": str(self.state)}
@@ -150,12 +155,15 @@ def _stop(running: RunningMesh) -> None:
 def make_topology(replicas: Mapping[str, int]) -> Topology:
     """A topology on free ports."""
     counts = dict.fromkeys(AREAS, 1) | dict(replicas)
-    ports = iter(free_ports(3 + 2 * sum(counts.values())))
+    ports = iter(free_ports(5 + 2 * sum(counts.values())))
     return Topology.parse(
         {
             "edge": {"port": next(ports)},
             "mesh": {"port": next(ports)},
             "admin": {"port": next(ports)},
+            "stats": {"port": next(ports)},
+            # Pages of one origin may call; a test serves them on its port.
+            "cors": {"origins": [f"http://127.0.0.1:{next(ports)}"]},
             "replicas": {
                 area: [{"port": next(ports), "http_port": next(ports)} for _ in range(count)]
                 for area, count in counts.items()

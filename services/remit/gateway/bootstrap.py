@@ -21,8 +21,9 @@ from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.
 from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, area_cluster, socket_address
-from remit.gateway.listeners import edge_listener, mesh_listener
+from remit.gateway.listeners import edge_listener, mesh_listener, stats_listener
 from remit.gateway.routes import STANDARD_AREA, edge_contracts
+from remit.gateway.stats import stats_cluster
 from remit.gateway.topology import Topology
 from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract, contracts_of
 from remit.rpc.envoy import AUTHORIZATION_CHECK
@@ -36,7 +37,11 @@ def bootstrap(topology: Topology) -> Bootstrap:
         node=Node(id="remit-gateway", cluster="remit"),
         admin=Admin(address=socket_address(topology.admin.host, topology.admin.port)),
         static_resources=BootstrapStaticResources(
-            listeners=[edge_listener(topology), mesh_listener(topology)],
+            listeners=[
+                edge_listener(topology),
+                mesh_listener(topology),
+                stats_listener(topology),
+            ],
             clusters=list(_clusters(topology)),
         ),
         overload_manager=_overload_manager(),
@@ -66,6 +71,7 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
         yield area_cluster(topology, EDGE, area, _edge_calls(area))
     for area in AREAS:
         yield area_cluster(topology, MESH, area, contracts_of(area))
+    yield stats_cluster(topology)
 
 
 def _edge_calls(area: str) -> Sequence[MethodContract]:

@@ -1,8 +1,12 @@
-"""The two ways in: the edge for clients, the mesh listener for services.
+"""What Envoy listens on: for clients the edge, for services the mesh listener, and statistics.
 
 The edge takes from a client nothing that says who it is except its credential, and exchanges that
 for a remit at the policy service. The mesh listener takes nothing but the client certificate, and
 passes its name on.
+
+A call at the edge passes CORS, gRPC-Web and the transcoder first. Behind them every call is gRPC:
+the credential is checked, the route chosen and the deadline kept by the path of its RPC, whichever
+of the three forms the client speaks.
 """
 
 from __future__ import annotations
@@ -46,10 +50,13 @@ from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
+from remit.gateway.cors import cors, grpc_web
 from remit.gateway.local_replies import local_replies
 from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
+from remit.gateway.stats import STATS, stats_routes
 from remit.gateway.tls import mesh_downstream_tls
 from remit.gateway.topology import Address, Resilience, Topology
+from remit.gateway.transcoder import transcoder
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import STANDARD_CONTRACTS
 from remit.rpc.envoy import AUTHORIZATION_CHECK
@@ -71,7 +78,8 @@ def edge_listener(topology: Topology) -> Listener:
     """Clients: plain HTTP/2 and HTTP/1.1, credentials exchanged, public RPCs only."""
     manager = _manager(EDGE, edge_routes(topology), topology.resilience)
     manager.early_header_mutation_extensions = [_strip_identity()]
-    manager.http_filters = [_ext_authz(), *manager.http_filters]
+    manager.local_reply_config = local_replies(plain_http=True)
+    manager.http_filters = [cors(), grpc_web(), transcoder(), _ext_authz(), *manager.http_filters]
     return _listener(EDGE, topology.edge, manager, None)
 
 
@@ -83,6 +91,12 @@ def mesh_listener(topology: Topology) -> Listener:
         uri=True
     )
     return _listener(MESH, topology.mesh, manager, mesh_downstream_tls(topology.tls_dir))
+
+
+def stats_listener(topology: Topology) -> Listener:
+    """Prometheus and probes: plain HTTP, two pages."""
+    manager = _manager(STATS, stats_routes(), topology.resilience)
+    return _listener(STATS, topology.stats, manager, None)
 
 
 def _listener(
@@ -143,16 +157,19 @@ def _strip_identity() -> TypedExtensionConfig:
         mutations=[
             HeaderMutation(remove=REMIT_KEY),
             HeaderMutation(remove="x-forwarded-client-cert"),
-            HeaderMutation(
-                remove_on_match=HeaderMutationRemoveOnMatch(
-                    key_matcher=StringMatcher(prefix="x-remit-", ignore_case=True)
-                )
-            ),
+            _remove_all("x-remit-"),
+            # Only the transcoder says that a call came over REST.
+            _remove_all("x-envoy-original-"),
         ]
     )
     return TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation", typed_config=Any.pack(mutation)
     )
+
+
+def _remove_all(prefix: str) -> HeaderMutation:
+    matcher = StringMatcher(prefix=prefix, ignore_case=True)
+    return HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=matcher))
 
 
 def _ext_authz() -> HttpFilter:

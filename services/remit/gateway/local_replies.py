@@ -1,12 +1,17 @@
 """What the gateway itself answers, in the form of every other error of Remit.
 
 A client must not have to know whether a service or the gateway refused: each answer that Envoy
-makes carries a canonical code and a google.rpc.Status with an ErrorInfo.
+makes carries a canonical code and a google.rpc.Status with an ErrorInfo. A gRPC client gets it as
+status and details; a client that speaks plain HTTP as JSON, under the HTTP status of the code, with
+`retry-after` where it may try again. Two statuses are HTTP's own: 404 for a verb and path that no
+RPC has (METHOD_UNKNOWN) and 413 for a body over `transcoder.MAX_BODY_BYTES` (TOO_LARGE).
 """
 
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Iterator
 from typing import Final
 
 from envoy_data_plane.envoy.config.accesslog.v3 import (
@@ -14,6 +19,8 @@ from envoy_data_plane.envoy.config.accesslog.v3 import (
     AndFilter,
     ComparisonFilter,
     ComparisonFilterOp,
+    HeaderFilter,
+    OrFilter,
     ResponseFlagFilter,
     StatusCodeFilter,
 )
@@ -23,14 +30,20 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     RuntimeUInt32,
+    SubstitutionFormatString,
 )
+from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     LocalReplyConfig,
     ResponseMapper,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.google.protobuf import Struct
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
+from remit.gateway.transcoder import MAX_BODY_BYTES
+from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError, Violation
+from remit.rpc.rest import HTTP_STATUS, TRANSCODED_KEY, error_json, retry_after
 
 UNKNOWN_METHOD: Final = RemitError(
     error_reason_pb2.ERROR_REASON_METHOD_UNKNOWN,
@@ -52,6 +65,20 @@ _TOO_LATE: Final = RemitError(
     error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
     "the call did not end within its deadline",
 )
+_BODY_TOO_LARGE: Final = RemitError(
+    error_reason_pb2.ERROR_REASON_TOO_LARGE,
+    f"the body has more than {MAX_BODY_BYTES} bytes",
+)
+# What Envoy says of such a request names the fault: an unknown query parameter, a wrong type.
+_ENVOYS_WORDS: Final = "%LOCAL_REPLY_BODY%"
+_MALFORMED: Final = RemitError(
+    error_reason_pb2.ERROR_REASON_INVALID_REQUEST,
+    f"the request was refused by the gateway: {_ENVOYS_WORDS}",
+    violations=[Violation("url", _ENVOYS_WORDS)],
+)
+_FAILED: Final = RemitError(
+    error_reason_pb2.ERROR_REASON_INTERNAL, f"the gateway could not answer: {_ENVOYS_WORDS}"
+)
 # Response flags of Envoy's access log: what happened to the call.
 _UNREACHABLE_FLAGS: Final = ("UH", "UF", "UC", "UR", "LR", "URX", "UPE", "NC")
 _LATE_FLAGS: Final = ("UMSDR", "UT", "SI")
@@ -66,21 +93,27 @@ def status_headers(error: RemitError) -> list[HeaderValueOption]:
     ]
 
 
-def local_replies() -> LocalReplyConfig:
-    """Errors of the gateway's own making; the first that matches is sent."""
-    return LocalReplyConfig(
-        mappers=[
-            _mapper(_and(_flags("UAEX"), _status(503)), _POLICY_SILENT),
-            _mapper(_flags("UO"), _OVERLOADED),
-            _mapper(_flags(*_LATE_FLAGS), _TOO_LATE),
-            # The caller's own deadline ends a call with this status and without a flag.
-            _mapper(_status(504), _TOO_LATE),
-            _mapper(_flags(*_UNREACHABLE_FLAGS), _UNREACHABLE),
-        ]
-    )
+def local_replies(*, plain_http: bool = False) -> LocalReplyConfig:
+    """Errors of the gateway's own making; the first that matches is sent.
+
+    `plain_http`: some clients do not speak gRPC.
+    """
+    mappers = list(_plain_replies()) if plain_http else []
+    mappers += [_grpc_reply(when, error) for when, error in _causes()]
+    return LocalReplyConfig(mappers=mappers)
 
 
-def _mapper(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
+def _causes() -> Iterator[tuple[AccessLogFilter, RemitError]]:
+    yield _and(_flags("UAEX"), _status(503)), _POLICY_SILENT
+    yield _flags("UO"), _OVERLOADED
+    yield _flags(*_LATE_FLAGS), _TOO_LATE
+    # The caller's own deadline ends a call with this status and without a flag.
+    yield _status(504), _TOO_LATE
+    yield _and(_flags("NC"), _status(404)), UNKNOWN_METHOD
+    yield _flags(*_UNREACHABLE_FLAGS), _UNREACHABLE
+
+
+def _grpc_reply(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
     # Clients compare the message with the one inside the details, so both must be the same.
     return ResponseMapper(
         filter=when,
@@ -89,14 +122,67 @@ def _mapper(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
     )
 
 
+def _plain_replies() -> Iterator[ResponseMapper]:
+    for when, error in _causes():
+        status = 404 if error is UNKNOWN_METHOD else HTTP_STATUS[error.code]
+        yield _plain_reply(when, error, status)
+    # Policy's own refusals are in the right form already (remit.policy.ext_authz).
+    yield ResponseMapper(filter=_and(_plain_http(), _flags("UAEX")))
+    yield _plain_reply(_status(404), UNKNOWN_METHOD, 404)
+    yield _plain_reply(_status(413), _BODY_TOO_LARGE, 413)
+    yield _explained_reply(_status(499, ComparisonFilterOp.LE), _MALFORMED)
+    yield _explained_reply(_status(500, ComparisonFilterOp.GE), _FAILED)
+
+
+def _plain_reply(when: AccessLogFilter, error: RemitError, status: int) -> ResponseMapper:
+    delay = retry_after(error)
+    return ResponseMapper(
+        filter=_and(_plain_http(), when),
+        status_code=status,
+        body=DataSource(inline_string=error_json(error)),
+        body_format_override=SubstitutionFormatString(
+            text_format_source=DataSource(inline_string=_ENVOYS_WORDS),
+            content_type="application/json",
+        ),
+        headers_to_add=[] if delay is None else [_header("retry-after", delay)],
+    )
+
+
+def _explained_reply(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
+    """An error in which Envoy's own words stand; its status stays Envoy's."""
+    return ResponseMapper(
+        filter=_and(_plain_http(), when),
+        body_format_override=SubstitutionFormatString(
+            json_format=Struct.from_dict(json.loads(error_json(error))),
+            content_type="application/json",
+        ),
+    )
+
+
+def _plain_http() -> AccessLogFilter:
+    """Whether the client speaks plain HTTP; a call that was transcoded looks like gRPC since."""
+    not_grpc = HeaderMatcher(
+        name="content-type",
+        string_match=StringMatcher(prefix="application/grpc"),
+        invert_match=True,
+        treat_missing_header_as_empty=True,
+    )
+    transcoded = HeaderMatcher(name=TRANSCODED_KEY, present_match=True)
+    filters = [
+        AccessLogFilter(header_filter=HeaderFilter(header=header))
+        for header in (not_grpc, transcoded)
+    ]
+    return AccessLogFilter(or_filter=OrFilter(filters=filters))
+
+
 def _flags(*flags: str) -> AccessLogFilter:
     return AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=list(flags)))
 
 
-def _status(code: int) -> AccessLogFilter:
+def _status(code: int, op: ComparisonFilterOp = ComparisonFilterOp.EQ) -> AccessLogFilter:
     # The runtime key is demanded by the message and never set.
     value = RuntimeUInt32(default_value=code, runtime_key=f"remit.local_reply_{code}")
-    comparison = ComparisonFilter(op=ComparisonFilterOp.EQ, value=value)
+    comparison = ComparisonFilter(op=op, value=value)
     return AccessLogFilter(status_code_filter=StatusCodeFilter(comparison=comparison))
 
 

@@ -13,23 +13,26 @@ from typing import Final
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
+    HeaderMatcher,
     RetryPolicy,
     RetryPolicyRetryBackOff,
     RetryPolicyRetryHostPredicate,
     Route,
     RouteAction,
+    RouteActionClusterNotFoundResponseCode,
     RouteActionMaxStreamDuration,
     RouteConfiguration,
     RouteMatch,
-    RouteMatchGrpcRouteMatchOptions,
     VirtualHost,
 )
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import ExtAuthzPerRoute
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Any
 
 from remit.api.options.v1 import options_pb2
 from remit.gateway.clusters import EDGE, MESH, cluster_name, priority_of
+from remit.gateway.cors import policy
 from remit.gateway.local_replies import UNKNOWN_METHOD, status_headers
 from remit.gateway.topology import Resilience, Topology
 from remit.rpc.contracts import STANDARD_CONTRACTS, MethodContract, all_contracts
@@ -42,6 +45,10 @@ _LOST: Final = "connect-failure,refused-stream,reset-before-request,reset,unavai
 # Certain not to have reached a service: sent again whatever the contract says.
 _NEVER_SENT: Final = "connect-failure,refused-stream"
 _NO_LIMIT: Final = timedelta(0)
+# gRPC-Web too: the route is chosen, with what it says of credentials, before it becomes gRPC.
+_GRPC: Final = HeaderMatcher(
+    name="content-type", string_match=StringMatcher(prefix="application/grpc")
+)
 _IDLE_MARGIN: Final = 2
 """A stream is cut after this many of the intervals in which its server promises to send."""
 _SAME_HOST_ATTEMPTS: Final = 20
@@ -59,15 +66,20 @@ def edge_contracts() -> tuple[MethodContract, ...]:
 
 
 def edge_routes(topology: Topology) -> RouteConfiguration:
-    """Routes of the edge listener: public RPCs, and UNIMPLEMENTED for everything else."""
+    """Routes of the edge listener: public RPCs, and METHOD_UNKNOWN for everything else.
+
+    A REST call finds its route once the transcoder has given it the path of its RPC.
+    """
     routes = [_route(EDGE, c, topology.resilience) for c in edge_contracts()]
-    return _configuration(EDGE, [*routes, *_unknown_methods(checked=True)])
+    configuration = _configuration(EDGE, [*routes, _nowhere()])
+    configuration.virtual_hosts[0].typed_per_filter_config = policy(topology.cors)
+    return configuration
 
 
 def mesh_routes(topology: Topology) -> RouteConfiguration:
     """Routes of the mesh listener: every RPC of ours; the called service decides who may."""
     routes = [_route(MESH, c, topology.resilience) for c in all_contracts().values()]
-    return _configuration(MESH, [*routes, *_unknown_methods(checked=False)])
+    return _configuration(MESH, [*routes, *_unknown_methods()])
 
 
 def _configuration(way: str, routes: Iterable[Route]) -> RouteConfiguration:
@@ -78,7 +90,7 @@ def _configuration(way: str, routes: Iterable[Route]) -> RouteConfiguration:
 def _route(way: str, contract: MethodContract, resilience: Resilience) -> Route:
     return Route(
         name=contract.path,
-        match=RouteMatch(path=contract.path, grpc=RouteMatchGrpcRouteMatchOptions()),
+        match=RouteMatch(path=contract.path, headers=[_GRPC]),
         route=RouteAction(
             cluster=cluster_name(way, contract.area or STANDARD_AREA),
             priority=priority_of(contract),
@@ -136,20 +148,30 @@ def _no_check() -> dict[str, Any]:
     return {EXT_AUTHZ: Any.pack(ExtAuthzPerRoute(disabled=True))}
 
 
-def _unknown_methods(*, checked: bool) -> Iterator[Route]:
-    """The last routes: gRPC calls get the error in gRPC form, everything else plain HTTP."""
+def _nowhere() -> Route:
+    """The edge's last route: to a cluster that no client can name, for `local_replies` to answer.
+
+    CORS takes its policy from a route that leads somewhere, not from a direct response, and a REST
+    call has only this route until it is transcoded.
+    """
+    return Route(
+        name="nowhere",
+        match=RouteMatch(prefix="/"),
+        route=RouteAction(
+            cluster_header="x-remit-nowhere",
+            cluster_not_found_response_code=RouteActionClusterNotFoundResponseCode.NOT_FOUND,
+        ),
+        typed_per_filter_config=_no_check(),
+    )
+
+
+def _unknown_methods() -> Iterator[Route]:
+    """The mesh's last routes: gRPC calls get the error in gRPC form, everything else plain HTTP."""
     answer = DirectResponseAction(status=404, body=DataSource(inline_string=UNKNOWN_METHOD.message))
-    exempt = _no_check() if checked else {}
     yield Route(
         name="unknown_method",
-        match=RouteMatch(prefix="/", grpc=RouteMatchGrpcRouteMatchOptions()),
+        match=RouteMatch(prefix="/", headers=[_GRPC]),
         direct_response=answer,
         response_headers_to_add=status_headers(UNKNOWN_METHOD),
-        typed_per_filter_config=exempt,
     )
-    yield Route(
-        name="not_grpc",
-        match=RouteMatch(prefix="/"),
-        direct_response=answer,
-        typed_per_filter_config=exempt,
-    )
+    yield Route(name="not_grpc", match=RouteMatch(prefix="/"), direct_response=answer)

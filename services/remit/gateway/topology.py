@@ -15,7 +15,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Any, Final, Self
 
 import pydantic
 import yaml
@@ -30,7 +30,11 @@ DEFAULT_EDGE_PORT: Final = 8080
 MAX_REPLICAS: Final = 10
 HTTP_PORT_OFFSET: Final = 1000
 """A replica's plain HTTP port (health, readiness, metrics) follows its gRPC port."""
+MAX_ORIGINS: Final = 50
 _LAST_PORT: Final = 65_535
+_LABEL: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_ORIGIN: Final = rf"https?://({_LABEL}(\.{_LABEL})*|\*(\.{_LABEL}){{2,}})(:[0-9]{{1,5}})?"
+Origin = Annotated[str, pydantic.StringConstraints(pattern=rf"^{_ORIGIN}$", max_length=253)]
 
 
 class _Section(pydantic.BaseModel):
@@ -100,12 +104,36 @@ class Resilience(_Section):
     )
 
 
+def _stats_beside_admin(known: dict[str, Any]) -> Address:
+    """On loopback, as far from the admin interface as a replica's plain port from its gRPC port."""
+    admin = known.get("admin")
+    return Address(port=(admin.port if admin else DEFAULT_PORT_BASE + 1) + HTTP_PORT_OFFSET)
+
+
+class Cors(_Section):
+    """Which web pages may call the edge from a browser (WHATWG Fetch, CORS); none by default.
+
+    An origin is `https://console.example.com`, with its port where it has one, or
+    `https://*.example.com` for every host below a domain of at least two labels.
+    """
+
+    origins: tuple[Origin, ...] = pydantic.Field(default=(), max_length=MAX_ORIGINS)
+    max_age_s: int = pydantic.Field(
+        default=600, ge=0, le=86_400, description="how long a browser keeps a permission"
+    )
+
+
 class Topology(_Section):
     """Every address of a mesh."""
 
     edge: Address = Address(port=DEFAULT_EDGE_PORT)
     mesh: Address = Address(port=DEFAULT_PORT_BASE)
     admin: Address = Address(port=DEFAULT_PORT_BASE + 1)
+    stats: Address = pydantic.Field(
+        default_factory=_stats_beside_admin,
+        description="Envoy's /stats/prometheus and /ready, for Prometheus and probes",
+    )
+    cors: Cors = Cors()
     tls_dir: str = pydantic.Field(
         default="/etc/remit/tls",
         description="holds edge/ and mesh/, each with ca.pem, cert.pem and key.pem",
@@ -163,6 +191,7 @@ class Topology(_Section):
             "edge": {"port": edge_port},
             "mesh": {"port": port_base},
             "admin": {"port": port_base + 1},
+            "stats": {"port": port_base + 1 + HTTP_PORT_OFFSET},
             "replicas": {area: _ports(area, counts[area], port_base) for area in counts},
         }
         if tls_dir is not None:
@@ -200,6 +229,7 @@ class Topology(_Section):
         yield "edge.port", self.edge
         yield "mesh.port", self.mesh
         yield "admin.port", self.admin
+        yield "stats.port", self.stats
         for area in AREAS:
             for index, replica in enumerate(self.replicas.get(area, ())):
                 setting = f"replicas.{area}[{index}]"

@@ -13,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
-from google.protobuf import json_format
 from google.rpc import status_pb2
 
 from remit import telemetry
@@ -31,6 +30,7 @@ from remit.policy.metrics import count_edge
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import MethodContract, contract_of, method_unknown
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
+from remit.rpc.rest import HTTP_STATUS, TRANSCODED_KEY, error_json, retry_after
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,16 +38,6 @@ AUTHORIZATION: Final = "authorization"
 API_KEY: Final = "x-api-key"
 _BEARER: Final = "bearer "
 _GRPC: Final = "application/grpc"
-# For clients that speak plain HTTP; a gRPC client sees the code itself.
-_HTTP: Final = {
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.UNIMPLEMENTED: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
-
 log = telemetry.logger(__name__)
 
 
@@ -70,7 +60,7 @@ class EdgeAuthorization:
             token = await self._admit(http.path.partition("?")[0], headers)
         except RemitError as error:
             count_edge(error)
-            return refused(error, is_grpc=headers.get("content-type", "").startswith(_GRPC))
+            return refused(error, is_grpc=_speaks_grpc(headers))
         count_edge()
         return admitted(token)
 
@@ -159,17 +149,27 @@ def admitted(token: str) -> authorization_pb2.CheckResponse:
 def refused(error: RemitError, *, is_grpc: bool) -> authorization_pb2.CheckResponse:
     """Refuse the call so that the client sees the same error as from a service."""
     status = error.to_status()
-    http_status = _HTTP.get(error.code, 500)
     denied = authorization_pb2.DeniedHttpResponse(
-        status=authorization_pb2.HttpStatus(code=http_status),
+        status=authorization_pb2.HttpStatus(code=_http_status(error)),
         headers=_grpc_headers(status) if is_grpc else [_header("content-type", "application/json")],
-        body=error.message if is_grpc else json_format.MessageToJson(status, indent=None),
+        body=error.message if is_grpc else error_json(error),
     )
-    if error.retry_after_s is not None:
-        denied.headers.append(_header("retry-after", str(max(1, round(error.retry_after_s)))))
+    delay = retry_after(error)
+    if delay is not None:
+        denied.headers.append(_header("retry-after", delay))
     return authorization_pb2.CheckResponse(
         status=status_pb2.Status(code=status.code), denied_response=denied
     )
+
+
+def _speaks_grpc(headers: Mapping[str, str]) -> bool:
+    """Whether the client does: a REST call looks like gRPC once the gateway has transcoded it."""
+    return headers.get("content-type", "").startswith(_GRPC) and TRANSCODED_KEY not in headers
+
+
+def _http_status(error: RemitError) -> int:
+    # For a client of plain HTTP, what the contracts do not have is a page that is not there.
+    return 404 if error.code is grpc.StatusCode.UNIMPLEMENTED else HTTP_STATUS[error.code]
 
 
 def _grpc_headers(status: status_pb2.Status) -> list[authorization_pb2.HeaderValueOption]:

@@ -24,6 +24,7 @@ from remit.rpc.parties import caller_of_label
 from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import AddToServer, build_server
 from remit.settings import ServiceSettings
+from remit.telemetry.spans import current_tracer
 
 _READY_EVERY_S: Final = 1.0
 _READY_TIMEOUT_S: Final = 2.0
@@ -86,7 +87,7 @@ class _Host:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[int, int]]:
         server, health_servicer = build_server(
-            self._guard, self._service.servicers, tracing=self._settings.trace
+            self._guard, self._service.servicers, tracer=current_tracer()
         )
         port = _bound(server, self._settings)
         async with serve_http(self._settings.host, self._settings.http_port, self._probes) as http:

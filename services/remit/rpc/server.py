@@ -1,18 +1,30 @@
-"""The one server builder: every service gets mTLS, health, reflection, tracing and the guard."""
+"""The one server builder: every service gets mTLS, health, reflection, tracing and the guard.
+
+A method is written once, for gRPC; calls that the gateway transcoded from REST have another form
+(`remit.rpc.forms`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, cast
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
+from remit import telemetry
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
+from remit.rpc.calls import TRACE_KEY
 from remit.rpc.contracts import (
     MAX_MESSAGE_BYTES,
     MethodContract,
@@ -21,8 +33,12 @@ from remit.rpc.contracts import (
     public_services,
 )
 from remit.rpc.errors import RemitError
+from remit.rpc.forms import GRPC, Form, form_of
 from remit.rpc.guard import Guard, check_request_size, check_response_size
 from remit.rpc.identity import caller_of
+
+if TYPE_CHECKING:
+    from remit.telemetry.export import Tracer  # loads the SDK
 
 AddToServer = Callable[[Any, grpc.aio.Server], None]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,7 +73,7 @@ def build_server(
     guard: Guard,
     servicers: Sequence[tuple[AddToServer, object]],
     *,
-    tracing: bool = False,
+    tracer: Tracer | None = None,
     identify: CallerOf = caller_by_certificate,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """A server with all that every service has; the caller binds its port and starts it.
@@ -65,11 +81,9 @@ def build_server(
     `servicers` pairs each generated `add_XServicer_to_server` with its object.
     """
     interceptors: list[grpc.aio.ServerInterceptor] = [ContractInterceptor(guard, identify)]
-    if tracing:
-        # Slow to import, and a third of the throughput: only where spans go somewhere.
-        from opentelemetry.instrumentation.grpc import aio_server_interceptor  # noqa: PLC0415
-
-        interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
+    if tracer is not None:
+        traced = cast("grpc.aio.ServerInterceptor", tracer.server_interceptor(_is_recorded))
+        interceptors.insert(0, traced)
     server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
     for add_to_server, servicer in servicers:
         add_to_server(servicer, server)
@@ -79,6 +93,19 @@ def build_server(
         [*public_services(), health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
     return server, health_servicer
+
+
+def _is_recorded(details: Any) -> bool:  # noqa: ANN401 - untyped in the instrumentation
+    """Whether a call may get a span: one of ours, that nobody before decided not to record."""
+    contract = contract_of(details.method)
+    if contract is None or not contract.area:
+        return False
+    place = telemetry.parse(_value(details.invocation_metadata or (), TRACE_KEY))
+    return place is None or place.sampled
+
+
+def _value(metadata: Iterable[tuple[str, str | bytes]], key: str) -> str:
+    return next((str(value) for name, value in metadata if name == key), "")
 
 
 class ContractInterceptor(grpc.aio.ServerInterceptor):
@@ -101,39 +128,44 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or contract is None:
             return grpc.unary_unary_rpc_method_handler(_unknown(path))
+        form = form_of(contract, handler_call_details.invocation_metadata or ())
         if handler.unary_unary is not None:
-            return self._unary(contract, handler)
+            return self._unary(contract, handler, form)
         if handler.unary_stream is not None and contract.area:
-            return self._stream(contract, handler)
+            return self._stream(contract, handler, form)
         # Streams of the standard services, health and reflection, are written in another style
         # and tell nothing but what is public.
         return handler
 
     def _unary(
-        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
+        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any], form: Form
     ) -> grpc.RpcMethodHandler[Any, Any]:
         method = cast("Callable[[Any, Context], Awaitable[Any]]", handler.unary_unary)
 
-        async def guarded(request: Any, context: Context) -> Any:  # noqa: ANN401 - any message
+        async def guarded(received: Any, context: Context) -> Any:  # noqa: ANN401 - any message
             try:
+                request = form.read(contract, received, context)
                 async with self._serve(contract, request, context):
                     response = await method(request, context)
                     check_response_size(contract, response.ByteSize())
                     return response
             except RemitError as error:
-                await abort(context, error)
+                telemetry.call_failed(error)
+                await form.abort(context, error)
 
         return grpc.unary_unary_rpc_method_handler(
             guarded, handler.request_deserializer, handler.response_serializer
         )
 
     def _stream(
-        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
+        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any], form: Form
     ) -> grpc.RpcMethodHandler[Any, Any]:
         method = cast("Callable[[Any, Context], AsyncGenerator[Any, None]]", handler.unary_stream)
 
-        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async def guarded(received: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+            writer = form.writer(contract)
             try:
+                request = form.read(contract, received, context)
                 async with (
                     self._serve(contract, request, context),
                     # Ends the method with the call, not when it is next collected.
@@ -141,12 +173,19 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                 ):
                     async for response in responses:
                         check_response_size(contract, response.ByteSize())
-                        yield response
+                        for part in writer.message(response):
+                            yield part
+                for part in writer.end():
+                    yield part
             except RemitError as error:
-                await abort(context, error)
+                telemetry.call_failed(error)
+                if not writer.begun:
+                    await form.abort(context, error)
+                for part in writer.error(error):
+                    yield part
 
         return grpc.unary_stream_rpc_method_handler(
-            guarded, handler.request_deserializer, handler.response_serializer
+            guarded, handler.request_deserializer, form.stream_serializer(handler)
         )
 
     def _serve(self, contract: MethodContract, request: Any, context: Context) -> Any:  # noqa: ANN401
@@ -165,13 +204,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         return self._identify(context)
 
 
-async def abort(context: Context, error: RemitError) -> None:
-    """Ends the call with the error's status and details."""
-    await context.abort_with_status(rpc_status.to_status(error.to_status()))
-
-
 def _unknown(path: str) -> Callable[[Any, Context], Awaitable[None]]:
     async def refuse(_request: Any, context: Context) -> None:  # noqa: ANN401 - any message
-        await abort(context, method_unknown(path))
+        await GRPC.abort(context, method_unknown(path))
 
     return refuse

@@ -1,0 +1,234 @@
+"""Calls that came as JSON over HTTP: how bodies are read, and what errors get besides.
+
+The gateway's transcoder maps verb, path and query parameters (`remit.gateway.transcoder`) and marks
+the call with `x-envoy-original-method`, which no client can send. A body it passes on as it came,
+as a `google.api.HttpBody` in one more field of the request. It is read strictly: `application/json`
+in UTF-8, no unknown fields, no wrong types, no contradiction of the path, no query parameters that
+the body could hold. Every fault is INVALID_REQUEST and names the field.
+
+An error is the JSON form of google.rpc.Status, `{"code", "message", "details"}`, under the HTTP
+status that google/rpc/code.proto names; one that may be tried again has `retry-after`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+import grpc
+from google.api import httpbody_pb2
+from google.protobuf import descriptor, json_format, message, unknown_fields
+
+from remit.rpc.contracts import MethodContract
+from remit.rpc.errors import RemitError, Violation, invalid_request
+
+M = TypeVar("M", bound=message.Message)
+Metadata = Iterable[tuple[str, str | bytes]]
+
+TRANSCODED_KEY: Final = "x-envoy-original-method"
+"""Metadata key that the gateway's transcoder adds, and that the edge takes from clients."""
+
+BODY_FIELD: Final = "http_body"
+BODY_FIELD_NUMBER: Final = 100_000
+"""The field that Envoy alone knows: the body of a request as it came."""
+
+HTTP_STATUS: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
+    {
+        grpc.StatusCode.OK: 200,
+        grpc.StatusCode.CANCELLED: 499,
+        grpc.StatusCode.UNKNOWN: 500,
+        grpc.StatusCode.INVALID_ARGUMENT: 400,
+        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+        grpc.StatusCode.NOT_FOUND: 404,
+        grpc.StatusCode.ALREADY_EXISTS: 409,
+        grpc.StatusCode.PERMISSION_DENIED: 403,
+        grpc.StatusCode.UNAUTHENTICATED: 401,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+        grpc.StatusCode.FAILED_PRECONDITION: 400,
+        grpc.StatusCode.ABORTED: 409,
+        grpc.StatusCode.OUT_OF_RANGE: 400,
+        grpc.StatusCode.UNIMPLEMENTED: 501,
+        grpc.StatusCode.INTERNAL: 500,
+        grpc.StatusCode.UNAVAILABLE: 503,
+        grpc.StatusCode.DATA_LOSS: 500,
+    }
+)
+"""HTTP status of each code (google/rpc/code.proto), as the transcoder sets it."""
+
+_VARIABLE: Final = re.compile(r"\{([a-z_.]+)")
+_JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
+_KNOWN_TYPES: Final = "google.protobuf."
+_MOST_FAULTS: Final = 20
+_MOST_NAME_CHARS: Final = 64
+# How json_format says where it stumbled: from the outermost field to the innermost, or at the end.
+_STUMBLED: Final = re.compile(r"Failed to parse (\w+) field")
+_PLACE: Final = re.compile(r" at \w+\.([\w.\[\]]+?)\.*$")
+
+
+def is_transcoded(metadata: Metadata) -> bool:
+    """Whether a call came as JSON over HTTP."""
+    return any(key == TRANSCODED_KEY for key, _ in metadata)
+
+
+def to_json(content: message.Message) -> str:
+    """A message as REST clients get it, on one line: camelCase, default values printed."""
+    return json_format.MessageToJson(
+        content, indent=None, always_print_fields_with_no_presence=True
+    )
+
+
+def error_json(error: RemitError) -> str:
+    """The body of an error: google.rpc.Status as JSON."""
+    return to_json(error.to_status())
+
+
+def retry_after(error: RemitError) -> str | None:
+    """Value of the `retry-after` header in whole seconds; None where a retry cannot help."""
+    if error.retry_after_s is None:
+        return None
+    return str(max(1, round(error.retry_after_s)))
+
+
+def read_body(contract: MethodContract, bound: M) -> M:
+    """The request that path, query and body make; `bound` holds the first two, and the raw body.
+
+    Raises:
+        RemitError: INVALID_REQUEST naming what is wrong with the body, or with a query parameter.
+
+    """
+    if contract.http is None or not contract.http.body:
+        return bound
+    body = _raw_body(bound)
+    bound.DiscardUnknownFields()
+    within = "" if contract.http.body == "*" else contract.http.body
+    target = getattr(bound, within) if within else bound
+    given = _parsed(body, type(target))
+    _check_against_url(target, given, _path_fields(contract.http.path, within))
+    target.MergeFrom(given)
+    return bound
+
+
+def _raw_body(bound: message.Message) -> httpbody_pb2.HttpBody:
+    body = httpbody_pb2.HttpBody()
+    fields = unknown_fields.UnknownFieldSet(bound)
+    for index in range(len(fields)):
+        if fields[index].field_number == BODY_FIELD_NUMBER:
+            body.MergeFromString(fields[index].data)
+    return body
+
+
+def _parsed(body: httpbody_pb2.HttpBody, kind: type[M]) -> M:
+    """The body as a message; an empty one is a message without fields."""
+    parsed = kind()
+    if not body.data:
+        return parsed
+    if not _JSON.fullmatch(body.content_type):
+        raise _invalid("content-type", "must be application/json, in UTF-8")
+    content = _loaded(body.data)
+    faults = list(itertools.islice(_misshapen(_described(parsed), content, ""), _MOST_FAULTS))
+    if faults:
+        raise invalid_request(faults)
+    try:
+        return json_format.ParseDict(content, parsed)
+    except (json_format.ParseError, RecursionError, OverflowError, ValueError) as error:
+        # Names the field, never the value: it may be sensitive.
+        raise _invalid(_place_of(str(error)), "has a value of a wrong type or form") from error
+
+
+def _described(content: message.Message) -> descriptor.Descriptor:
+    return cast("descriptor.Descriptor", content.DESCRIPTOR)
+
+
+def _loaded(data: bytes) -> Any:  # noqa: ANN401 - any JSON
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise _invalid("body", "is not UTF-8") from error
+    except RecursionError as error:
+        raise _invalid("body", "is nested too deeply") from error
+    except ValueError as error:
+        raise _invalid("body", f"is no JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        message_ = "a key stands twice in one object"
+        raise ValueError(message_)
+    return content
+
+
+def _no_number(constant: str) -> NoReturn:
+    message_ = f"{constant} is no number of JSON"
+    raise ValueError(message_)
+
+
+def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterator[Violation]:  # noqa: ANN401
+    """Unknown fields, fields said twice, and anything but an object where a message stands."""
+    if not isinstance(content, dict):
+        yield Violation(place or "body", "must be an object")
+        return
+    seen: set[str] = set()
+    for name, value in content.items():
+        field = kind.fields_by_camelcase_name.get(name) or kind.fields_by_name.get(name)
+        inner = f"{place}.{name[:_MOST_NAME_CHARS]}" if place else name[:_MOST_NAME_CHARS]
+        if field is None:
+            yield Violation(inner, "there is no such field")
+        elif field.name in seen:
+            yield Violation(inner, "is given twice")
+        else:
+            seen.add(field.name)
+            yield from _misshapen_values(field, value, inner)
+
+
+def _misshapen_values(
+    field: descriptor.FieldDescriptor,
+    value: Any,  # noqa: ANN401 - any JSON
+    place: str,
+) -> Iterator[Violation]:
+    kind = field.message_type
+    if kind is None or value is None or kind.full_name.startswith(_KNOWN_TYPES):
+        return  # null is an absent field
+    if kind.GetOptions().map_entry:
+        if not isinstance(value, dict):
+            yield Violation(place, "must be an object")
+    elif not field.is_repeated:
+        yield from _misshapen(kind, value, place)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _misshapen(kind, one, f"{place}[{index}]")
+
+
+def _place_of(text: str) -> str:
+    place = _PLACE.search(text)
+    return place[1] if place else ".".join(_STUMBLED.findall(text)) or "body"
+
+
+def _check_against_url(target: message.Message, given: message.Message, path: set[str]) -> None:
+    """A body may repeat what the path says, and takes every other field for itself."""
+    rest = type(target)()
+    rest.CopyFrom(target)
+    for field in path:
+        rest.ClearField(field)
+        said = getattr(given, field)
+        if said and said != getattr(target, field):
+            raise _invalid(field, "is not what the path of the URL says")
+    for stray, _ in rest.ListFields():
+        raise _invalid(stray.name, "belongs into the body, not into the query of the URL")
+
+
+@cache
+def _path_fields(path: str, within: str) -> set[str]:
+    """Fields of the body's message that the path binds."""
+    names = _VARIABLE.findall(path)
+    prefix = f"{within}." if within else ""
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def _invalid(field: str, description: str) -> RemitError:
+    return invalid_request([Violation(field, description)])
