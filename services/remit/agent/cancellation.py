@@ -53,7 +53,9 @@ class Canceller:
     async def _end(self, grant: Grant, subject: str, request_id: str) -> bool:
         """Ends a seized run; False if somebody else took it meanwhile."""
         events = await self.books.reader.journal(grant.run, page=self.books.page)
-        logbook = Logbook(self.books, grant.run, grant.fencing_token, fold(events))
+        logbook = Logbook(
+            self.books, grant.run, grant.fencing_token, fold(events), grant.traceparent
+        )
         try:
             if not logbook.progress.cancelled_by:
                 await self._request(logbook, subject, request_id)

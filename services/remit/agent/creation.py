@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from remit import names
+from remit import names, telemetry
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition
 from remit.agent.journal import Progress
@@ -23,6 +23,7 @@ from remit.agent.pool import RunPool
 from remit.agent.reading import RunReader
 from remit.agent.run_remit import IssuedRemit, RemitDesk
 from remit.agent.settings import AgentSettings
+from remit.agent.spans import traceparent_of_call
 from remit.agent.store import NewRun, RunStore, queue_full
 from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
@@ -100,6 +101,7 @@ class Creator:
         return await asyncio.shield(spawn(self._create(order, remit_token), name=f"new-{run.name}"))
 
     async def _create(self, order: _Order, client_remit: str) -> Created:
+        telemetry.name_runs(order.run.name)
         has_place = self.pool.reserve()
         tenure: Tenure | None = None
         try:
@@ -136,6 +138,7 @@ class Creator:
             lease_s=self.settings.lease_s,
             deadline=asked + new.max_duration_s,
             head=Head(draft.progress, order.definition, issued, offer),
+            traceparent=new.traceparent,
         )
         return created, tenure if has_place else None
 
@@ -158,6 +161,7 @@ class Creator:
             owner=self.pool.owner if has_place else "",
             lease_s=self.settings.lease_s,
             fencing_token=FIRST_TOKEN,
+            traceparent=traceparent_of_call(),
             offer=pinned(offer) if offer is not None else None,
         )
 

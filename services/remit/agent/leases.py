@@ -29,6 +29,8 @@ class Grant:
     """Seconds until the run's own deadline; not positive when it has passed."""
     is_orphan: bool
     """Whether another worker held it before, which let its lease lapse or was stopped."""
+    traceparent: str = ""
+    """The trace that created it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def _grant(row: asyncpg.Record) -> Grant:
         row["fencing_token"],
         row["remaining_s"],
         row["is_orphan"],
+        row["traceparent"] or "",
     )
 
 
@@ -122,7 +125,7 @@ UPDATE runs SET
 FROM picked WHERE runs.run = picked.run
 RETURNING runs.run, runs.fencing_token,
           extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s,
-          picked.owner IS NOT NULL AS is_orphan
+          picked.owner IS NOT NULL AS is_orphan, runs.traceparent
 """
 
 _SEIZE: Final = """
@@ -133,7 +136,7 @@ UPDATE runs SET
 WHERE run = $1 AND state < 3
 RETURNING run, fencing_token,
           extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s,
-          true AS is_orphan
+          true AS is_orphan, traceparent
 """
 
 _RENEW: Final = """

@@ -18,6 +18,7 @@ from remit.agent.journal import Progress, apply
 from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
+from remit.agent.spans import record_run
 from remit.agent.store import Entry, RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
@@ -115,10 +116,18 @@ class Books:
 class Logbook:
     """One run's journal under one fencing token."""
 
-    def __init__(self, books: Books, run: str, fencing_token: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        books: Books,
+        run: str,
+        fencing_token: int,
+        progress: Progress,
+        traceparent: str = "",
+    ) -> None:
         self._books = books
         self._run = run
         self._fencing_token = fencing_token
+        self._traceparent = traceparent
         self.progress = progress
         # Tool calls end in parallel; their entries follow one another.
         self.lock = asyncio.Lock()
@@ -170,6 +179,7 @@ class Logbook:
         if progress.ended is not None:
             now = self._books.clock.now()
             count_ended(progress.ended, progress.turns, entry.events, now)
+            record_run(progress, self._traceparent)
 
     async def _append(self, entry: Entry) -> None:
         tries = 0

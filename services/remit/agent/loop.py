@@ -19,10 +19,11 @@ from remit.agent.calls import RunOver, ToolCalls
 from remit.agent.decisions import AskModel, CallTools, End, Rest, failed, limit_reached, next_action
 from remit.agent.definitions import AgentDefinition
 from remit.agent.journal import Progress, fold, header_of
-from remit.agent.logbook import Books, Logbook
+from remit.agent.logbook import THINKING, USING_TOOLS, Books, Logbook
 from remit.agent.reading import DefinitionStore
 from remit.agent.run_remit import IssuedRemit, RemitDesk, RunRemit
 from remit.agent.settings import AgentSettings
+from remit.agent.spans import stage
 from remit.agent.tenure import Tenure
 from remit.agent.turns import ModelTurns
 from remit.agent.work import Outside, Work
@@ -30,6 +31,8 @@ from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
+from remit.telemetry.spans import Value
+from remit.telemetry.table import FENCING_TOKEN, REPLICA, RUN, TOOL_CALLS
 
 _KNOWN_DEFINITIONS: Final = 256
 _UNREADABLE: Final = frozenset(
@@ -82,6 +85,7 @@ class RunWorker:
             await self._quarantine(tenure, error)
             return
         try:
+            self._log_started(work, tenure)
             if tenure.head is None:
                 await self._say_started(work, tenure)
             await self._until_end(work, tenure)
@@ -107,16 +111,35 @@ class RunWorker:
 
     async def _go_on(self, work: Work, tenure: Tenure) -> None:
         turns, calls = ModelTurns(work), ToolCalls(work)
+        facts = self._facts(tenure)
         while True:
             action = next_action(work.logbook.progress)
             if isinstance(action, Rest) or tenure.handing_over:
                 return
             if isinstance(action, AskModel):
-                await turns.ask(action.step)
+                with stage(THINKING, action.step, facts):
+                    await turns.ask(action.step)
             elif isinstance(action, CallTools):
-                await calls.make(action.step, action.calls)
+                with stage(USING_TOOLS, action.step, {**facts, TOOL_CALLS: len(action.calls)}):
+                    await calls.make(action.step, action.calls)
             else:
                 await self._end(work, action)
+
+    def _facts(self, tenure: Tenure) -> dict[str, Value]:
+        replica = self._shop.settings.replica
+        return {RUN: tenure.run, REPLICA: replica, FENCING_TOKEN: tenure.fencing_token}
+
+    def _log_started(self, work: Work, tenure: Tenure) -> None:
+        accepted = work.logbook.progress.accepted
+        is_first = tenure.head is not None or not work.logbook.progress.fencing_token
+        log.info(
+            "agent_execution_started" if is_first else "agent_execution_adopted",
+            run=tenure.run,
+            task_type=work.definition.name,
+            user=accepted.subject,
+            task_bytes=len(accepted.task.encode()),
+            fencing_token=tenure.fencing_token,
+        )
 
     async def _end(self, work: Work, end: End) -> None:
         await work.logbook.settle()
@@ -155,7 +178,9 @@ class RunWorker:
         issued: IssuedRemit | None,
     ) -> Work:
         shop = self._shop
-        logbook = Logbook(shop.books, tenure.run, tenure.fencing_token, progress)
+        logbook = Logbook(
+            shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
+        )
         remit = RunRemit(shop.desk, progress.accepted, tenure.fencing_token, definition, issued)
         return Work(
             run=tenure.run,
@@ -184,7 +209,9 @@ class RunWorker:
             accepted=stored.run,
             header=header_of(stored.run),
         )
-        logbook = Logbook(self._shop.books, tenure.run, tenure.fencing_token, progress)
+        logbook = Logbook(
+            self._shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
+        )
         draft = logbook.draft()
         draft.end(failed(error))
         await logbook.commit(draft)

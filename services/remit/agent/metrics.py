@@ -91,6 +91,10 @@ POST_PROCESSING_SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 
+# A series that appears with its first event hides that event from `increase`.
+for _origin in ("queue", "orphan"):
+    CLAIMED.labels(_origin)
+
 _FIELDS: Final = frozenset(agent_service_pb2.CreateRunRequest.DESCRIPTOR.fields_by_name)
 
 log = telemetry.logger(__name__)
@@ -175,7 +179,7 @@ def count_ended(
 ) -> None:
     """Counts and logs a run of these turns that ended with these events, committed at `now`."""
     state = run_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_")
-    _log_ended(run, state)
+    _log_ended(run, state, sum(len(turn.calls) for turn in turns))
     series = _series(run.agent)
     RUNS.labels(run.agent, state).inc()
     series.seconds.observe(_seconds(run))
@@ -197,20 +201,22 @@ def _seconds(run: run_pb2.Run) -> float:
     return max(0.0, nanos / 1e9)
 
 
-def _log_ended(run: run_pb2.Run, state: str) -> None:
+def _log_ended(run: run_pb2.Run, state: str, tool_calls: int) -> None:
     facts = {
         "run": run.name,
         "agent": run.agent,
+        "user": run.subject,
         "state": state,
+        "success": run.state == run_pb2.RUN_STATE_SUCCEEDED,
         "duration_s": round(_seconds(run), 6),
-        "calls": run.usage.calls,
+        "tool_calls": tool_calls,
         "output_tokens": run.usage.output_tokens,
         "cost_nanos": run.cost_nanos,
     }
     if run.state == run_pb2.RUN_STATE_FAILED:
         error = RemitError.from_status(run.error)
         log.warning(
-            "agent_execution_failed", reason=error.reason_name, error=error.message, **facts
+            "agent_execution_failed", error_type=error.reason_name, error=error.message, **facts
         )
     else:
         log.info("agent_execution_completed", **facts)

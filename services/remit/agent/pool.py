@@ -16,6 +16,7 @@ from remit import telemetry
 from remit.agent.leases import Grant, LeaseStore
 from remit.agent.metrics import QUEUE_LENGTH, RUNNING, count_claimed
 from remit.agent.settings import AgentSettings
+from remit.agent.spans import place_of
 from remit.agent.tenure import Tenure
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.calls import spawn
@@ -172,6 +173,7 @@ class RunPool:
             grant_time=asked,
             lease_s=self._settings.lease_s,
             deadline=asked + grant.remaining_s,
+            traceparent=grant.traceparent,
         )
 
     async def _take_up(self, tenures: Sequence[Tenure]) -> None:
@@ -194,7 +196,8 @@ class RunPool:
         if earlier is not None:
             # This process lost the run, claims it again, and has not noticed the loss yet.
             earlier.task.cancel()
-        task = spawn(self._run(tenure), name=f"work-{tenure.run}")
+        with telemetry.within(place_of(tenure.run, tenure.traceparent)):
+            task = spawn(self._run(tenure), name=f"work-{tenure.run}")
         self._jobs[tenure.run] = job = _Job(tenure, task)
         RUNNING.set(len(self._jobs))
         task.add_done_callback(lambda _: self._finished(job))

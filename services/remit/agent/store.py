@@ -43,6 +43,8 @@ class NewRun:
     lease_s: float = 0.0
     fencing_token: int = 0
     offer: Content | None = None
+    traceparent: str = ""
+    """The trace that creates it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,7 @@ class _Batch:
             *_columns(contents, 3),
             *_columns(events, 7),
             *_columns(self.notices, 2),
+            [new.traceparent or None for new in runs],
         )
         return {row["run"] for row in rows}
 
@@ -317,20 +320,20 @@ WITH fresh AS (
     INSERT INTO runs (
         run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
         deadline_time, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-        lease_expire_time
+        lease_expire_time, traceparent
     )
     SELECT run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
            clock_timestamp() + make_interval(secs => max_duration_s), summary, content_digest,
            last_sequence, offer_digest, fencing_token, owner,
-           clock_timestamp() + make_interval(secs => lease_s)
+           clock_timestamp() + make_interval(secs => lease_s), traceparent
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
         $8::smallint[], $9::timestamptz[], $10::float8[], $11::bytea[], $12::bytea[],
-        $13::bigint[], $14::bytea[], $15::bigint[], $16::text[], $17::float8[]
+        $13::bigint[], $14::bytea[], $15::bigint[], $16::text[], $17::float8[], $39::text[]
     ) AS new (
         run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
         max_duration_s, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-        lease_s
+        lease_s, traceparent
     )
     ON CONFLICT (org, subject, request_id) DO NOTHING
     RETURNING run

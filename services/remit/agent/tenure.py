@@ -38,6 +38,8 @@ class Tenure:
     deadline: float
     """Monotonic seconds at which the run itself must end."""
     head: Head | None = None
+    traceparent: str = ""
+    """The trace that created the run."""
     handing_over: bool = False
     """Set by a drain: the worker stops before its next effect."""
 

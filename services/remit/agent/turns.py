@@ -19,6 +19,9 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import inference_service_pb2, message_pb2
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import reading, remit_metadata
+from remit.telemetry import Span, spans
+from remit.telemetry.spans import Value
+from remit.telemetry.table import RUN, STAGE, STEP
 
 _MAX_DELTA_CHARS: Final = 16_384
 """Characters of one text event at most, so that no event outgrows a stream's message."""
@@ -64,6 +67,8 @@ class ModelTurns:
             request=model_request(self._logbook.progress, self._work.definition, offer, step)
         )
         buffer = self._buffer(step)
+        facts: dict[str, Value] = {STAGE: ANSWERING, STEP: step, RUN: self._work.run}
+        answering: Span | None = None
         try:
             async with reading(
                 self._work.outside.inference.StreamGenerateText(
@@ -75,6 +80,7 @@ class ModelTurns:
                         await buffer.close()
                         return piece.response
                     if piece.text_delta:
+                        answering = answering or spans.start(f"stage {ANSWERING}", attributes=facts)
                         await buffer.add(piece.text_delta)
         except RemitError:
             await buffer.close()
@@ -82,6 +88,9 @@ class ModelTurns:
         except BaseException:
             buffer.cancel()
             raise
+        finally:
+            if answering is not None:
+                answering.end()
         await buffer.close()
         raise RemitError(
             reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,

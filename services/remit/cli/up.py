@@ -48,6 +48,18 @@ from remit.rpc.clock import SystemClock
     help="File with every address, instead of the three options above.",
 )
 @click.option(
+    "--trace-endpoint",
+    metavar="URL",
+    help="OTLP collector that spans go to by gRPC, such as http://127.0.0.1:4317.",
+)
+@click.option(
+    "--trace-ratio",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share of calls without a trace of their own that begin a recorded one.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=click.FloatRange(0.1, 300),
@@ -65,6 +77,8 @@ def command(  # noqa: PLR0913 - one parameter an option
     edge_port: int,
     port_base: int,
     topology_file: Path | None,
+    trace_endpoint: str | None,
+    trace_ratio: float,
     drain_s: float,
 ) -> int:
     """Start PostgreSQL, six services and Envoy, and keep them running.
@@ -80,6 +94,8 @@ def command(  # noqa: PLR0913 - one parameter an option
         if topology_file
         else Topology.default(replicas=counts, port_base=port_base, edge_port=edge_port)
     )
+    if trace_endpoint:
+        topology = topology.traced(trace_endpoint, trace_ratio)
     tls_dir = str(folder.folder / "tls")
     options = MeshOptions(
         topology=topology.model_copy(update={"tls_dir": tls_dir}), envoy=envoy, drain_s=drain_s

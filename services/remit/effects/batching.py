@@ -19,6 +19,7 @@ from remit.effects.settings import EffectSettings
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import known_contract
+from remit.telemetry.trace import Trace, current, together, within
 
 Item = TypeVar("Item", bound=Message)
 Answer = TypeVar("Answer")
@@ -30,6 +31,8 @@ _FRAME_BYTES: Final = 8
 @dataclass
 class _Waiting(Generic[Item, Answer]):
     item: Item
+    place: Trace | None = field(default_factory=current)
+    """In which trace the item is asked for."""
     answer: asyncio.Future[Answer] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -95,7 +98,8 @@ class Batcher(Generic[Item, Answer]):
     async def _send_batch(self, batch: list[_Waiting[Item, Answer]]) -> None:
         self.sent += 1
         try:
-            answers = await self._send([waiting.item for waiting in batch])
+            with within(together([waiting.place for waiting in batch])):
+                answers = await self._send([waiting.item for waiting in batch])
             self._require_one_each(batch, answers)
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers must hear it
             _fail(batch, error)

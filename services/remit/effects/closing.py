@@ -108,6 +108,8 @@ class Closer:
                 log.warning("sweep_failed", reason=error.reason_name, message=error.message)
 
     async def _close_or_leave(self, ended: Unclosed) -> None:
+        if telemetry.current() is None:  # the sweeper's: the spans of its trace have ended
+            telemetry.enter(telemetry.resumed(ended.trace_id, ended.run))
         try:
             await self.close(ended)
         except RemitError as error:

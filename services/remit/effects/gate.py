@@ -10,7 +10,7 @@ from typing import Final
 from remit import names, telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.effects import metrics
-from remit.effects.claims import Attempt, Ended, Outcome
+from remit.effects.claims import Admission, Attempt, Ended, Outcome
 from remit.effects.closing import Closer
 from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
 from remit.effects.endings import (
@@ -29,6 +29,8 @@ from remit.rpc.calls import current_call, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
+from remit.telemetry import table
+from remit.telemetry.spans import in_span
 
 HOLDER_SHARE: Final = 0.8
 """A holder stops at this share of its lease, counted from before it asked."""
@@ -102,7 +104,8 @@ class EffectGate:
             )
             deadline, trace_id = current_call().deadline, current_call().trace_id
             work = self._perform(request, effect, performance.stopping, deadline, trace_id)
-            performance.task = spawn(work, name=f"effect-{request.key}")
+            traced = in_span(f"effect {request.action}", work)
+            performance.task = spawn(traced, name=f"effect-{request.key}")
             self._performing[identity] = performance
             performance.task.add_done_callback(lambda task: self._performed(identity, task))
         elif performance.body_digest != request.body_digest:
@@ -158,6 +161,7 @@ class EffectGate:
         begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
         if begun.admission is not None:
             metrics.KNOWN.labels(request.action, begun.admission.name).inc()
+            telemetry.annotate(table.REPLAYED, begun.admission is Admission.REPLAY)
             return known_outcome(request, begun)
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
@@ -178,6 +182,8 @@ class EffectGate:
         deadline: float,
         trace_id: str,
     ) -> EffectOutcome:
+        telemetry.annotate(table.CLAIM, names.claim_name(attempt.claim))
+        telemetry.annotate(table.ATTEMPT, attempt.attempt)
         closing = Closing(request, attempt, trace_id)
         opened = self._clock.monotonic()
         try:
@@ -200,6 +206,8 @@ class EffectGate:
         ended = ended_of(result, permits, request.bound)
         await self._finish(attempt, ended)
         metrics.ended(request.action, ended.outcome).inc()
+        telemetry.annotate(table.OUTCOME, ended.outcome)
+        telemetry.annotate(table.COST_NANOS, ended.cost_nanos)
         self._closer.close_soon(closing.ended(ended, permits.decision_id))
         return recorded_outcome(attempt, permits.intent_leaf, ended, replayed=False)
 

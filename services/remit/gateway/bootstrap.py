@@ -25,6 +25,7 @@ from remit.gateway.listeners import edge_listener, mesh_listener, stats_listener
 from remit.gateway.routes import STANDARD_AREA, edge_contracts
 from remit.gateway.stats import stats_cluster
 from remit.gateway.topology import Topology
+from remit.gateway.tracing import collector_clusters, runtime
 from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract, contracts_of
 from remit.rpc.envoy import AUTHORIZATION_CHECK
 
@@ -45,6 +46,7 @@ def bootstrap(topology: Topology) -> Bootstrap:
             clusters=list(_clusters(topology)),
         ),
         overload_manager=_overload_manager(),
+        layered_runtime=runtime(topology),
     )
 
 
@@ -72,6 +74,7 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
     for area in AREAS:
         yield area_cluster(topology, MESH, area, contracts_of(area))
     yield stats_cluster(topology)
+    yield from collector_clusters(topology)
 
 
 def _edge_calls(area: str) -> Sequence[MethodContract]:

@@ -56,6 +56,7 @@ from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
 from remit.gateway.stats import STATS, stats_routes
 from remit.gateway.tls import mesh_downstream_tls
 from remit.gateway.topology import Address, Resilience, Topology
+from remit.gateway.tracing import listener_tracing, valid_traceparent_only
 from remit.gateway.transcoder import transcoder
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import STANDARD_CONTRACTS
@@ -78,6 +79,7 @@ def edge_listener(topology: Topology) -> Listener:
     """Clients: plain HTTP/2 and HTTP/1.1, credentials exchanged, public RPCs only."""
     manager = _manager(EDGE, edge_routes(topology), topology.resilience)
     manager.early_header_mutation_extensions = [_strip_identity()]
+    manager.tracing = listener_tracing(topology)
     manager.local_reply_config = local_replies(plain_http=True)
     manager.http_filters = [cors(), grpc_web(), transcoder(), _ext_authz(), *manager.http_filters]
     return _listener(EDGE, topology.edge, manager, None)
@@ -86,6 +88,7 @@ def edge_listener(topology: Topology) -> Listener:
 def mesh_listener(topology: Topology) -> Listener:
     """Services: mTLS, and exactly one `x-forwarded-client-cert` element with the caller's URI."""
     manager = _manager(MESH, mesh_routes(topology), topology.resilience)
+    manager.tracing = listener_tracing(topology)
     manager.forward_client_cert_details = HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET
     manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
         uri=True
@@ -160,6 +163,7 @@ def _strip_identity() -> TypedExtensionConfig:
             _remove_all("x-remit-"),
             # Only the transcoder says that a call came over REST.
             _remove_all("x-envoy-original-"),
+            *valid_traceparent_only(),
         ]
     )
     return TypedExtensionConfig(

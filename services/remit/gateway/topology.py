@@ -123,6 +123,32 @@ class Cors(_Section):
     )
 
 
+class Tracing(_Section):
+    """Where spans go, and how many."""
+
+    endpoint: str = pydantic.Field(
+        pattern=r"^http://([^/\s:\[\]]+|\[[0-9a-f:]+\]):\d{1,5}$",
+        description="OTLP collector (gRPC without TLS), http://host:port",
+    )
+    ratio: float = pydantic.Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of calls without a trace that begin a recorded one",
+    )
+
+    @property
+    def address(self) -> Address:
+        """The collector's address."""
+        host, _, port = self.endpoint.removeprefix("http://").rpartition(":")
+        return Address(host=host.strip("[]"), port=int(port))
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_port(self) -> Self:
+        assert self.address  # noqa: S101 - validates the port's range
+        return self
+
+
 class Topology(_Section):
     """Every address of a mesh."""
 
@@ -140,6 +166,9 @@ class Topology(_Section):
     )
     replicas: dict[str, tuple[Replica, ...]] = pydantic.Field(default_factory=dict)
     resilience: Resilience = Resilience()
+    tracing: Tracing | None = pydantic.Field(
+        default=None, description="no spans without it; each service is told by its own settings"
+    )
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Self:
@@ -219,6 +248,12 @@ class Topology(_Section):
             return cls.model_validate(document)
         except pydantic.ValidationError as error:
             raise _invalid(source, _first_fault(error)) from error
+
+    def traced(self, endpoint: str, ratio: float) -> Topology:
+        """The same mesh with its spans sent to a collector. Raises as `load` does."""
+        document = self.model_dump(mode="json")
+        document["tracing"] = {"endpoint": endpoint, "ratio": ratio}
+        return self.parse(document, source="--trace-endpoint")
 
     def dump(self) -> str:
         """The file that `load` reads back."""

@@ -12,6 +12,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest, GenerateTextResponse
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.effects import EffectOutcome, EffectRequest, EffectResult, Outcome, Permit
+from remit.inference import spans
 from remit.inference.engine import Progress, TextDelta, Turn
 from remit.inference.models import DeclaredModel
 from remit.rpc.calls import Call
@@ -84,9 +85,16 @@ class Generation:
         self._request = limited(model, request)
         self._on_text = on_text
         self._progress = Progress()
+        self._generated: Turn | None = None
 
     async def __call__(self, permit: Permit) -> EffectResult:
         """The effect: the turn, or why there is none, always with what was used."""
+        with spans.chat(self._model, self._request, permit) as span:
+            result = await self._performed(permit)
+            spans.ended(span, result, self._generated)
+            return result
+
+    async def _performed(self, permit: Permit) -> EffectResult:
         generating = asyncio.create_task(self._turn())
         stopping = asyncio.create_task(permit.stopping.wait())
         try:
@@ -116,6 +124,7 @@ class Generation:
             turn = generating.result()
         except RemitError as error:
             return EffectResult(Outcome.FAILED, self._used(), error=error)
+        self._generated = turn
         payload = GenerateTextResponse(message=turn.message, finish_reason=turn.finish_reason)
         return EffectResult(Outcome.SUCCEEDED, turn.usage, payload.SerializeToString())
 

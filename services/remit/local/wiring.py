@@ -139,9 +139,16 @@ class Wiring:
             "replica": index,
             "drain_s": self._drain_s,
             **self._facts_of(area),
+            **self._tracing(),
         }
         prefix = f"REMIT_{area.upper()}_"
         return {f"{prefix}{key.upper()}": str(value) for key, value in facts.items()}
+
+    def _tracing(self) -> dict[str, object]:
+        tracing = self._topology.tracing
+        if tracing is None:
+            return {}
+        return {"trace_endpoint": tracing.endpoint, "trace_ratio": tracing.ratio}
 
     def _facts_of(self, area: str) -> dict[str, object]:
         if area == "policy":

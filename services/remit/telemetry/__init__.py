@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from remit.telemetry.spans import Span, annotate, call_failed, name_runs, served, span
-from remit.telemetry.trace import Trace, current, fresh, parse, within
+from remit.telemetry.trace import Trace, current, enter, fresh, parse, resumed, within
 
 __all__ = [
     "Span",
@@ -19,11 +19,13 @@ __all__ = [
     "call_failed",
     "configure_logging",
     "current",
+    "enter",
     "fresh",
     "logger",
     "name_runs",
     "name_service",
     "parse",
+    "resumed",
     "served",
     "span",
     "within",

@@ -110,6 +110,13 @@ def for_runs(trace: Trace | None, runs: Iterable[str]) -> Trace:
     return fresh(named) if trace is None else replace(trace, runs=named)
 
 
+def resumed(trace_id: str, run: str) -> Trace:
+    """What is left to do of a trace whose spans have ended: its id in log lines, no spans."""
+    place = fresh((run,) if run else ())
+    is_id = parse(f"00-{trace_id}-{place.span_id}-00") is not None
+    return replace(place, trace_id=trace_id) if is_id else place
+
+
 def together(traces: Sequence[Trace | None]) -> Trace | None:
     """Where a batch stands: at its first recorded item, with links to the others.
 

@@ -7,15 +7,21 @@ so it is neither a failure that may be tried again nor a success.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from google.protobuf import json_format, struct_pb2
+
+from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_service_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects import EffectResult, Outcome, Permit
 from remit.rpc.errors import RemitError
+from remit.telemetry import table
+from remit.telemetry.content import capture
 from remit.tools import results
 from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition
@@ -42,6 +48,8 @@ class ToolEffect:
     keywords: dict[str, Any]
     execution: Execution
     context_of: Callable[[Permit], ToolContext]
+    arguments: struct_pb2.Struct | None = None
+    """As the caller sent them, for the span."""
 
     async def __call__(self, permit: Permit) -> EffectResult:
         """Run the tool, until it ends, its time is up, or nobody waits for it any more."""
@@ -49,10 +57,30 @@ class ToolEffect:
         if context.remaining_s() <= 0:
             return _not_started(self.definition)
         started = context.clock.monotonic()
-        result = await self._run(permit, context)
+        with self._span(permit) as span:
+            result = await self._run(permit, context)
+            _describe(span, result)
         seconds = context.clock.monotonic() - started
         count_call(self.definition.name, result.outcome, seconds)
         return result
+
+    @contextlib.contextmanager
+    def _span(self, permit: Permit) -> Iterator[telemetry.Span]:
+        """The span of the tool's own work, with the lengths of what it was given."""
+        name = self.definition.name
+        with telemetry.span(f"{table.EXECUTE_TOOL} {name}") as span:
+            if span.place is not None:
+                span.set(table.GEN_AI_OPERATION, table.EXECUTE_TOOL)
+                span.set(table.GEN_AI_TOOL_NAME, name)
+                span.set(table.GEN_AI_TOOL_TYPE, "function")
+                span.set(table.CLAIM, permit.claim)
+                span.set(table.ATTEMPT, permit.attempt)
+                given = self.arguments
+                span.set(table.ARGUMENTS_BYTES, given.ByteSize() if given is not None else 0)
+                if given is not None:
+                    arguments = json_format.MessageToDict
+                    capture(span, table.GEN_AI_TOOL_ARGUMENTS, lambda: arguments(given))
+            yield span
 
     async def _run(self, permit: Permit, context: ToolContext) -> EffectResult:
         run = asyncio.ensure_future(self.execution.run(self.definition, self.keywords, context))
@@ -87,6 +115,21 @@ class ToolEffect:
         if error.reason == error_reason_pb2.ERROR_REASON_CANCELLED:
             return EffectResult(Outcome.CANCELLED, ONE_CALL, error=error)
         return EffectResult(Outcome.FAILED, ONE_CALL, error=error)
+
+
+def _describe(span: telemetry.Span, result: EffectResult) -> None:
+    """What came of it, by counts and lengths."""
+    if span.place is None:
+        return
+    span.set(table.OUTCOME, result.outcome)
+    if result.error is not None:
+        span.failed(result.error.reason_name)
+    if result.payload:
+        response = tool_service_pb2.CallToolResponse.FromString(result.payload)
+        span.set(table.RESULT_BYTES, response.result.ByteSize())
+        span.set(table.ARTIFACTS, len(response.artifacts))
+        answer = response.result
+        capture(span, table.GEN_AI_TOOL_RESULT, lambda: json_format.MessageToDict(answer))
 
 
 def _payload(outcome: results.Outcome) -> bytes:

@@ -71,6 +71,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             definition.keywords(arguments),
             self._execution,
             _Contexts(definition, remit, _asked_s(request), self._clock, self._workspaces),
+            request.arguments,
         )
         performed = await self._gate.perform(_effect_request(request, definition, remit), effect)
         return _response(performed)
