@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.bench.report import UNLIKELY
 from tests.bench.running import Mesh, mesh
 from tests.bench.runs import slice_of
 from tests.bench.stats import Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import tree
 
 WARM_UP_S: Final = 4.0
-UNLIKELY: Final = 0.1
-"""A ratio is marked if chance alone gives such a majority of rounds less often than this."""
 
 
 @dataclass(frozen=True)

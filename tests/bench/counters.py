@@ -138,10 +138,10 @@ async def read(mesh: Mesh) -> Counters:
 
 def uses(mesh: Mesh) -> dict[str, Use]:
     """What each part has used."""
-    found: dict[str, Use] = {CLIENT: _use(os.getpid(), children=False)}
+    found: dict[str, Use] = {CLIENT: use_of(os.getpid(), children=False)}
     for part, pids in processes(mesh).items():
         alone = part == "supervisor"  # its children are the other parts
-        found[part] = sum((_use(pid, children=not alone) for pid in pids), Use())
+        found[part] = sum((use_of(pid, children=not alone) for pid in pids), Use())
     return found
 
 
@@ -154,7 +154,7 @@ def processes(mesh: Mesh) -> dict[str, list[int]]:
     return found
 
 
-def _use(pid: int, *, children: bool) -> Use:
+def use_of(pid: int, *, children: bool = True) -> Use:
     """A process that ended meanwhile is counted by its parent."""
     try:
         ticks = [int(each) for each in _stat(pid)[11 : 15 if children else 13]]

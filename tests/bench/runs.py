@@ -54,6 +54,20 @@ async def one_run(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -
     return took_s
 
 
+async def complete(mesh: Mesh, concurrency: int, runs: int) -> None:
+    """Lets a number of runs come to their end, `concurrency` at a time."""
+    left = iter(range(runs))
+
+    async def worker(agents: agent_service_pb2_grpc.AgentServiceStub) -> None:
+        for _ in left:
+            await one_run(agents, mesh)
+
+    async with grpc.aio.insecure_channel(mesh.edge) as channel, asyncio.TaskGroup() as workers:
+        for _ in range(concurrency):
+            workers.create_task(worker(agent_service_pb2_grpc.AgentServiceStub(channel)))
+    await asyncio.sleep(CLOSING_S)
+
+
 async def slice_of(mesh: Mesh, concurrency: int, seconds: float) -> dict[str, float]:
     """Keeps `concurrency` runs going for a time; returns the figures, by metric."""
     before = await read(mesh)

