@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,12 @@ def started_mesh(
     *,
     state: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[RunningMesh]:
-    """A mesh for one test, which may kill what it likes; stopped at the end, and checked."""
+    """A mesh for one test, which may kill what it likes; stopped at the end, and checked.
+
+    `options` go to `remit up` as they are.
+    """
     # Not under pytest's own 0700 folder: as root the database's user must be able to pass.
     folder = Path(tempfile.mkdtemp(prefix="remit-mesh-"))
     folder.chmod(0o755)
@@ -104,6 +108,7 @@ def started_mesh(
     (folder / "topology.yaml").write_text(topology.dump())
     chosen = state or folder / "state"
     command = [*REMIT, "up", "--state", str(chosen), "--topology", str(folder / "topology.yaml")]
+    command += options
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=os.environ | dict(environment or {})

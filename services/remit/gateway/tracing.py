@@ -55,9 +55,11 @@ _SEND_AT_SPANS: Final = 256
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _CHECKED: Final = "x-remit-traceparent"
 _HEADER: Final = f"request.headers['{TRACE_KEY}']"
+# Three short patterns: Envoy refuses one over the whole value as too large.
 _VALID: Final = (
-    f"'{TRACE_KEY}' in request.headers"
-    f" && {_HEADER}.matches('^00-[0-9a-f]{{32}}-[0-9a-f]{{16}}-[0-9a-f]{{2}}$')"
+    f"'{TRACE_KEY}' in request.headers && size({_HEADER}) == 55"
+    f" && {_HEADER}.matches('^00-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+$')"
+    f" && {_HEADER}.matches('-[0-9a-f]{{16}}-[0-9a-f]{{2}}$')"
     f" && !{_HEADER}.startsWith('00-{'0' * 32}') && !{_HEADER}.contains('-{'0' * 16}-')"
 )
 
