@@ -21,6 +21,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 
 from remit.api.options.v1 import options_pb2
 from remit.rpc.contracts import HttpBinding, MethodContract, all_contracts
+from remit.rpc.sse import resumes_by_id
 from scripts import openapi_errors
 from scripts.openapi_schemas import Components, Schema, comments, held, is_nested, message_of
 from scripts.protos import ROOT
@@ -39,9 +40,10 @@ work.
   without an answer. The same id with another body gets 409.
 - `x-remit` states the contract of each operation: permission, deadline, sizes in bytes, calls in
   flight per replica. `x-sensitive` marks what is never logged.
-- A stream is server-sent events: `id` is the sequence, `data` the JSON of one response message. The
-  event `end` closes a whole stream, the event `error` carries the `Status` of one that failed after
-  its start. Send the last id as `Last-Event-ID` to go on behind it."""
+- A stream is server-sent events: each has the JSON of one response message as its `data`, and its
+  sequence as `id` where the stream can be resumed; send the last one as `Last-Event-ID` to go on
+  behind it. `event: end` closes a whole stream, `event: error` carries the `Status` of one that
+  failed after its start. Comments are heartbeats."""
 _VARIABLE: Final = re.compile(r"\{(?P<field>[a-z_.]+)=(?P<pattern>[^}]+)\}")
 _SEGMENT: Final = "[^/]+"
 _MANY_SEGMENTS: Final = ".+"
@@ -200,7 +202,7 @@ def all_parameters(operation: Operation, known: Components) -> Iterator[Schema]:
     if operation.binding.body != "*":
         taken = operation.bound | {operation.binding.body}
         yield from query_parameters(operation.method.input_type, taken, known)
-    if operation.contract.stream and operation.contract.stream.resume:
+    if operation.contract.stream and resumes_by_id(operation.contract):
         yield last_event_id(operation.contract.stream.resume)
 
 

@@ -1,8 +1,8 @@
 """Errors of the REST form: the JSON status, and which HTTP codes and reasons an RPC answers with.
 
-The HTTP code follows from the canonical code by the table of google/rpc/code.proto, which the
-gateway keeps to. A reason is general where any RPC may meet it; what is said of a thing that is not
-there, or of a key used twice, is said only by RPCs that name a thing or have a key.
+The HTTP code follows from the canonical code by the table in `remit.rpc.rest`. A reason is general
+where any RPC may meet it; what is said of a thing that is not there, or of a key used twice, is
+said only by RPCs that name a thing or have a key.
 """
 
 from __future__ import annotations
@@ -15,31 +15,18 @@ from google.rpc import code_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import DOMAIN
+from remit.rpc.rest import HTTP_STATUS
 from scripts.reference import Reason, reasons
 
 Schema = dict[str, Any]
 
 HTTP_CODES: Final[Mapping[str, int]] = {
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "ABORTED": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "INTERNAL": 500,
-    "UNKNOWN": 500,
-    "DATA_LOSS": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
-"""HTTP code of each canonical code (google/rpc/code.proto)."""
+    code.name: http_code for code, http_code in HTTP_STATUS.items() if code.name != "OK"
+} | {"UNIMPLEMENTED": 404}
+"""HTTP code of each canonical code. No RPC answers UNIMPLEMENTED: the gateway does, with 404, where
+a path is in no contract."""
 
-_NOT_FOUND, _CONFLICT, _NO_SUCH_METHOD = 404, 409, 501
+_NOT_FOUND, _CONFLICT = 404, 409
 _NAMES: Final[Mapping[int, str]] = {
     400: "BadRequest",
     401: "Unauthenticated",
@@ -49,7 +36,6 @@ _NAMES: Final[Mapping[int, str]] = {
     429: "ResourceExhausted",
     499: "Cancelled",
     500: "Internal",
-    501: "Unimplemented",
     503: "Unavailable",
     504: "DeadlineExceeded",
 }
@@ -58,7 +44,7 @@ _NAMES: Final[Mapping[int, str]] = {
 
 def answers(contract: MethodContract) -> dict[str, Schema]:
     """Return the error responses of an RPC by HTTP code."""
-    codes = set(_NAMES) - {_NO_SUCH_METHOD}
+    codes = set(_NAMES)
     if not names_a_thing(contract):
         codes.discard(_NOT_FOUND)
     if not contract.key:
@@ -82,8 +68,10 @@ def components() -> dict[str, Schema]:
 def _response(http_code: int, told: Sequence[Reason]) -> Schema:
     codes = [name for name, code in HTTP_CODES.items() if code == http_code]
     lines = [f"`{'`, `'.join(codes)}`. Reasons:", ""]
-    lines += [_line(reason) for reason in told if code_pb2.Code.Name(reason.contract.code) in codes]
-    return _answer("\n".join(lines))
+    found = [reason for reason in told if code_pb2.Code.Name(reason.contract.code) in codes]
+    lines += [_line(reason) for reason in found]
+    waits = any(reason.contract.retryable for reason in found)
+    return _answer("\n".join(lines)) | ({"headers": _RETRY_AFTER} if waits else {})
 
 
 def _line(reason: Reason) -> str:
@@ -93,6 +81,14 @@ def _line(reason: Reason) -> str:
 def _answer(description: str) -> Schema:
     schema = {"$ref": "#/components/schemas/Status"}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_RETRY_AFTER: Final[Schema] = {
+    "retry-after": {
+        "description": "Seconds to wait before the same call may succeed.",
+        "schema": {"type": "integer"},
+    }
+}
 
 
 def _reference(name: str) -> Schema:
@@ -136,12 +132,14 @@ def _detail(name: str, properties: Schema) -> Schema:
         "description": f"google.rpc.{name}: {_MEANINGS[name]}",
         "properties": {"@type": marker, **properties},
         "required": ["@type"],
+        "additionalProperties": True,  # Google's, not ours: only what Remit sets is named
     }
 
 
 def _list_of(**texts: str) -> Schema:
     properties = {name: {"type": "string", "description": text} for name, text in texts.items()}
-    return {"type": "array", "items": {"type": "object", "properties": properties}}
+    items = {"type": "object", "properties": properties, "additionalProperties": True}
+    return {"type": "array", "items": items}
 
 
 _REASONS: Final = [name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()[1:]]

@@ -229,8 +229,13 @@ def test_limits_are_the_contracts(document: Document, contract: MethodContract) 
     assert streams == ("stream" in stated) == (contract.stream is not None)
 
 
-def test_every_canonical_code_has_an_http_code() -> None:
+def test_every_canonical_code_has_an_http_code(document: Document) -> None:
     assert set(openapi_errors.HTTP_CODES) == set(code_pb2.Code.keys()) - {"OK"}
+    everywhere = {code for _, _, each in document.operations() for code in each["responses"]}
+    assert everywhere == {str(code) for code in openapi_errors.HTTP_CODES.values()} | {
+        "200",
+        "default",
+    }
 
 
 def test_every_reason_stands_at_one_http_code(document: Document) -> None:

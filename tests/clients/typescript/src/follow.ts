@@ -8,9 +8,10 @@ import type { RunEvent } from "../gen/remit/api/agent/v1/run_pb.js";
 const BROKEN = new Set([Code.Unavailable, Code.Internal, Code.ResourceExhausted, Code.Unknown]);
 // Node's HTTP/2 calls a connection that was cut "canceled", as if the caller had said so.
 const CUT = Code.Canceled;
-const MAX_BREAKS_IN_A_ROW = 6;
+const MAX_BREAKS_IN_A_ROW = 4;
 const FIRST_PAUSE_MS = 100;
 
+// [key begins]
 /** Presents the API key with every call. */
 export function withKey(key: string): Interceptor {
   return (next) => (request) => {
@@ -18,12 +19,14 @@ export function withKey(key: string): Interceptor {
     return next(request);
   };
 }
+// [key ends]
 
+// [follow begins]
 /**
  * Every event of a run, once and in order. A stream that breaks is resumed behind the last event
  * that arrived, with the same request: its `requestId` makes sure that no second run starts.
  *
- * Throws the ConnectError of a refusal, or of the last break when six came without an event.
+ * Throws the ConnectError of a refusal, or of the last break when five came without an event.
  */
 export async function* follow(
   agents: Client<typeof AgentService>,
@@ -48,6 +51,7 @@ export async function* follow(
     await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** breaks));
   }
 }
+// [follow ends]
 
 function isBreak(error: unknown): boolean {
   const { code, details } = ConnectError.from(error);

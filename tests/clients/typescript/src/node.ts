@@ -12,6 +12,7 @@ import { follow, withKey } from "./follow.ts";
 const { REMIT_ADDRESS: address, REMIT_API_KEY: key } = process.env;
 if (!address || !key) throw new Error("REMIT_ADDRESS and REMIT_API_KEY must be set");
 
+// [start begins]
 const transport = createGrpcTransport({
   baseUrl: `http://${address}`,
   interceptors: [withKey(key)],
@@ -27,15 +28,18 @@ const events = [];
 const resumedAfter: string[] = [];
 const onBreak = (after: bigint) => resumedAfter.push(`${after}`);
 for await (const event of follow(agents, request, { onBreak })) events.push(event);
+// [start ends]
 const last = events.at(-1)?.event;
 const run = last?.case === "ended" ? last.value.run : undefined;
 
+// [errors begins]
 // The same id and body: the same run. The same id with another body: refused.
 const again = await agents.createRun(request);
 const refusal = await agents.createRun({ ...request, task: "What is 1 + 1?" }).then(
   () => "accepted",
   (error) => ConnectError.from(error).findDetails(ErrorInfoSchema)[0]?.reason ?? `${error}`,
 );
+// [errors ends]
 
 console.log(
   JSON.stringify({

@@ -1,0 +1,197 @@
+"""What the gateway answers over REST fits docs/openapi.yaml: every operation, a stream, errors."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.protos import ROOT
+from tests.clients.rest import Answer, Rest
+from tests.clients.schemas import Document
+from tests.integration.conftest import RunningMesh
+
+DOCUMENT = Document(yaml.safe_load((ROOT / "docs/openapi.yaml").read_text("utf-8")))
+API = "/remit.api"
+AGENTS = f"{API}.agent.v1.AgentService"
+CATALOG = f"{API}.agent.v1.AgentCatalogService"
+AUDIT = f"{API}.audit.v1.AuditQueryService"
+COST = f"{API}.cost.v1.CostReportService"
+INFERENCE = f"{API}.inference.v1.InferenceService"
+MODELS = f"{API}.inference.v1.ModelService"
+POLICY = f"{API}.policy.v1.PolicyAdminService"
+TOOLS = f"{API}.tools.v1.ToolService"
+
+READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
+    f"{CATALOG}/ListAgents": ({}, {"pageSize": "1"}),
+    f"{CATALOG}/GetAgent": ({"agent": "assistant"}, {}),
+    f"{AGENTS}/ListRuns": ({}, {"agent": "agents/clerk", "state": "RUN_STATE_SUCCEEDED"}),
+    f"{AUDIT}/ListEvents": ({}, {"startTime": "2020-01-01T00:00:00Z", "pageSize": "5"}),
+    f"{AUDIT}/GetCheckpoint": ({}, {"minTreeSize": "2"}),
+    f"{AUDIT}/GetInclusionProof": ({}, {"leafIndex": "0", "treeSize": "2"}),
+    f"{AUDIT}/GetConsistencyProof": ({}, {"firstTreeSize": "1", "secondTreeSize": "2"}),
+    f"{COST}/ListSpend": ({}, {"groupBy": "DIMENSION_ITEM"}),
+    f"{COST}/ListBudgets": ({}, {}),
+    f"{MODELS}/ListModels": ({}, {}),
+    f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),
+    f"{POLICY}/ListApiKeys": ({}, {}),
+    f"{POLICY}/GetPolicySet": ({}, {}),
+    f"{TOOLS}/ListTools": ({}, {}),
+    f"{TOOLS}/GetTool": ({"tool": "calculator"}, {}),
+}
+"""Path and query parameters of every read that needs no more than a run before it."""
+
+OF_A_RUN = {f"{AGENTS}/{name}" for name in ("StreamRun", "GetRun", "WatchRun", "GetArtifact")}
+CHANGES = {
+    f"{AGENTS}/CreateRun",
+    f"{AGENTS}/CancelRun",
+    f"{COST}/SetBudget",
+    f"{POLICY}/CreateApiKey",
+    f"{POLICY}/RevokeApiKey",
+    f"{TOOLS}/CallTool",
+    f"{INFERENCE}/GenerateText",
+}
+STREAMS = {f"{AUDIT}/ExportLog", f"{INFERENCE}/StreamGenerateText"}
+
+
+@pytest.fixture
+def rest(mesh: RunningMesh) -> Rest:
+    return Rest(DOCUMENT, mesh.address, mesh.api_key)
+
+
+def fits(method: str, answer: Answer) -> Any:
+    """The content of an answer, after a look whether the document knows it."""
+    content = answer.content
+    assert DOCUMENT.answer_faults(method, answer.status, content) == [], content
+    return content
+
+
+def messages(method: str, answer: Answer) -> list[Any]:
+    """The messages of a whole stream, after the same look."""
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "text/event-stream"
+    *found, end = answer.events
+    assert end == {"event": "end", "data": "{}"}
+    contents = [json.loads(event["data"]) for event in found]
+    for content in contents:
+        assert DOCUMENT.event_faults(method, content) == [], content
+    return contents
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+async def a_file(rest: Rest) -> Answer:
+    """The stream of a run that writes a file."""
+    task = "Write the file notes/report.md with the text hello"
+    body = {"agent": "agents/clerk", "task": task, "requestId": new_id()}
+    return await rest(f"{AGENTS}/StreamRun", body=body)
+
+
+def test_every_operation_is_tried() -> None:
+    tried = {*READS, *OF_A_RUN, *CHANGES, *STREAMS}
+    assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
+
+
+async def test_a_run_its_stream_and_its_file(rest: Rest) -> None:
+    streamed = await a_file(rest)
+    told = messages(f"{AGENTS}/StreamRun", streamed)
+    ids = [int(event["id"]) for event in streamed.events[:-1]]
+    assert ids == [int(each["event"]["sequence"]) for each in told] == [*range(1, len(ids) + 1)]
+    run = told[-1]["event"]["ended"]["run"]
+    assert run["state"] == "RUN_STATE_SUCCEEDED"
+    name = {"run": run["name"].removeprefix("runs/")}
+    read = fits(f"{AGENTS}/GetRun", await rest(f"{AGENTS}/GetRun", name))
+    assert read["run"] == run
+    made = {"artifact": run["artifacts"][0]["name"]}
+    assert "/" in made["artifact"]
+    file = fits(f"{AGENTS}/GetArtifact", await rest(f"{AGENTS}/GetArtifact", name | made))
+    assert file["content"] == "aGVsbG8="  # hello
+    last = {"last-event-id": str(ids[2])}
+    watched = await rest(f"{AGENTS}/WatchRun", name, headers=last)
+    assert messages(f"{AGENTS}/WatchRun", watched) == told[3:]
+    asked = await rest(f"{AGENTS}/WatchRun", name, {"afterSequence": str(ids[2])})
+    assert messages(f"{AGENTS}/WatchRun", asked) == told[3:]
+
+
+@pytest.mark.parametrize("method", READS)
+async def test_a_read(rest: Rest, method: str) -> None:
+    # Every read finds something: a run has happened in this mesh.
+    await a_file(rest)
+    path, query = READS[method]
+    answer = await rest(method, path, query)
+    content = fits(method, answer)
+    assert answer.status == 200, content
+    assert any(content.values())
+
+
+async def test_changes(rest: Rest) -> None:
+    async def changed(method: str, body: object, path: Mapping[str, str] | None = None) -> Any:
+        answer = await rest(method, path, body=body)
+        content = fits(method, answer)
+        assert answer.status == 200, content
+        return content
+
+    request = {"agent": "agents/assistant", "task": "What is 2 + 3?", "requestId": new_id()}
+    limits = {"limits": {"maxSteps": 4, "maxDuration": "60.5s", "maxCostNanos": "500000000"}}
+    run = (await changed(f"{AGENTS}/CreateRun", request | limits))["run"]
+    assert run["limits"] == limits["limits"] | {"maxDuration": "60.500s"}
+    name = {"run": run["name"].removeprefix("runs/")}
+    await changed(f"{AGENTS}/CancelRun", {"requestId": new_id()}, name)
+    budget = {"account": "orgs/local/users/nobody", "period": "PERIOD_MONTH", "limitNanos": "7"}
+    made = await changed(f"{COST}/SetBudget", budget | {"requestId": new_id()})
+    assert made["budget"]["limitNanos"] == "7"
+    key = {"displayName": "rest", "user": "orgs/local/users/nobody", "roles": ["member"]}
+    made = await changed(f"{POLICY}/CreateApiKey", key | {"requestId": new_id()})
+    _, org, _, made_key = made["apiKey"]["name"].split("/")
+    path = {"org": org, "apiKey": made_key}
+    revoked = await changed(f"{POLICY}/RevokeApiKey", {"requestId": new_id()}, path)
+    assert revoked["apiKey"]["revokeTime"]
+    call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
+    assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
+    await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})
+
+
+def prompt() -> dict[str, object]:
+    return {"messages": [{"role": "ROLE_USER", "text": "hello"}], "requestId": new_id()}
+
+
+async def test_streams_without_ids(rest: Rest) -> None:
+    generated = await rest(
+        f"{INFERENCE}/StreamGenerateText", {"model": "builtin-rules"}, body=prompt()
+    )
+    told = messages(f"{INFERENCE}/StreamGenerateText", generated)
+    assert told[-1]["response"]["message"]["role"] == "ROLE_ASSISTANT"
+    exported = await rest(f"{AUDIT}/ExportLog")
+    assert messages(f"{AUDIT}/ExportLog", exported)[0]["checkpoint"]["signedNote"]
+    assert all("id" not in event for event in generated.events + exported.events)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "reason"),
+    [
+        ({"tool": "calculator"}, {"argumentz": {}}, 400, "INVALID_REQUEST"),
+        ({"tool": "calculator"}, {"arguments": {}}, 400, "INVALID_TOOL_ARGUMENTS"),
+        ({"tool": "abacus"}, {"arguments": {}}, 404, "TOOL_NOT_FOUND"),
+    ],
+    ids=["unknown field", "missing argument", "unknown tool"],
+)
+async def test_an_error_fits_too(
+    rest: Rest, path: dict[str, str], body: dict[str, Any], code: int, reason: str
+) -> None:
+    method = f"{TOOLS}/CallTool"
+    answer = await rest(method, path, body=body | {"requestId": new_id()})
+    assert answer.status == code, answer.body
+    assert fits(method, answer)["details"][0]["reason"] == reason
+
+
+async def test_a_key_that_is_none_fits_too(rest: Rest) -> None:
+    method = f"{CATALOG}/ListAgents"
+    answer = await Rest(DOCUMENT, rest.address, "nonsense")(method)
+    assert answer.status == 401
+    assert fits(method, answer)["details"][0]["reason"] == "CREDENTIAL_INVALID"
