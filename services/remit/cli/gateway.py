@@ -27,7 +27,22 @@ def command() -> None:
     help="File with every address; the defaults of a single machine without it.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; else standard output.")
-def render(topology_file: Path | None, out: Path | None) -> None:
+@click.option(
+    "--trace-endpoint",
+    default="",
+    metavar="URL",
+    help="OTLP collector for Envoy's spans, http://host:port; else as the file says.",
+)
+@click.option(
+    "--trace-ratio",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share of calls without a trace that begin a recorded one, with --trace-endpoint.",
+)
+def render(
+    topology_file: Path | None, out: Path | None, *, trace_endpoint: str, trace_ratio: float
+) -> None:
     """Write the file that Envoy reads.
 
     A file named *.pb gets the binary form, which is made faster; any other gets JSON. Check it with
@@ -37,6 +52,8 @@ def render(topology_file: Path | None, out: Path | None) -> None:
     from remit.gateway.topology import Topology  # noqa: PLC0415 - as above
 
     topology = Topology.load(topology_file) if topology_file else Topology.default()
+    if trace_endpoint:
+        topology = topology.traced(trace_endpoint, trace_ratio)
     if out is None:
         click.echo(bootstrap.render(topology), nl=False)
     elif out.suffix == ".pb":
