@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.rpc import code_pb2
 
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
-from remit.rpc.contracts import MethodContract
+from remit.rpc.contracts import MAX_MESSAGE_BYTES, MethodContract
 from remit.rpc.errors import DOMAIN
 from remit.rpc.rest import HTTP_STATUS
 from scripts.reference import Reason, reasons
@@ -26,13 +26,14 @@ HTTP_CODES: Final[Mapping[str, int]] = {
 """HTTP code of each canonical code. No RPC answers UNIMPLEMENTED: the gateway does, with 404, where
 a path is in no contract."""
 
-_NOT_FOUND, _CONFLICT = 404, 409
+_NOT_FOUND, _CONFLICT, _TOO_LARGE = 404, 409, 413
 _NAMES: Final[Mapping[int, str]] = {
     400: "BadRequest",
     401: "Unauthenticated",
     403: "PermissionDenied",
     404: "NotFound",
     409: "Conflict",
+    413: "TooLarge",
     429: "ResourceExhausted",
     499: "Cancelled",
     500: "Internal",
@@ -44,11 +45,13 @@ _NAMES: Final[Mapping[int, str]] = {
 
 def answers(contract: MethodContract) -> dict[str, Schema]:
     """Return the error responses of an RPC by HTTP code."""
-    codes = set(_NAMES)
+    codes = set(_NAMES) - {_TOO_LARGE}
     if not names_a_thing(contract):
         codes.discard(_NOT_FOUND)
     if not contract.key:
         codes.discard(_CONFLICT)
+    if contract.http is not None and contract.http.body:
+        codes.add(_TOO_LARGE)
     known = {str(code): _reference(_NAMES[code]) for code in sorted(codes)}
     return known | {"default": _reference("Error")}
 
@@ -61,8 +64,9 @@ def names_a_thing(contract: MethodContract) -> bool:
 def components() -> dict[str, Schema]:
     """Return the responses that every RPC shares."""
     told = list(reasons())
-    shared = {_NAMES[code]: _response(code, told) for code in sorted(_NAMES)}
-    return shared | {"Error": _answer("Any other error.")}
+    shared = {_NAMES[code]: _response(code, told) for code in sorted(set(_NAMES) - {_TOO_LARGE})}
+    too_large = _answer(f"The body is over {MAX_MESSAGE_BYTES} bytes; the reason is `TOO_LARGE`.")
+    return shared | {_NAMES[_TOO_LARGE]: too_large, "Error": _answer("Any other error.")}
 
 
 def _response(http_code: int, told: Sequence[Reason]) -> Schema:

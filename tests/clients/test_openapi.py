@@ -14,6 +14,7 @@ from scripts.protos import ROOT
 from tests.clients.rest import Answer, Rest
 from tests.clients.schemas import Document
 from tests.integration.conftest import RunningMesh
+from tests.waiting import eventually
 
 DOCUMENT = Document(yaml.safe_load((ROOT / "docs/openapi.yaml").read_text("utf-8")))
 API = "/remit.api"
@@ -141,8 +142,6 @@ async def test_changes(rest: Rest) -> None:
     limits = {"limits": {"maxSteps": 4, "maxDuration": "60.5s", "maxCostNanos": "500000000"}}
     run = (await changed(f"{AGENTS}/CreateRun", request | limits))["run"]
     assert run["limits"] == limits["limits"] | {"maxDuration": "60.500s"}
-    name = {"run": run["name"].removeprefix("runs/")}
-    await changed(f"{AGENTS}/CancelRun", {"requestId": new_id()}, name)
     budget = {"account": "orgs/local/users/nobody", "period": "PERIOD_MONTH", "limitNanos": "7"}
     made = await changed(f"{COST}/SetBudget", budget | {"requestId": new_id()})
     assert made["budget"]["limitNanos"] == "7"
@@ -155,6 +154,22 @@ async def test_changes(rest: Rest) -> None:
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})
+
+
+async def test_a_run_is_cancelled(rest: Rest) -> None:
+    async def cancelled() -> bool:
+        """False where the run ended first."""
+        body = {"agent": "agents/assistant", "task": "What is 2 + 3?", "requestId": new_id()}
+        run = (await rest(f"{AGENTS}/CreateRun", body=body)).content["run"]["name"]
+        method, name = f"{AGENTS}/CancelRun", {"run": run.removeprefix("runs/")}
+        answer = await rest(method, name, body={"requestId": new_id()})
+        content = fits(method, answer)
+        if answer.status == 400:
+            assert content["details"][0]["reason"] == "INVALID_STATE"
+            return False
+        return bool(content["run"]["state"] == "RUN_STATE_CANCELLED")
+
+    await eventually(cancelled)
 
 
 def prompt() -> dict[str, object]:

@@ -14,7 +14,9 @@ from tests.clients.relay import relay
 from tests.clients.typescript_workspace import SCRIPTS, SOURCES, environment, run_tool, workspace
 from tests.integration.conftest import RunningMesh
 
+README = SOURCES / "README.md"
 CLIENT_TIMEOUT_S = 60.0
+_BLOCK = re.compile(r"^```ts\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -22,10 +24,10 @@ def folder() -> Path:
     return workspace()
 
 
-async def run_client(folder: Path, address: str, key: str) -> Any:
+async def output_of(folder: Path, program: str, address: str, key: str) -> str:
     process = await asyncio.create_subprocess_exec(
         SCRIPTS / "node",
-        "src/node.ts",
+        program,
         cwd=folder,
         env=environment(folder) | {"REMIT_ADDRESS": address, "REMIT_API_KEY": key},
         stdout=asyncio.subprocess.PIPE,
@@ -38,7 +40,11 @@ async def run_client(folder: Path, address: str, key: str) -> Any:
         await process.wait()
         raise
     assert process.returncode == 0, errors.decode()
-    return json.loads(output)
+    return output.decode()
+
+
+async def run_client(folder: Path, address: str, key: str) -> Any:
+    return json.loads(await output_of(folder, "src/node.ts", address, key))
 
 
 def test_the_clients_are_well_typed(folder: Path) -> None:
@@ -73,6 +79,23 @@ async def test_an_idempotency_key_names_one_run(folder: Path, mesh: RunningMesh)
 async def test_a_refusal_is_not_tried_again(folder: Path, mesh: RunningMesh) -> None:
     with pytest.raises(AssertionError, match="unauthenticated"):
         await run_client(folder, mesh.address, "nonsense")
+
+
+async def test_the_lines_of_the_readme_run(folder: Path, mesh: RunningMesh, tmp_path: Path) -> None:
+    for name in ("node_modules", "gen", "package.json", "tsconfig.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/follow.ts").write_bytes((folder / "src/follow.ts").read_bytes())
+    names = ("src/node.ts", "src/browser.ts")
+    text = README.read_text("utf-8").replace("127.0.0.1:8080", mesh.address)
+    text = text.replace("rmt_of_a_member", mesh.api_key)
+    for name, lines in zip(names, _BLOCK.findall(text), strict=True):
+        (tmp_path / name).write_text(lines)
+    run_tool(tmp_path, "tsc", "--project", ".", "--noEmit", "--skipLibCheck")
+    for name in names:  # gRPC-Web needs no more than fetch: Node runs the browser's lines too.
+        told = (await output_of(tmp_path, name, mesh.address, mesh.api_key)).splitlines()
+        assert told[0].split() == ["1n", "created"]
+        assert told[-1] == "17 * 23 = 391"
 
 
 def test_the_lock_names_no_registry() -> None:

@@ -120,8 +120,8 @@ def _run(
 
 
 def _all_sources() -> list[Path]:
-    folders = (SOURCES, PROTOS)
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = [path for folder in (SOURCES, PROTOS) for path in sorted(folder.rglob("*"))]
+    return [path for path in found if path.is_file() and path.suffix != ".md"]
 
 
 def _digest(files: Sequence[Path]) -> str:
