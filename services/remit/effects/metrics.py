@@ -12,7 +12,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from remit.effects.claims import LAPSES
+from remit.effects.claims import LAPSES, Outcome
 from remit.effects.settings import EffectSettings
 from remit.postgres import Database
 from remit.rpc.observing import observing
@@ -114,6 +114,8 @@ def standing_effects(
     database: Database, settings: EffectSettings, *, action: str
 ) -> Callable[[], Awaitable[None]]:
     """Background work that keeps the gauges of what stands open in this service's database."""
+    for outcome in Outcome:
+        ended(action, outcome)
 
     async def look() -> None:
         rows = {row["state"]: row for row in await database.fetch(_STANDING, _MOST_COUNTED)}

@@ -1,0 +1,151 @@
+"""What a mesh goes through so that its metrics move: successes, failures, denials and deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, Final
+
+import grpc
+from google.protobuf import struct_pb2
+
+from remit.api.agent.v1 import agent_service_pb2_grpc, run_pb2
+from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
+from tests.integration.clients import a_run, bearer, channel, followed, result_of
+from tests.integration.conftest import RunningMesh
+from tests.monitoring.prometheus import Prometheus
+from tests.waiting import eventually
+
+TOOLS: Final = '''
+"""Tools that go wrong."""
+
+import asyncio
+
+from remit.tools import ToolError, tool
+
+
+@tool(permission_class="none", idempotent=False)
+async def stall() -> str:
+    """Do not end."""
+    await asyncio.sleep(50)
+    return "late"
+
+
+@tool(permission_class="none", idempotent=True)
+async def stumble() -> str:
+    """Fail."""
+    raise ToolError("it stumbled")
+'''
+"""The module `going_wrong`, which the tools service loads."""
+
+PRICES: Final = "prices: {tools/stall: {call_nanos: 7_000}}"
+"""So that the tool at which a service dies holds money."""
+
+LEASE_S: Final = "2"
+ENVIRONMENT: Final = {
+    "REMIT_AGENT_LEASE_S": LEASE_S,
+    "REMIT_AGENT_MAX_RUNNING": "2",
+    "REMIT_INFERENCE_EFFECT_LEASE_S": LEASE_S,
+    "REMIT_TOOLS_EFFECT_LEASE_S": LEASE_S,
+    "REMIT_TOOLS_EFFECT_SWEEP_S": "0.5",
+    "REMIT_TOOLS_MODULES": "going_wrong",
+    **{f"REMIT_{area}_OBSERVE_S": "0.5" for area in ("AGENT", "INFERENCE", "TOOLS", "COST")},
+}
+PATIENT_RUNS: Final = 12
+
+
+async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    """All of it, in an order in which nothing hides another."""
+    await _runs(mesh, 8)
+    await _refusals(mesh)
+    await _failures(mesh)
+    await _doubt(mesh, prometheus)
+    await _outage(mesh, prometheus)
+    await _runs(mesh, 8)
+
+
+async def _runs(mesh: RunningMesh, count: int) -> None:
+    wanted = (a_run(f"What is {n} * 7?", context={"n": str(n)}) for n in range(count))
+    histories = await asyncio.gather(*(followed(mesh.address, mesh.api_key, r) for r in wanted))
+    assert {result_of(events).state for events in histories} == {run_pb2.RUN_STATE_SUCCEEDED}
+
+
+async def _refusals(mesh: RunningMesh) -> None:
+    async with channel(mesh.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        for request, key in (
+            (a_run(""), mesh.api_key),
+            (a_run("<script>"), mesh.api_key),
+            (a_run(agent="agents/nobody"), mesh.api_key),
+            (a_run(), "rk_wrong"),
+        ):
+            await _fails(agents.CreateRun(request, metadata=bearer(key), timeout=10))
+
+
+async def _failures(mesh: RunningMesh) -> None:
+    """A run out of steps, one out of money, a tool that fails, a key used again, a denied path."""
+    limits = (run_pb2.RunLimits(max_steps=1), run_pb2.RunLimits(max_cost_nanos=1))
+    for limit in limits:
+        events = await followed(mesh.address, mesh.api_key, a_run(limits=limit))
+        assert result_of(events).state == run_pb2.RUN_STATE_FAILED
+    key = str(uuid.uuid4())
+    await call(mesh, "calculator", key, expression="1 + 1")
+    await call(mesh, "calculator", key, expression="1 + 1")
+    await _fails(call(mesh, "calculator", key, expression="1 + 2"))
+    await _fails(call(mesh, "stumble", str(uuid.uuid4())))
+    await _fails(call(mesh, "read_file", str(uuid.uuid4()), path="../../etc/passwd"))
+
+
+async def _doubt(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    """A tool is at work when its service dies: its money is held, then nobody knows."""
+    stalling = asyncio.ensure_future(call(mesh, "stall", str(uuid.uuid4())))
+    held = 'max(remit_holds_oldest_seconds{action="tools.call"})'
+    await eventually(lambda: _value(prometheus, held) > 1, 20)
+    mesh.kill("tools-0")
+    lapsed = 'sum(remit_claims_lapsed_total{state="IN_DOUBT"})'
+    await eventually(lambda: _value(prometheus, lapsed) > 0, 40)
+    stalling.cancel()
+    await asyncio.gather(stalling, return_exceptions=True)
+
+
+async def _outage(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    """Runs wait for a model that is away and others for a worker; then a replica of agent dies."""
+    mesh.kill("inference-0")
+    wanted = (a_run(f"What is {n} * 11?") for n in range(PATIENT_RUNS))
+    runs = [
+        asyncio.create_task(followed(mesh.address, mesh.api_key, run, timeout_s=60))
+        for run in wanted
+    ]
+    await eventually(lambda: _value(prometheus, "max(agent_queue_length)") > 0, 20)
+    await eventually(lambda: _value(prometheus, "sum(agent_runs_waiting)") > 0, 20)
+    mesh.kill("agent-0")
+    await asyncio.gather(*runs)
+    claimed = 'sum(agent_runs_claimed_total{origin="orphan"})'
+    await eventually(lambda: _value(prometheus, claimed) > 0, 30)
+
+
+async def call(mesh: RunningMesh, tool: str, key: str, **arguments: Any) -> Any:
+    """Calls a tool at the edge."""
+    given = struct_pb2.Struct()
+    given.update(arguments)
+    async with channel(mesh.address) as edge:
+        request = tool_service_pb2.CallToolRequest(
+            tool=f"tools/{tool}", arguments=given, request_id=key
+        )
+        tools = tool_service_pb2_grpc.ToolServiceStub(edge)
+        return await tools.CallTool(request, metadata=bearer(mesh.api_key), timeout=60)
+
+
+async def _fails(answer: Any) -> None:
+    try:
+        await answer
+    except grpc.aio.AioRpcError:
+        return
+    message = "it was to be refused"
+    raise AssertionError(message)
+
+
+def _value(prometheus: Prometheus, expr: str) -> float:
+    """The only value of an expression; 0 while it has none."""
+    samples = prometheus.query(expr)
+    return samples[0].value if samples else 0.0

@@ -1,0 +1,153 @@
+"""A real Prometheus over a real mesh of several replicas: every panel has data, every metric moves.
+
+Where nothing can be expected of a metric here, it is named with the reason and the test that moves
+it instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from scripts import alerts
+from scripts.dashboard_mesh_panels import ROWS
+from tests.integration.conftest import RunningMesh, started_mesh
+from tests.monitoring.load import ENVIRONMENT, PRICES, TOOLS, go_through_everything
+from tests.monitoring.prometheus import Prometheus, scraping
+from tests.monitoring.registry import full_name, names_in, own_metrics, own_series, series_of
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+RULES: Final[tuple[alerts.Record | alerts.Alert, ...]] = (*alerts.RECORDS, *alerts.ALERTS)
+QUERIES: Final = [(panel, query) for row in ROWS for panel in row.panels for query in panel.queries]
+STILL: Final = {
+    "remit_overrun_nanos_total": "no provider here bills above its bound: tests/cost/test_metrics",
+    "remit_closings_delayed_total": "cost and audit live: tests/effects/test_metrics",
+    "remit_commit_failures_total": "the database lives: tests/rpc/test_metrics",
+}
+"""Metrics that may stay at 0 here, why, and what moves them instead."""
+EMPTY: Final = {
+    "Failed model calls by type": "no model call fails here: tests/inference/test_metrics",
+    "What sweepers do": "no closing need be delayed here: tests/effects/test_metrics",
+}
+"""Panels of which a query may find nothing, and why."""
+FREE_TEXT: Final = re.compile(r"orgs/|runs/|claims/|users/|[0-9a-f]{8}-[0-9a-f]{4}-")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus, after the mesh that it watches went through everything."""
+    folder = tmp_path_factory.mktemp("monitoring")
+    (folder / "going_wrong.py").write_text(TOOLS)
+    (folder / "prices.yaml").write_text(PRICES)
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    replicas = {"agent": 2, "policy": 2}
+    files = {"PYTHONPATH": path, "REMIT_COST_PRICES_FILE": str(folder / "prices.yaml")}
+    with (
+        started_mesh(replicas, environment=ENVIRONMENT | files) as mesh,
+        scraping(mesh.topology, folder) as prometheus,
+    ):
+        asyncio.run(_load(mesh, prometheus))
+        yield prometheus
+
+
+async def _load(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    await eventually(lambda: _up(prometheus) == _targets(mesh), 30)
+    await go_through_everything(mesh, prometheus)
+    await eventually(lambda: _up(prometheus) == _targets(mesh), 30)
+    # One look of every gauge and one scrape more, so that what has ended is seen to have ended.
+    await eventually(lambda: not _values(prometheus, "max(remit_ledger_held_nanos) > 0"), 30)
+
+
+def _targets(mesh: RunningMesh) -> int:
+    return 1 + sum(len(replicas) for replicas in mesh.topology.replicas.values())
+
+
+def _up(prometheus: Prometheus) -> int:
+    return len(_values(prometheus, f'up{{job=~"{alerts.JOBS}"}} == 1'))
+
+
+def _values(prometheus: Prometheus, expr: str) -> list[float]:
+    return [sample.value for sample in prometheus.query(expr)]
+
+
+@pytest.mark.parametrize(
+    ("panel", "query"), QUERIES, ids=[f"{panel.title}: {query.legend}" for panel, query in QUERIES]
+)
+def test_a_panel_shows_data(watched: Prometheus, panel: object, query: object) -> None:
+    found = watched.panel_query(query.expr)  # type: ignore[attr-defined]
+    assert found or panel.title in EMPTY, query.expr  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("metric", own_metrics(), ids=full_name)
+def test_a_metric_moves(watched: Prometheus, metric: object) -> None:
+    name = full_name(metric)  # type: ignore[arg-type]
+    moved = {
+        series
+        for series in series_of(metric)  # type: ignore[arg-type]
+        if _values(watched, f"max(max_over_time({series}[10m])) > 0")
+    }
+    assert moved or name in STILL, f"{name} never was above 0"
+
+
+def test_what_may_stay_still_is_moved_elsewhere() -> None:
+    root = Path(__file__).parents[2]
+    for reason in (*STILL.values(), *EMPTY.values()):
+        assert (root / f"{reason.rpartition(': ')[2]}.py").is_file()
+
+
+def test_the_series_of_others_are_real(watched: Prometheus) -> None:
+    named = set().union(*(names_in(query.expr) for _, query in QUERIES))
+    named |= set().union(*(names_in(record.expr) for record in alerts.RECORDS))
+    named |= set().union(*(names_in(alert.expr) for alert in alerts.ALERTS))
+    recorded = {record.name for record in alerts.RECORDS}
+    others = named - own_series().keys() - recorded
+    assert others, "the gateway's at least"
+    assert not {name for name in others if not watched.query(f"count({name})")}
+
+
+def test_the_shipped_rules_are_evaluated(watched: Prometheus) -> None:
+    rules = {rule["name"]: rule for rule in watched.rules()}
+    assert rules.keys() == {rule.name for rule in RULES}
+    assert {rule["health"] for rule in rules.values()} == {"ok"}, rules
+    assert rules["RemitEffectsInDoubt"]["state"] == "firing", "an effect is in doubt"
+    assert rules["RemitServiceMissing"]["state"] == "inactive"
+    assert rules["RemitCertificateExpires"]["state"] == "inactive"
+
+
+def test_recorded_series_have_data(watched: Prometheus) -> None:
+    for record in alerts.RECORDS:
+        assert watched.query(f"last_over_time({record.name}[5m])"), record.name
+
+
+def test_no_label_carries_a_user_or_a_run(watched: Prometheus) -> None:
+    for metric in own_metrics():
+        for series in series_of(metric):
+            for labels in watched.series(series):
+                values = {k: v for k, v in labels.items() if k not in {"__name__", "instance"}}
+                assert not FREE_TEXT.search(" ".join(values.values())), labels
+
+
+def test_shared_state_is_the_same_on_each_replica(watched: Prometheus) -> None:
+    assert _values(watched, "count(agent_queue_length)") == [2.0]
+    assert _values(watched, "max(agent_queue_length) - min(agent_queue_length)") == [0.0]
+    assert _values(watched, 'count(remit_ready{area="policy"})') == [2.0]
+
+
+def test_what_is_counted_twice_agrees(watched: Prometheus) -> None:
+    """Counters that replicas keep for themselves sum to one truth, of the replicas that lived."""
+    allowed = 'sum(remit_policy_decisions_total{decision="ALLOW",kind="model"})'
+    edge = 'sum(remit_edge_authorizations_total{result="CREDENTIAL_INVALID"})'
+    assert _values(watched, edge) == [1.0]
+    model_effects = 'sum(remit_effects_total{action="models.generate",outcome=~"SUCCEEDED"})'
+    assert 0 < _values(watched, model_effects)[0] <= _values(watched, allowed)[0]
+    spent = "sum(remit_spent_nanos_total)"
+    assert _values(watched, spent)[0] > 0
+    assert Path(alerts.FILE).is_file()
