@@ -75,7 +75,7 @@ class Stream:
             text += piece
             while b"\n\n" in text:
                 block, _, text = text.partition(b"\n\n")
-                yield _event(block.decode())
+                yield event_of(block.decode())
         assert not text, f"a torn event: {text!r}"
 
 
@@ -163,7 +163,8 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
     return line.strip()
 
 
-def _event(block: str) -> Event:
+def event_of(block: str) -> Event:
+    """The event that some lines make, the empty one after them left out."""
     event = Event()
     for line in block.split("\n"):
         name, _, value = line.partition(":")

@@ -29,6 +29,9 @@ from tests.waiting import eventually
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[bytes, Context], Awaitable[bytes]]
+Judge = Callable[
+    [authorization_pb2.CheckRequest, Context], Awaitable[authorization_pb2.CheckResponse]
+]
 
 
 @dataclass
@@ -134,6 +137,7 @@ class World:
         self.seen: list[Seen] = []
         self.checks: list[authorization_pb2.CheckRequest] = []
         self.verdict = allow("remit-of-alice")
+        self.judge: Judge | None = None
         self.upstreams = {
             (area, index): Upstream(area, index, self, replica.port)
             for area in AREAS
@@ -145,7 +149,7 @@ class World:
         self, request: authorization_pb2.CheckRequest, context: Any
     ) -> authorization_pb2.CheckResponse:
         self.checks.append(request)
-        return self.verdict
+        return self.verdict if self.judge is None else await self.judge(request, context)
 
     def identity(self, party: str) -> TlsIdentity:
         return TlsIdentity.load(self.state.tls_folder(party))

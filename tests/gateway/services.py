@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -19,7 +20,8 @@ from remit.rpc.guard import Guard
 from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import ContractInterceptor, caller_by_certificate
 from tests.contracts.test_method_contracts import METHODS
-from tests.gateway.conftest import Seen, Upstream, World, running_world
+from tests.gateway.conftest import Seen, Upstream, World, allow, running_world
+from tests.rest import Client
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[message.Message]]
@@ -29,8 +31,9 @@ StreamMethod = Callable[[Any, Context], AsyncGenerator[message.Message, None]]
 class AnyRemit:
     """Takes every remit; the edge alone is tested here."""
 
-    async def verify(self, token: str, **_: Any) -> None:
+    async def verify(self, token: str, **_: Any) -> SimpleNamespace:
         assert token == "remit-of-alice", "the edge must exchange the credential"
+        return SimpleNamespace(run="")
 
 
 class Services:
@@ -41,6 +44,21 @@ class Services:
         self.methods: dict[str, Method] = {}
         self.streams: dict[str, StreamMethod] = {}
         self.requests: list[message.Message] = []
+
+    @property
+    def client(self) -> Client:
+        """A client of the edge with a key."""
+        return Client(str(self.world.topology.edge), {"authorization": "Bearer k"})
+
+    def forget(self) -> None:
+        """As after the start."""
+        self.methods.clear()
+        self.streams.clear()
+        self.requests.clear()
+        self.world.seen.clear()
+        self.world.checks.clear()
+        self.world.verdict = allow("remit-of-alice")
+        self.world.judge = None
 
     def interceptors(self, _area: str) -> list[grpc.aio.ServerInterceptor]:
         guard = Guard(

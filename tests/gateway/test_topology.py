@@ -87,3 +87,48 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_replica_counts_have_bounds(counts: dict[str, int]) -> None:
     with pytest.raises(RemitError):
         Topology.default(replicas=counts)
+
+
+def test_statistics_are_beside_the_admin_interface() -> None:
+    assert str(Topology.default().stats) == "127.0.0.1:8401"
+    assert str(Topology.default(port_base=9000).stats) == "127.0.0.1:10001"
+    moved = Topology.parse(changed(stats={"host": "0.0.0.0", "port": 9100}), source="x")  # noqa: S104
+    assert str(moved.stats) == "0.0.0.0:9100"
+    document = Topology.default(port_base=9000).model_dump(mode="json")
+    del document["stats"]
+    assert Topology.parse(document, source="x").stats.port == 10_001
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://console.example.com", "http://localhost:3000", "https://*.example.com", "http://a:1"],
+)
+def test_an_origin_is_a_scheme_and_a_host(origin: str) -> None:
+    topology = Topology.parse(changed(cors={"origins": [origin]}), source="x")
+    assert topology.cors.origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "https://*",
+        "https://*.com",
+        "https://a.*.example.com",
+        "https://*example.com",
+        "https://example.com/",
+        "https://example.com/path",
+        "https://Example.com",
+        "https://example.com\n",
+        "example.com",
+        "ftp://example.com",
+        "https://example.com:port",
+        "https://.example.com",
+        "https://user@example.com",
+        "",
+    ],
+)
+def test_an_origin_that_says_too_much_is_refused(origin: str) -> None:
+    with pytest.raises(RemitError, match=r"cors\.origins\.0"):
+        Topology.parse(changed(cors={"origins": [origin]}), source="mesh.yaml")

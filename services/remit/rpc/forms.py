@@ -19,6 +19,7 @@ from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Serializer = Callable[[Any], bytes] | None
+Headers = tuple[tuple[str, str], ...]
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
@@ -56,6 +57,11 @@ class Form(Protocol):
         """What writes one stream."""
         ...
 
+    @property
+    def stream_headers(self) -> Headers:
+        """Sent before the first message of a stream."""
+        ...
+
     def stream_serializer(self, handler: Handler) -> Serializer:
         """Turns what the writer makes into bytes."""
         ...
@@ -71,6 +77,8 @@ class _Grpc:
     def read(self, _contract: MethodContract, received: Any, _context: Context) -> Any:  # noqa: ANN401
         """The request as it came."""
         return received
+
+    stream_headers: Headers = ()
 
     def writer(self, _contract: MethodContract) -> Writer:
         """Writes messages as they are."""
@@ -94,6 +102,9 @@ class _Rest:
         if contract.stream is not None:
             sse.resume(contract, request, context.invocation_metadata() or ())
         return request
+
+    # Neither kept nor gathered on the way; the second is what nginx asks for.
+    stream_headers: Headers = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 
     def writer(self, contract: MethodContract) -> Writer:
         """Writes server-sent events."""

@@ -114,12 +114,13 @@ def read_body(contract: MethodContract, bound: M) -> M:
 
 
 def _raw_body(bound: message.Message) -> httpbody_pb2.HttpBody:
-    body = httpbody_pb2.HttpBody()
     fields = unknown_fields.UnknownFieldSet(bound)
-    for index in range(len(fields)):
-        if fields[index].field_number == BODY_FIELD_NUMBER:
-            body.MergeFromString(fields[index].data)
-    return body
+    found = [fields[index] for index in range(len(fields))]
+    bodies = [field.data for field in found if field.field_number == BODY_FIELD_NUMBER]
+    # Envoy begins with an empty one, which a query parameter of the field's name would fill.
+    if any(bodies[:-1]):
+        raise _invalid(BODY_FIELD, "belongs into the body, not into the query of the URL")
+    return httpbody_pb2.HttpBody.FromString(bodies[-1] if bodies else b"")
 
 
 def _parsed(body: httpbody_pb2.HttpBody, kind: type[M]) -> M:

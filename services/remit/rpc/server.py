@@ -173,6 +173,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                 ):
                     async for response in responses:
                         check_response_size(contract, response.ByteSize())
+                        if form.stream_headers and not writer.begun:
+                            await context.send_initial_metadata(form.stream_headers)
                         for part in writer.message(response):
                             yield part
                 for part in writer.end():
