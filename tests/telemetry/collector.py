@@ -78,7 +78,8 @@ def running_collector(port: int | None = None) -> Iterator[Collector]:
     chosen = port or free_ports(1)[0]
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     collector = Collector(f"http://127.0.0.1:{chosen}")
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(collector, server)
     assert server.add_insecure_port(f"127.0.0.1:{chosen}")
     server.start()
     try:

@@ -75,8 +75,10 @@ def listener_tracing(topology: Topology) -> HttpConnectionManagerTracing | None:
     return HttpConnectionManagerTracing(
         provider=TracingHttp(name="envoy.tracers.opentelemetry", typed_config=Any.pack(tracer)),
         random_sampling=Percent(value=100 * topology.tracing.ratio),
-        # By the RPC, as the spans of the services are named; the query of a URL stays out.
+        # Named by the path without its query, and the URL cut before it: a client may put there
+        # what nobody should read, such as a key.
         operation="%PATH(NQ)%",
+        max_path_tag_length=1,
     )
 
 

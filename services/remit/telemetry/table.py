@@ -41,6 +41,7 @@ NET_PEER_IP: Final = "net.peer.ip"
 NET_PEER_PORT: Final = "net.peer.port"
 NET_PEER_NAME: Final = "net.peer.name"
 
+SERVICE: Final = "remit.service"
 RUN: Final = "remit.run"
 RUN_STATE: Final = "remit.run.state"
 STEP: Final = "remit.step"
@@ -94,6 +95,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     NET_PEER_IP: "address of the caller, mostly Envoy's",
     NET_PEER_PORT: "port of the caller",
     NET_PEER_NAME: "name of the caller, if it is local",
+    SERVICE: "the service, for viewers that do not show `service.name` of the resource",
     RUN: "`runs/{run}`",
     RUN_STATE: "final state of the run",
     STEP: "number of the model turn, from 1",

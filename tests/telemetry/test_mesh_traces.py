@@ -1,0 +1,382 @@
+"""One trace from the client through Envoy and every service to the tool, and its ids in every log.
+
+The mesh is real, and so is the collector: it listens on a port and keeps what arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from remit.api.agent.v1 import (
+    agent_catalog_service_pb2,
+    agent_catalog_service_pb2_grpc,
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    run_pb2,
+)
+from remit.rpc.contracts import AREAS
+from remit.telemetry import table
+from tests.integration.clients import a_run, bearer, channel, followed, result_of
+from tests.integration.conftest import RunningMesh, started_mesh
+from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
+from tests.waiting import eventually
+
+SETTINGS = {
+    "REMIT_AGENT_LEASE_S": "2",
+    "REMIT_INFERENCE_EFFECT_LEASE_S": "2",
+    "REMIT_TOOLS_EFFECT_LEASE_S": "2",
+    "REMIT_AGENT_LOG_LEVEL": "debug",
+}
+SERVICES = {"remit-gateway", *(f"remit-{area}" for area in AREAS)}
+ENVOYS_NAMES = {
+    "component",
+    "downstream_cluster",
+    "grpc.authority",
+    "grpc.content_type",
+    "grpc.message",
+    "grpc.path",
+    "grpc.status_code",
+    "grpc.timeout",
+    "guid:x-request-id",
+    "error",
+    "ext_authz_status",
+    "http.method",
+    "http.protocol",
+    "http.status_code",
+    "http.url",
+    "node_id",
+    "peer.address",
+    "request_size",
+    "response_flags",
+    "response_size",
+    "retry.count",
+    "status",
+    "upstream_address",
+    "upstream_cluster",
+    "upstream_cluster.name",
+    "user_agent",
+    "zone",
+}
+GARBAGE = [
+    (("traceparent", "garbage"),),
+    (("traceparent", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"),),
+    (("traceparent", "ff-" + "1" * 32 + "-" + "1" * 16 + "-01"),),
+    (("traceparent", "00-" + "1" * 33 + "-" + "1" * 15 + "-01"),),
+    (("traceparent", "x" * 4000),),
+    (("baggage", ",,;;=%zz" + "a" * 4000), ("tracestate", "=,=,;;" * 100)),
+]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A mesh and the collector that its spans go to."""
+
+    mesh: RunningMesh
+    collector: Collector
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that begins a trace of its own."""
+
+    trace_id: str
+    span_id: str
+
+    @classmethod
+    def new(cls) -> Client:
+        return cls(secrets.token_hex(16), secrets.token_hex(8))
+
+    def metadata(self, mesh: RunningMesh, flags: str = "01") -> Any:
+        traceparent = f"00-{self.trace_id}-{self.span_id}-{flags}"
+        return (*bearer(mesh.api_key), ("traceparent", traceparent))
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[Traced]:
+    with (
+        running_collector() as collector,
+        started_mesh(
+            environment=SETTINGS, options=("--trace-endpoint", collector.endpoint)
+        ) as mesh,
+    ):
+        yield Traced(mesh, collector)
+
+
+async def run_in(traced: Traced, client: Client, task: str = "What is 17 * 23?") -> run_pb2.Run:
+    async with channel(traced.mesh.address) as edge:
+        stub = agent_service_pb2_grpc.AgentServiceStub(edge)
+        request = agent_service_pb2.StreamRunRequest(request=a_run(task))
+        stream = stub.StreamRun(request, metadata=client.metadata(traced.mesh), timeout=60)
+        events = [answer.event async for answer in stream if answer.HasField("event")]
+    return result_of(events)
+
+
+async def whole(traced: Traced, client: Client, *, closings: int = 3) -> list[Seen]:
+    """The trace of a client, once its run and its effects have closed and every span is there."""
+
+    def arrived() -> list[Seen]:
+        spans = traced.collector.trace(client.trace_id)
+        served = [s for s in spans if s.name.endswith("/AppendOutcomes")]
+        done = {s.service for s in spans} == SERVICES and len(served) >= 3 * closings
+        ended = any(s.name.startswith(table.INVOKE_AGENT) for s in spans)
+        edge = any(s.parent_id == client.span_id for s in spans)
+        return spans if done and ended and edge and not missing(spans, client) else []
+
+    try:
+        return await eventually(arrived, 20)
+    except AssertionError:
+        spans = traced.collector.trace(client.trace_id)
+        raise AssertionError([(s.service, s.name) for s in spans]) from None
+
+
+def missing(spans: list[Seen], client: Client) -> list[Seen]:
+    return orphans(spans, outside=(client.span_id,))
+
+
+def only(spans: list[Seen], name: str, service: str) -> Seen:
+    found = [span for span in spans if span.name == name and span.service == service]
+    assert len(found) == 1, [(s.service, s.name) for s in spans]
+    return found[0]
+
+
+def log_lines(mesh: RunningMesh, area: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in mesh.log(f"{area}-0").splitlines()]
+
+
+async def test_a_run_is_one_trace_from_the_client_to_the_tool(traced: Traced) -> None:
+    client = Client.new()
+    run = await run_in(traced, client)
+    spans = await whole(traced, client)
+    (edge,) = [span for span in spans if span.parent_id == client.span_id]
+    assert (edge.service, edge.name) == (
+        "remit-gateway",
+        "/remit.api.agent.v1.AgentService/StreamRun",
+    )
+    invoked = only(spans, "invoke_agent assistant", "remit-agent")
+    assert invoked.attributes[table.RUN] == run.name
+    assert invoked.attributes[table.TOOL_CALLS] == 1
+    assert invoked.attributes[table.MODEL_CALLS] == 2
+    assert invoked.attributes[table.OUTPUT_TOKENS] == run.usage.output_tokens
+    assert invoked.attributes[table.TASK_BYTES] == len("What is 17 * 23?")
+    tool = only(spans, "execute_tool calculator", "remit-tools")
+    assert [(s.service, s.name.rpartition("/")[2]) for s in above(tool, spans)] == [
+        ("remit-tools", "effect tools.call"),
+        ("remit-tools", "CallTool"),
+        ("remit-gateway", "CallTool"),
+        ("remit-agent", "CallTool"),
+        ("remit-agent", "stage using tools"),
+        ("remit-agent", "invoke_agent assistant"),
+        ("remit-gateway", "StreamRun"),
+    ]
+    chats = [span for span in spans if span.name == "chat builtin-rules"]
+    assert len(chats) == 2
+    used = sum(chat.attributes[table.GEN_AI_OUTPUT_TOKENS] for chat in chats)
+    assert used == run.usage.output_tokens
+    stages = [s.attributes[table.STAGE] for s in spans if s.name.startswith("stage ")]
+    assert sorted(stages) == ["answering", "thinking", "thinking", "using tools"]
+    for name in ("BatchCheckPermissions", "BatchReserveBudgets", "AppendEvents"):
+        served = [s for s in spans if s.name.endswith(f"/{name}") and s.service != "remit-gateway"]
+        assert len(served) == 6, "one made and one served for each of three effects"
+    assert not [span for span in spans if span.failed or span.events]
+    assert all(span.start_ns <= span.end_ns for span in spans)
+
+
+async def test_a_run_over_rest_is_one_trace_and_a_query_is_not_kept(traced: Traced) -> None:
+    client, key = Client.new(), "query-" + secrets.token_hex(8)
+    lines = (
+        f"POST /v1/runs?{key}=1 HTTP/1.1",
+        f"host: {traced.mesh.address}",
+        f"authorization: Bearer {traced.mesh.api_key}",
+        f"traceparent: 00-{client.trace_id}-{client.span_id}-01",
+        "content-type: application/json",
+        "content-length: 2",
+        "connection: close",
+        "",
+        "{}",
+    )
+    host, port = traced.mesh.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write("\r\n".join(lines).encode())
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 20)
+    writer.close()
+    spans = await eventually(lambda: traced.collector.trace(client.trace_id), 20)
+    assert not [span for span in spans if key in span.text]
+    assert "/v1/runs" in {span.name for span in spans if span.parent_id == client.span_id}
+
+
+async def test_every_service_writes_the_ids_of_the_trace_and_the_run(traced: Traced) -> None:
+    client = Client.new()
+    run = await run_in(traced, client)
+    spans = await whole(traced, client)
+    ids = {span.span_id for span in spans}
+    for area in AREAS:
+        lines = [x for x in log_lines(traced.mesh, area) if x.get("trace_id") == client.trace_id]
+        assert [x for x in lines if x.get("run") == run.name], area
+        assert {x["span_id"] for x in lines} <= ids, area
+        assert all({"level", "logger", "timestamp", "event", "service"} <= set(x) for x in lines)
+    events = {x["event"]: x for x in log_lines(traced.mesh, "agent") if x.get("run") == run.name}
+    started, completed = events["agent_execution_started"], events["agent_execution_completed"]
+    assert (started["task_type"], started["user"]) == ("assistant", run.subject)
+    assert (completed["tool_calls"], completed["success"]) == (1, True)
+    assert completed["output_tokens"] == run.usage.output_tokens
+    assert completed["duration_s"] > 0
+
+
+async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) -> None:
+    clients = [Client.new() for _ in range(8)]
+    await asyncio.gather(*(run_in(traced, c, f"What is {n} * 7?") for n, c in enumerate(clients)))
+    outside = {client.span_id for client in clients}
+    traces = {client.trace_id for client in clients}
+
+    def arrived() -> list[Seen]:
+        spans = [s for s in traced.collector.everything() if s.trace_id in traces]
+        runs = [s for s in spans if s.name.startswith(table.INVOKE_AGENT)]
+        return spans if len(runs) == 8 and not orphans(spans, outside=(*outside,)) else []
+
+    spans = await eventually(arrived, 20)
+    places = {(span.trace_id, span.span_id) for span in spans}
+    assert {link for span in spans for link in span.links} <= places
+
+
+async def test_spans_bear_names_of_the_table_alone(traced: Traced) -> None:
+    client = Client.new()
+    await run_in(traced, client)
+    for span in await whole(traced, client):
+        known = ENVOYS_NAMES if span.service == "remit-gateway" else set(table.MEANINGS)
+        assert set(span.attributes) <= known, span.name
+
+
+async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> None:
+    client, canary = Client.new(), "canary" + secrets.token_hex(8)
+    mesh = traced.mesh
+    await run_in(traced, client, f"What is 2 + 3? {canary}")
+    await run_in(traced, client, f"Write a file {canary}.txt with the text {canary}")
+    async with channel(mesh.address) as edge:
+        stub = agent_service_pb2_grpc.AgentServiceStub(edge)
+        for request, metadata in (
+            (a_run("Hello", context={canary: canary}), client.metadata(mesh)),
+            (a_run(f"<script>{canary}</script>"), client.metadata(mesh)),
+            (a_run(), (("authorization", f"Bearer remit_{canary}"),)),
+            (a_run(), (*client.metadata(mesh)[1:], ("authorization", canary))),
+        ):
+            asked = agent_service_pb2.CreateRunRequest.FromString(request.SerializeToString())
+            try:
+                await stub.CreateRun(asked, metadata=metadata, timeout=20)
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is not grpc.StatusCode.INTERNAL  # noqa: PT017
+    await whole(traced, client, closings=5)
+
+    def three_runs() -> bool:
+        spans = traced.collector.trace(client.trace_id)
+        runs = [s for s in spans if s.name.startswith(table.INVOKE_AGENT)]
+        return len(runs) == 3 and not missing(spans, client)
+
+    await eventually(three_runs, 20)
+    secret = mesh.api_key
+    for part in (*(f"{area}-0" for area in AREAS), "envoy", "postgres"):
+        assert canary not in mesh.log(part), part
+        assert secret not in mesh.log(part), part
+    for span in traced.collector.everything():
+        assert canary not in span.text, span.name
+        assert secret not in span.text, span.name
+
+
+async def test_a_trace_that_is_not_sampled_is_in_the_logs_and_nowhere_else(traced: Traced) -> None:
+    client = Client.new()
+    async with channel(traced.mesh.address) as edge:
+        stub = agent_service_pb2_grpc.AgentServiceStub(edge)
+        metadata = client.metadata(traced.mesh, flags="00")
+        stream = stub.StreamRun(
+            agent_service_pb2.StreamRunRequest(request=a_run()), metadata=metadata, timeout=60
+        )
+        run = result_of([answer.event async for answer in stream if answer.HasField("event")])
+    after = Client.new()
+    await run_in(traced, after)
+    await whole(traced, after)
+    assert traced.collector.trace(client.trace_id) == []
+    lines = [x for x in log_lines(traced.mesh, "agent") if x.get("run") == run.name]
+    assert {x["trace_id"] for x in lines} == {client.trace_id}
+
+
+@pytest.mark.parametrize("headers", GARBAGE, ids=range(len(GARBAGE)))
+async def test_garbage_begins_a_new_trace_and_changes_nothing_else(
+    traced: Traced, headers: tuple[tuple[str, str], ...]
+) -> None:
+    before = {span.trace_id for span in traced.collector.everything()}
+    async with channel(traced.mesh.address) as edge:
+        stub = agent_catalog_service_pb2_grpc.AgentCatalogServiceStub(edge)
+        request = agent_catalog_service_pb2.ListAgentsRequest()
+        metadata = (*bearer(traced.mesh.api_key), *headers)
+        answer = await stub.ListAgents(request, metadata=metadata, timeout=20)
+    assert answer.agents
+
+    def arrived() -> list[Seen]:
+        spans = [s for s in traced.collector.everything() if s.trace_id not in before]
+        found = [s for s in spans if s.name.endswith("/ListAgents")]
+        return spans if {s.service for s in found} == {"remit-gateway", "remit-agent"} else []
+
+    spans = await eventually(arrived, 20)
+    listed = {s.service: s for s in spans if s.name.endswith("/ListAgents")}
+    assert listed["remit-gateway"].parent_id == ""
+    assert listed["remit-agent"].parent_id == listed["remit-gateway"].span_id
+
+
+async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) -> None:
+    client, mesh = Client.new(), traced.mesh
+    tools, restarts = mesh.pid("tools-0"), mesh.restarts("agent-0")
+    os.kill(tools, signal.SIGSTOP)
+    try:
+        request = a_run("What is 6 * 7?")
+        async with channel(mesh.address) as edge:
+            stub = agent_service_pb2_grpc.AgentServiceStub(edge)
+            created = await stub.CreateRun(request, metadata=client.metadata(mesh), timeout=20)
+        await eventually(lambda: _thought(traced, client), 20)
+        mesh.kill("agent-0")
+    finally:
+        os.kill(tools, signal.SIGCONT)
+    await eventually(lambda: mesh.restarts("agent-0") > restarts, 30)
+    run = result_of(await followed(mesh.address, mesh.api_key, request))
+    assert (run.name, run.state) == (created.run.name, run_pb2.RUN_STATE_SUCCEEDED)
+
+    def arrived() -> list[Seen]:
+        spans = traced.collector.trace(client.trace_id)
+        return spans if any(s.name.startswith(table.INVOKE_AGENT) for s in spans) else []
+
+    await eventually(arrived, 20)
+    spans = await eventually(lambda: _tool_ran(traced, client), 20)
+    invoked = only(spans, "invoke_agent assistant", "remit-agent")
+    stages = [s for s in spans if s.name.startswith("stage ")]
+    assert {s.parent_id for s in stages if s.name != "stage answering"} == {invoked.span_id}
+    assert {s.attributes[table.FENCING_TOKEN] for s in stages if table.REPLICA in s.attributes} == {
+        1,
+        2,
+    }
+    # What the dead process had not ended is lost, and nothing else.
+
+    def lost() -> set[str]:
+        spans = traced.collector.trace(client.trace_id)
+        return {s.name.rpartition("/")[2] for s in missing(spans, client)}
+
+    await eventually(lambda: lost() <= {"CallTool"}, 20)
+    adopted = [x for x in log_lines(mesh, "agent") if x["event"] == "agent_execution_adopted"]
+    assert {x["trace_id"] for x in adopted if x["run"] == run.name} == {client.trace_id}
+
+
+def _thought(traced: Traced, client: Client) -> bool:
+    names = {s.name for s in traced.collector.trace(client.trace_id)}
+    return {"stage thinking", "chat builtin-rules"} <= names
+
+
+def _tool_ran(traced: Traced, client: Client) -> list[Seen]:
+    spans = traced.collector.trace(client.trace_id)
+    return spans if any(s.name == "execute_tool calculator" for s in spans) else []
