@@ -25,8 +25,8 @@ CRITICAL: Final = "critical"
 WARNING: Final = "warning"
 """Somebody looks within the working day."""
 
-JOBS: Final = "remit.*"
-"""Scrape jobs of services and gateway carry names that begin so."""
+JOBS: Final = "|".join([*AREAS, "gateway"])
+"""Scrape jobs are named by the service that they scrape."""
 _FAULTS: Final = "INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|DEADLINE_EXCEEDED"
 """Codes that are the mesh's fault and not the caller's."""
 _CLUSTER: Final = "envoy_cluster_name"

@@ -187,17 +187,17 @@ CASES: Final = (
     ),
     Case(
         "RemitServiceDown",
-        fires={'up{job="remit-agent",instance="h:1"}': "1+0x50 0+0x10"},
-        says="remit-agent h:1 does not answer Prometheus",
-        labels={"job": "remit-agent", "instance": "h:1"},
-        quiet={'up{job="remit-agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
+        fires={'up{job="agent",instance="h:1"}': "1+0x50 0+0x10"},
+        says="agent h:1 does not answer Prometheus",
+        labels={"job": "agent", "instance": "h:1"},
+        quiet={'up{job="agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
     ),
     Case(
         "RemitServiceNotReady",
-        fires={'remit_ready{area="cost",job="remit-cost",instance="h:1"}': "1+0x50 0+0x10"},
+        fires={'remit_ready{area="cost",job="cost",instance="h:1"}': "1+0x50 0+0x10"},
         says="a replica of cost is up and cannot do its work",
         explains="h:1/ready says why; mostly its database is away.",
-        labels={"area": "cost", "job": "remit-cost", "instance": "h:1"},
+        labels={"area": "cost", "job": "cost", "instance": "h:1"},
         quiet={'remit_ready{area="cost",instance="h:1"}': "1+0x58 0 1"},
     ),
     Case(

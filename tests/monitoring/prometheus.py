@@ -106,13 +106,13 @@ def configuration(topology: Topology) -> dict[str, Any]:
     """A scrape configuration like that of docs/MONITORING.md, from a topology."""
     jobs = [
         {
-            "job_name": f"remit-{area}",
+            "job_name": area,
             "static_configs": [{"targets": [f"{r.host}:{r.http_port}" for r in replicas]}],
         }
         for area, replicas in topology.replicas.items()
     ]
     gateway = {
-        "job_name": "remit-gateway",
+        "job_name": "gateway",
         "metrics_path": "/stats/prometheus",
         "static_configs": [{"targets": [str(topology.stats)]}],
     }

@@ -93,3 +93,11 @@ def test_reasons_in_rules_exist() -> None:
     named = {word for words in results for word in words.split("|")}
     assert named <= reasons | {"ALLOW", "DENY"}
     assert named & reasons
+
+
+@pytest.mark.parametrize(
+    "file", ["k8s/components/observability/prometheus.yaml", "docker-compose.yml"]
+)
+def test_the_shipped_scrape_jobs_are_those_that_alerts_know(file: str) -> None:
+    jobs = re.findall(r"job_name: (\S+)", (alerts.ROOT / file).read_text())
+    assert sorted(jobs) == sorted(alerts.JOBS.split("|"))

@@ -16,24 +16,29 @@ from remit.effects import EffectResult, Permit
 from remit.inference.generation import Generation
 from remit.inference.models import DeclaredModel
 from remit.rpc.clock import Clock
+from remit.telemetry import table
 
-OPERATION: Final = "chat"
-PROVIDERS: Final = {"openai": "openai", "builtin-rules": "remit.builtin_rules"}
-"""`gen_ai.provider.name` by engine. For `openai` it names the protocol, as the conventions ask of
-endpoints that speak it; the model tells whose endpoint it is."""
+TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a kind of tokens, no secret
+"""Of metrics alone: a span has an attribute for each type."""
 
-_OPERATION_LABELS: Final = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+
+def labels_of(*attributes: str) -> list[str]:
+    """Attributes of the conventions as labels."""
+    return [attribute.replace(".", "_") for attribute in attributes]
+
+
+_CALL: Final = (table.GEN_AI_OPERATION, table.GEN_AI_PROVIDER, table.GEN_AI_REQUEST_MODEL)
 # The bucket boundaries are those that the conventions state.
 TOKENS: Final = Histogram(
     "gen_ai_client_token_usage",
     "Tokens of one model call, by kind; estimated where the provider reports none.",
-    [*_OPERATION_LABELS, "gen_ai_token_type"],
+    labels_of(*_CALL, TOKEN_TYPE),
     buckets=tuple(4**power for power in range(14)),
 )
 SECONDS: Final = Histogram(
     "gen_ai_client_operation_duration_seconds",
     "Time of one model call in seconds; `error_type` is the reason of one that failed.",
-    [*_OPERATION_LABELS, "error_type"],
+    labels_of(*_CALL, table.ERROR_TYPE),
     buckets=tuple(0.01 * 2**power for power in range(14)),
 )
 TOKENS_PER_SECOND: Final = Histogram(
@@ -55,8 +60,8 @@ class Measured:
 
     def __init__(self, generation: Generation, model: DeclaredModel, clock: Clock) -> None:
         self._generation = generation
-        self._model = model.name
-        self._provider = PROVIDERS[model.declaration.engine]
+        self._model = model.declaration.name
+        self._provider = model.declaration.engine
         self._clock = clock
 
     async def __call__(self, permit: Permit) -> EffectResult:
@@ -80,13 +85,13 @@ class Measured:
 
 @functools.cache
 def _seconds(provider: str, model: str, error: str) -> Histogram:
-    return SECONDS.labels(OPERATION, provider, model, error)
+    return SECONDS.labels(table.CHAT, provider, model, error)
 
 
 @functools.cache
 def _series(provider: str, model: str) -> _Series:
     return _Series(
-        TOKENS.labels(OPERATION, provider, model, "input"),
-        TOKENS.labels(OPERATION, provider, model, "output"),
+        TOKENS.labels(table.CHAT, provider, model, "input"),
+        TOKENS.labels(table.CHAT, provider, model, "output"),
         TOKENS_PER_SECOND.labels(model),
     )

@@ -1,0 +1,67 @@
+"""A model call is measured however it ends, under the names of the GenAI conventions."""
+
+from __future__ import annotations
+
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.usage.v1.usage_pb2 import Usage
+from remit.effects import EffectResult, Outcome, Permit
+from remit.inference.builtin_rules import BuiltinRulesEngine
+from remit.inference.declarations import BuiltinModel
+from remit.inference.metrics import Measured
+from remit.inference.models import DeclaredModel
+from remit.rpc.errors import RemitError
+from tests.monitoring.values import gained
+
+CALL = {
+    "gen_ai_operation_name": "chat",
+    "gen_ai_provider_name": "builtin-rules",
+    "gen_ai_request_model": "some-model",
+}
+PERMIT = Permit(key="k", claim="claims/c", attempt=1, deadline=0.0)
+
+
+class Ticking:
+    """A clock on which a call takes two seconds."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+
+    def monotonic(self) -> float:
+        self._time += 2.0
+        return self._time
+
+
+def measured(result: EffectResult) -> Measured:
+    declaration = BuiltinModel(
+        name="some-model", engine="builtin-rules", context_tokens=100, max_output_tokens=100
+    )
+
+    async def generation(_: Permit) -> EffectResult:
+        return result
+
+    model = DeclaredModel(declaration, BuiltinRulesEngine())
+    return Measured(generation, model, Ticking())  # type: ignore[arg-type]
+
+
+async def test_a_call_gives_its_time_its_tokens_and_their_rate() -> None:
+    seconds = gained("gen_ai_client_operation_duration_seconds_sum", **CALL, error_type="")
+    given = gained("gen_ai_client_token_usage_sum", **CALL, gen_ai_token_type="input")
+    made = gained("gen_ai_client_token_usage_sum", **CALL, gen_ai_token_type="output")
+    rate = gained("remit_generation_tokens_per_second_sum", model="some-model")
+    used = Usage(input_tokens=30, output_tokens=8, calls=1)
+    await measured(EffectResult(Outcome.SUCCEEDED, used))(PERMIT)
+    assert (seconds(), given(), made(), rate()) == (2, 30, 8, 4)
+
+
+async def test_a_failure_gives_its_reason_and_what_was_charged() -> None:
+    failures = gained(
+        "gen_ai_client_operation_duration_seconds_count", **CALL, error_type="PROVIDER_UNAVAILABLE"
+    )
+    calls = gained("gen_ai_client_token_usage_count", **CALL, gen_ai_token_type="output")
+    rates = gained("remit_generation_tokens_per_second_count", model="some-model")
+    error = RemitError(error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE, "away")
+    await measured(EffectResult(Outcome.FAILED, Usage(), error=error))(PERMIT)
+    assert (failures(), calls(), rates()) == (1, 0, 0)
+    charged = Usage(input_tokens=30, output_tokens=1, calls=1)
+    await measured(EffectResult(Outcome.FAILED, charged, error=error))(PERMIT)
+    assert (failures(), calls(), rates()) == (2, 1, 0)
