@@ -1,15 +1,16 @@
 // Following a run to its end over as many streams as it takes; the same in Node and the browser.
 
+import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type Client, type Interceptor } from "@connectrpc/connect";
+import { RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import type { AgentService, CreateRunRequest } from "../gen/remit/api/agent/v1/agent_service_pb.js";
 import type { RunEvent } from "../gen/remit/api/agent/v1/run_pb.js";
 
-/** Codes of a stream that broke while its run goes on. */
-const BROKEN = new Set([Code.Unavailable, Code.Internal, Code.ResourceExhausted, Code.Unknown]);
-// Node's HTTP/2 calls a connection that was cut "canceled", as if the caller had said so.
-const CUT = Code.Canceled;
 const MAX_BREAKS_IN_A_ROW = 4;
 const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 5_000;
+
+type Options = { signal?: AbortSignal; onBreak?: (after: bigint) => void };
 
 // [key begins]
 /** Presents the API key with every call. */
@@ -31,11 +32,12 @@ export function withKey(key: string): Interceptor {
 export async function* follow(
   agents: Client<typeof AgentService>,
   request: CreateRunRequest,
-  { signal, onBreak }: { signal?: AbortSignal; onBreak?: (after: bigint) => void } = {},
+  { signal, onBreak }: Options = {},
 ): AsyncGenerator<RunEvent> {
   const options = signal === undefined ? {} : { signal };
   let after = 0n;
   for (let breaks = 0; ; breaks++) {
+    let pauseMs: number | undefined = pause(breaks);
     try {
       for await (const { event } of agents.streamRun({ request, afterSequence: after }, options)) {
         if (event === undefined) continue; // a heartbeat
@@ -45,15 +47,30 @@ export async function* follow(
         if (event.event.case === "ended") return;
       }
     } catch (error) {
-      if (signal?.aborted || !isBreak(error) || breaks >= MAX_BREAKS_IN_A_ROW) throw error;
+      pauseMs = pauseAfter(error, breaks);
+      if (signal?.aborted || breaks >= MAX_BREAKS_IN_A_ROW || pauseMs === undefined) throw error;
       onBreak?.(after);
     }
-    await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** breaks));
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
   }
+}
+
+/**
+ * Codes of a connection that broke. Node's HTTP/2 calls one that was cut "canceled", as if the
+ * caller had said so; a browser knows no more than that the network failed.
+ */
+const BROKEN = new Set([Code.Unavailable, Code.Internal, Code.Unknown, Code.Canceled]);
+
+/** How long to wait before the stream is resumed; undefined where the error is an answer. */
+function pauseAfter(error: unknown, breaks: number): number | undefined {
+  const known = ConnectError.from(error);
+  // Remit's errors have details, those that time may cure a RetryInfo. A broken connection has none.
+  if (known.details.length === 0) return BROKEN.has(known.code) ? pause(breaks) : undefined;
+  const delay = known.findDetails(RetryInfoSchema)[0]?.retryDelay;
+  return delay && Math.max(durationMs(delay), pause(breaks));
 }
 // [follow ends]
 
-function isBreak(error: unknown): boolean {
-  const { code, details } = ConnectError.from(error);
-  return BROKEN.has(code) || (code === CUT && details.length === 0); // Remit's errors have details
+function pause(breaks: number): number {
+  return Math.min(FIRST_PAUSE_MS * 2 ** breaks, LONGEST_PAUSE_MS);
 }
