@@ -13,7 +13,7 @@ import yaml
 ROOT: Final = Path(__file__).resolve().parents[2]
 FILE: Final = ROOT / "docker-compose.yml"
 IMAGE: Final = "remit:local"
-_VARIABLE: Final = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>[^}]*))?\}")
+_VARIABLE: Final = re.compile(r"\$\{[A-Z_]+:-(?P<default>[^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,20 @@ class Service:
 class Compose:
     """The file."""
 
-    def __init__(self, text: str, variables: Mapping[str, str] | None = None) -> None:
-        self.document: dict[str, Any] = yaml.safe_load(interpolated(text, variables or {}))
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
         self.services = {
             name: Service(name, document) for name, document in self.document["services"].items()
         }
 
     @classmethod
     def load(cls) -> Compose:
-        return cls(FILE.read_text(encoding="utf-8"))
+        return cls.parse(FILE.read_text(encoding="utf-8"))
+
+    @classmethod
+    def parse(cls, text: str) -> Compose:
+        """The file with no variable set."""
+        return cls(interpolated(yaml.safe_load(text)))
 
     def config(self, name: str) -> str:
         return str(self.document["configs"][name]["content"])
@@ -112,15 +117,16 @@ class Compose:
                 yield service
 
 
-def interpolated(text: str, variables: Mapping[str, str]) -> str:
-    """Replaces `${NAME:-default}`; a variable without default must be given."""
-
-    def value(match: re.Match[str]) -> str:
-        default = match["default"]
-        return variables.get(match["name"], "") or (default if default is not None else "")
-
-    replaced = _VARIABLE.sub(value, text)
-    assert "${" not in replaced, "a variable in a form that these tests do not read"
+def interpolated(node: Any) -> Any:
+    """Replaces `${NAME:-default}` by its default, in values as Compose does, after YAML."""
+    if isinstance(node, dict):
+        return {key: interpolated(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [interpolated(value) for value in node]
+    if not isinstance(node, str):
+        return node
+    replaced = _VARIABLE.sub(lambda match: match["default"], node)
+    assert "${" not in replaced, "a variable without default, or in a form not read here"
     return replaced
 
 

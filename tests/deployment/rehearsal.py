@@ -24,6 +24,7 @@ import yaml
 from remit.gateway.topology import Topology
 from remit.local.envoy_process import find_envoy
 from remit.local.postgres_server import _account, _programs
+from remit.local.probes import not_ready
 from remit.local.tethered import Tie, signal_session, spawn_tethered
 from tests.deployment import dockerfile
 from tests.deployment.compose import Compose, Service
@@ -98,12 +99,14 @@ class Rehearsal:
             running = [name for name in running if name not in last]
         return codes
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Leaves nothing behind, whatever happened."""
         for task in self._done.values():
             task.cancel()
+        await asyncio.gather(*self._done.values(), return_exceptions=True)
         for process in self.processes.values():
             signal_session(process.pid, signal.SIGKILL)
+            await process.wait()
 
     def log(self, name: str) -> str:
         """What a service printed."""
@@ -255,6 +258,8 @@ class Rehearsal:
         """Its health check, or the image's; without either, as for Envoy, all is well."""
         if not (service.health or service.is_remit):
             return True
+        if not await self._listens(service):
+            return False  # asked without a process: on a busy machine probes cost much
         command = service.health or dockerfile.one(_STAGES[-1], "HEALTHCHECK").words
         if service.name == "postgres":
             command = [str(_programs(self.folder, _account()) / command[0]), *command[1:]]
@@ -265,3 +270,8 @@ class Rehearsal:
             stderr=subprocess.DEVNULL,
         )
         return await process.wait() == 0
+
+    async def _listens(self, service: Service) -> bool:
+        """Whether the plain port of a service, if it has one, says that it is ready."""
+        ports = [int(v) for k, v in self.environment(service).items() if k.endswith("_HTTP_PORT")]
+        return not [port for port in ports if await not_ready(LOOPBACK, port)]

@@ -33,7 +33,7 @@ async def rehearsal(folder: Path) -> AsyncIterator[Rehearsal]:
     try:
         yield running
     finally:
-        running.kill()
+        await running.kill()
 
 
 def first_key_command() -> list[str]:

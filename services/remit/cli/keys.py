@@ -150,13 +150,14 @@ async def _bootstrap(user: str) -> str:
     from remit.policy.settings import PolicySettings  # noqa: PLC0415 - as above
     from remit.postgres import Database  # noqa: PLC0415 - as above
 
+    try:
+        names.parse("user", user)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     settings = PolicySettings.load()
     pepper = Pepper(read_secret(settings.pepper_file))
     async with Database.of(settings) as database:
-        try:
-            return await bootstrap_admin(database, pepper, names.org_of(user), user)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
+        return await bootstrap_admin(database, pepper, names.org_of(user), user)
 
 
 async def _create(
