@@ -157,7 +157,7 @@ async def first_of(client: Client, path: str) -> Answer:
 async def test_lists_and_reports_are_json(client: Client) -> None:
     agents = (await client.get("/v1/agents")).json()["agents"]
     assert "agents/assistant" in {agent["name"] for agent in agents}
-    spend = (await client.get("/v1/spend?groupBy=DIMENSION_MODEL&pageSize=5")).json()
+    spend = (await client.get("/v1/spend?groupBy=DIMENSION_ITEM&pageSize=5")).json()
     assert all(row["postedNanos"].isdigit() for row in spend["rows"])
     checkpoint = (await client.get("/v1/audit/checkpoint")).json()["checkpoint"]
     assert int(checkpoint["treeSize"]) > 0

@@ -26,6 +26,7 @@ from google.protobuf import descriptor, json_format, message, unknown_fields
 
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.guard import check_request_size
 
 M = TypeVar("M", bound=message.Message)
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -63,6 +64,8 @@ HTTP_STATUS: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
 _VARIABLE: Final = re.compile(r"\{([a-z_.]+)")
 _JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
 _KNOWN_TYPES: Final = "google.protobuf."
+_MOST_CHARS_A_BYTE: Final = 8
+"""JSON's worst: a control character of one byte is `\\u001f`, and names are spelt out."""
 _MOST_FAULTS: Final = 20
 _MOST_NAME_CHARS: Final = 64
 # How json_format says where it stumbled: from the outermost field to the innermost, or at the end.
@@ -98,12 +101,15 @@ def read_body(contract: MethodContract, bound: M) -> M:
     """The request that path, query and body make; `bound` holds the first two, and the raw body.
 
     Raises:
-        RemitError: INVALID_REQUEST naming what is wrong with the body, or with a query parameter.
+        RemitError: INVALID_REQUEST naming what is wrong with the body, or with a query parameter;
+            TOO_LARGE.
 
     """
     if contract.http is None or not contract.http.body:
         return bound
     body = _raw_body(bound)
+    # A text of so much JSON is not read to find out how small a message it makes.
+    check_request_size(contract, len(body.data) // _MOST_CHARS_A_BYTE)
     bound.DiscardUnknownFields()
     within = "" if contract.http.body == "*" else contract.http.body
     target = getattr(bound, within) if within else bound
