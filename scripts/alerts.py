@@ -283,7 +283,7 @@ SERVICES: Final = (
         "RemitCertificateExpires",
         f"min by ({_CLUSTER}) (envoy_cluster_ssl_certificate_expiration_unix_time_seconds)"
         " - time() < 7 * 86400",
-        "1h",
+        "15m",
         CRITICAL,
         "a certificate of the gateway expires in {{ $value | humanizeDuration }}",
         "Afterwards no service can be called through the mesh.",

@@ -26,14 +26,14 @@ class Case:
     quiet: Series = field(default_factory=dict)
     explains: str = ""
     """The description filled in, where it has anything to fill in."""
-    at: str = "60m"
+    at: str = "40m"
 
 
 CASES: Final = (
     Case(
         "RemitQueueGrowing",
         fires={"agent_queue_length": "0+1x60"},
-        says="60 runs wait for a worker, and they become more",
+        says="40 runs wait for a worker, and they become more",
         quiet={"agent_queue_length": "50+0x60"},
     ),
     Case(
@@ -88,7 +88,7 @@ CASES: Final = (
     Case(
         "RemitEffectsInDoubt",
         # The series appears with its first event.
-        fires={'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "_x55 1+0x5"},
+        fires={'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "_x35 1+0x5"},
         says="effects started and nobody knows whether they took place",
         labels={"action": "tools.call"},
         quiet={
@@ -99,7 +99,7 @@ CASES: Final = (
     ),
     Case(
         "RemitEffectsInDoubt",
-        fires={'remit_claims_lapsed_total{state="IN_DOUBT"}': "0+0x50 0+1x10"},
+        fires={'remit_claims_lapsed_total{state="IN_DOUBT"}': "0+0x30 0+1x10"},
         says="effects started and nobody knows whether they took place",
         labels={"state": "IN_DOUBT"},
     ),
@@ -108,7 +108,7 @@ CASES: Final = (
         fires={
             'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "0+60x60"
         },
-        says="an effect of tools.call ended 1h 0m 0s ago and is not settled and recorded",
+        says="an effect of tools.call ended 40m 0s ago and is not settled and recorded",
         labels={"action": "tools.call"},
         quiet={
             'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "9+0x60",
@@ -118,7 +118,7 @@ CASES: Final = (
     Case(
         "RemitHoldsOld",
         fires={'remit_holds_oldest_seconds{action="models.generate"}': "0+60x60"},
-        says="money has been held for 1h 0m 0s by one effect",
+        says="money has been held for 40m 0s by one effect",
         labels={"action": "models.generate"},
         quiet={'remit_holds_oldest_seconds{action="models.generate"}': "300+0x60"},
     ),
@@ -138,11 +138,11 @@ CASES: Final = (
     ),
     Case(
         "RemitOverrun",
-        fires={'remit_overrun_nanos_total{item="models/a"}': "_x50 250+0x10"},
+        fires={'remit_overrun_nanos_total{item="models/a"}': "_x60 250+0x10"},
         says="models/a billed 250 nano-USD more than was held",
         labels={"item": "models/a"},
-        quiet={'remit_overrun_nanos_total{item="models/a"}': "250+0x60"},
-        at="60m",
+        quiet={'remit_overrun_nanos_total{item="models/a"}': "250+0x70"},
+        at="70m",
     ),
     Case(
         "RemitLogNotWritable",
@@ -164,7 +164,7 @@ CASES: Final = (
     Case(
         "RemitCheckpointStale",
         fires={"remit_audit_checkpoint_timestamp_seconds": "0+0x60"},
-        says="no signed checkpoint has covered the whole log for 1h 0m 0s",
+        says="no signed checkpoint has covered the whole log for 40m 0s",
         quiet={"remit_audit_checkpoint_timestamp_seconds": "0+60x60"},
     ),
     Case(
@@ -187,18 +187,18 @@ CASES: Final = (
     ),
     Case(
         "RemitServiceDown",
-        fires={'up{job="agent",instance="h:1"}': "1+0x50 0+0x10"},
+        fires={'up{job="agent",instance="h:1"}': "1+0x30 0+0x10"},
         says="agent h:1 does not answer Prometheus",
         labels={"job": "agent", "instance": "h:1"},
         quiet={'up{job="agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
     ),
     Case(
         "RemitServiceNotReady",
-        fires={'remit_ready{area="cost",job="cost",instance="h:1"}': "1+0x50 0+0x10"},
+        fires={'remit_ready{area="cost",job="cost",instance="h:1"}': "1+0x30 0+0x10"},
         says="a replica of cost is up and cannot do its work",
         explains="h:1/ready says why; mostly its database is away.",
         labels={"area": "cost", "job": "cost", "instance": "h:1"},
-        quiet={'remit_ready{area="cost",instance="h:1"}': "1+0x58 0 1"},
+        quiet={'remit_ready{area="cost",instance="h:1"}': "1+0x38 0 1"},
     ),
     Case(
         "RemitServiceMissing",
@@ -249,15 +249,14 @@ CASES: Final = (
         "RemitCertificateExpires",
         fires={
             "envoy_cluster_ssl_certificate_expiration_unix_time_seconds"
-            '{envoy_cluster_name="mesh_cost"}': "93600+0x120"
+            '{envoy_cluster_name="mesh_cost"}': "93600+0x60"
         },
-        says="a certificate of the gateway expires in 1d 0h 0m 0s",
+        says="a certificate of the gateway expires in 1d 1h 20m 0s",
         labels={"envoy_cluster_name": "mesh_cost"},
         quiet={
             "envoy_cluster_ssl_certificate_expiration_unix_time_seconds"
-            '{envoy_cluster_name="mesh_cost"}': "9936000+0x120"
+            '{envoy_cluster_name="mesh_cost"}': "9936000+0x60"
         },
-        at="120m",
     ),
 )
 

@@ -59,8 +59,7 @@ async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> No
     await _runs(mesh, 8)
     await _refusals(mesh)
     await _failures(mesh)
-    await _doubt(mesh, prometheus)
-    await _outage(mesh, prometheus)
+    await _disaster(mesh, prometheus)
     await _runs(mesh, 8)
 
 
@@ -96,32 +95,24 @@ async def _failures(mesh: RunningMesh) -> None:
     await _fails(call(mesh, "read_file", str(uuid.uuid4()), path="../../etc/passwd"))
 
 
-async def _doubt(mesh: RunningMesh, prometheus: Prometheus) -> None:
-    """A tool is at work when its service dies: its money is held, then nobody knows."""
+async def _disaster(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    """Tools, the model and a replica of agent die, all with work at hand."""
     stalling = asyncio.ensure_future(call(mesh, "stall", str(uuid.uuid4())))
-    held = 'max(remit_holds_oldest_seconds{action="tools.call"})'
-    await eventually(lambda: _value(prometheus, held) > 1, 20)
+    await _until(prometheus, 'max(remit_holds_oldest_seconds{action="tools.call"}) > 1')
     mesh.kill("tools-0")
-    lapsed = 'sum(remit_claims_lapsed_total{state="IN_DOUBT"})'
-    await eventually(lambda: _value(prometheus, lapsed) > 0, 40)
-    stalling.cancel()
-    await asyncio.gather(stalling, return_exceptions=True)
-
-
-async def _outage(mesh: RunningMesh, prometheus: Prometheus) -> None:
-    """Runs wait for a model that is away and others for a worker; then a replica of agent dies."""
     mesh.kill("inference-0")
     wanted = (a_run(f"What is {n} * 11?") for n in range(PATIENT_RUNS))
     runs = [
         asyncio.create_task(followed(mesh.address, mesh.api_key, run, timeout_s=60))
         for run in wanted
     ]
-    await eventually(lambda: _value(prometheus, "max(agent_queue_length)") > 0, 20)
-    await eventually(lambda: _value(prometheus, "sum(agent_runs_waiting)") > 0, 20)
+    await _until(prometheus, "max(agent_queue_length) > 0 and sum(agent_runs_waiting) > 0")
     mesh.kill("agent-0")
     await asyncio.gather(*runs)
-    claimed = 'sum(agent_runs_claimed_total{origin="orphan"})'
-    await eventually(lambda: _value(prometheus, claimed) > 0, 30)
+    await _until(prometheus, 'sum(agent_runs_claimed_total{origin="orphan"}) > 0')
+    await _until(prometheus, 'sum(remit_claims_lapsed_total{state="IN_DOUBT"}) > 0')
+    stalling.cancel()
+    await asyncio.gather(stalling, return_exceptions=True)
 
 
 async def call(mesh: RunningMesh, tool: str, key: str, **arguments: Any) -> Any:
@@ -145,7 +136,6 @@ async def _fails(answer: Any) -> None:
     raise AssertionError(message)
 
 
-def _value(prometheus: Prometheus, expr: str) -> float:
-    """The only value of an expression; 0 while it has none."""
-    samples = prometheus.query(expr)
-    return samples[0].value if samples else 0.0
+async def _until(prometheus: Prometheus, condition: str) -> None:
+    """Waits until a condition in PromQL holds of any series."""
+    await eventually(lambda: bool(prometheus.query(condition)), 40)
