@@ -47,6 +47,21 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     endpoint: str
     spans: list[Seen] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _server: grpc.Server | None = None
+
+    def listen(self) -> None:
+        """Takes spans from now on."""
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add(self, self._server)
+        assert self._server.add_insecure_port(self.endpoint.removeprefix("http://"))
+        self._server.start()
+
+    def stop(self) -> None:
+        """Is gone, as after a crash."""
+        if self._server is not None:
+            self._server.stop(None).wait()
+        self._server = None
 
     def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any) -> Any:
         """Takes a batch."""
@@ -76,16 +91,12 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def running_collector(port: int | None = None) -> Iterator[Collector]:
     """A collector on a free port, or on this one."""
     chosen = port or free_ports(1)[0]
-    server = grpc.server(ThreadPoolExecutor(max_workers=4))
     collector = Collector(f"http://127.0.0.1:{chosen}")
-    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-    add(collector, server)
-    assert server.add_insecure_port(f"127.0.0.1:{chosen}")
-    server.start()
+    collector.listen()
     try:
         yield collector
     finally:
-        server.stop(None).wait()
+        collector.stop()
 
 
 def orphans(spans: list[Seen], *, outside: tuple[str, ...] = ()) -> list[Seen]:

@@ -25,8 +25,8 @@ from tests.telemetry.tracing import recorded
 PATH = "/remit.api.cost.v1.CostService/BatchReserveBudgets"
 
 
-def hex_id(number: int) -> str:
-    return otel.format_span_id(number)
+def hex_id(context: otel.SpanContext | None) -> str:
+    return otel.format_span_id(context.span_id) if context is not None else ""
 
 
 def test_spans_nest_and_the_inner_one_is_the_current_one() -> None:
@@ -36,9 +36,12 @@ def test_spans_nest_and_the_inner_one_is_the_current_one() -> None:
             assert otel.get_current_span().is_recording()  # for libraries that a tool brings
         spans = recorder.spans()
     assert outer.place is not None
-    assert hex_id(spans["inner"].parent.span_id) == outer.place.span_id
-    assert hex_id(spans["outer"].parent.span_id) == recorder.root.span_id
-    assert dict(spans["inner"].attributes or {}) == {table.CLAIM: "claims/1"}
+    assert hex_id(spans["inner"].parent) == outer.place.span_id
+    assert hex_id(spans["outer"].parent) == recorder.root.span_id
+    assert dict(spans["inner"].attributes or {}) == {
+        table.SERVICE: "test",
+        table.CLAIM: "claims/1",
+    }
 
 
 def test_nothing_is_recorded_outside_a_sampled_trace() -> None:
@@ -98,9 +101,10 @@ def test_a_call_names_its_rpc_and_code() -> None:
             raise RemitError(error_reason_pb2.ERROR_REASON_BUDGET_EXHAUSTED, "no money")
         spans = recorder.spans()
     made = spans[PATH]
-    assert hex_id(made.context.span_id) == inside
+    assert hex_id(made.context) == inside
     assert made.kind is otel.SpanKind.CLIENT
     assert dict(made.attributes or {}) == {
+        table.SERVICE: "test",
         table.RPC_SYSTEM: "grpc",
         table.RPC_SERVICE: "remit.api.cost.v1.CostService",
         table.RPC_METHOD: "BatchReserveBudgets",
@@ -151,8 +155,8 @@ def test_a_batch_links_to_its_effects_and_they_to_it() -> None:
         second.end()
         spans = recorder.spans()
     batch = spans[PATH]
-    assert hex_id(batch.parent.span_id) == first.place.span_id
-    assert [hex_id(link.context.span_id) for link in batch.links] == [second.place.span_id]
+    assert hex_id(batch.parent) == first.place.span_id
+    assert [hex_id(link.context) for link in batch.links] == [second.place.span_id]
     back = [link.context.span_id for link in spans["effect 2"].links]
     assert back == [batch.context.span_id]
 
@@ -171,9 +175,9 @@ def test_a_span_takes_the_id_that_others_were_told() -> None:
         with span("another"):
             pass
         spans = recorder.spans()
-    assert hex_id(spans["run"].context.span_id) == "00000000000000ab"
+    assert hex_id(spans["run"].context) == "00000000000000ab"
     assert (spans["run"].start_time, spans["run"].end_time) == (5, 9)
-    assert hex_id(spans["another"].context.span_id) != "00000000000000ab"
+    assert hex_id(spans["another"].context) != "00000000000000ab"
 
 
 def test_content_is_made_only_where_it_is_asked_for_and_then_bounded() -> None:

@@ -23,10 +23,14 @@ class Recorder:
         self.root: Trace = replace(fresh(), sampled=True)
         """A place whose spans are recorded."""
 
+    def all_spans(self) -> tuple[ReadableSpan, ...]:
+        """Spans that ended."""
+        self.tracer.flush()
+        return self._exporter.get_finished_spans()
+
     def spans(self) -> dict[str, ReadableSpan]:
         """Spans that ended, by name."""
-        self.tracer.flush()
-        return {span.name: span for span in self._exporter.get_finished_spans()}
+        return {span.name: span for span in self.all_spans()}
 
 
 @contextlib.contextmanager
