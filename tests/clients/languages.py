@@ -69,7 +69,7 @@ class Language:
             case "java":
                 return ["java", "-classpath", (built / "classpath").read_text(), "Client"]
             case "ruby":
-                return ["ruby", "-W", "-I", str(built), str(self.folder / self.source)]
+                return ["ruby", "-I", str(built), str(self.folder / self.source)]
             case _:
                 return [str(built / "client")]
 
