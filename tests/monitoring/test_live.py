@@ -17,6 +17,7 @@ import pytest
 
 from scripts import alerts
 from scripts.dashboard_mesh_panels import ROWS
+from scripts.dashboard_panels import Panel, Query
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.monitoring.load import ENVIRONMENT, PRICES, TOOLS, go_through_everything
 from tests.monitoring.prometheus import Prometheus, scraping
@@ -81,9 +82,9 @@ def _values(prometheus: Prometheus, expr: str) -> list[float]:
 @pytest.mark.parametrize(
     ("panel", "query"), QUERIES, ids=[f"{panel.title}: {query.legend}" for panel, query in QUERIES]
 )
-def test_a_panel_shows_data(watched: Prometheus, panel: object, query: object) -> None:
-    found = watched.panel_query(query.expr)  # type: ignore[attr-defined]
-    assert found or panel.title in EMPTY, query.expr  # type: ignore[attr-defined]
+def test_a_panel_shows_data(watched: Prometheus, panel: Panel, query: Query) -> None:
+    found = watched.panel_query(query.expr)
+    assert found or panel.title in EMPTY, query.expr
 
 
 def test_every_metric_moves(watched: Prometheus) -> None:
