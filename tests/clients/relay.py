@@ -12,6 +12,7 @@ Cut = Callable[[bytes], bool]
 
 _CHUNK_BYTES = 512
 _HOST = "127.0.0.1"
+_LINGER_S = 5.0
 
 
 @dataclass
@@ -45,8 +46,12 @@ class Relay:
         upwards = asyncio.create_task(_pass(down, writer, _never))
         self.cuts += await _pass(reader, up, cut)
         writer.transport.abort()
+        # What was passed on must arrive: a reset would overtake it, so the client closes first.
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            up.write_eof()
+            await asyncio.wait_for(upwards, _LINGER_S)
         up.transport.abort()
-        await upwards
+        await asyncio.gather(upwards, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -97,6 +102,7 @@ async def _pass(source: asyncio.StreamReader, to: asyncio.StreamWriter, cut: Cut
         while chunk := await source.read(_CHUNK_BYTES):
             if cut(chunk):
                 return True
-            to.write(chunk)
-            await to.drain()
+            with contextlib.suppress(ConnectionError):
+                to.write(chunk)
+                await to.drain()
     return False

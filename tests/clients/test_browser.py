@@ -27,6 +27,8 @@ from tests.integration.conftest import RunningMesh
 from tests.ports import free_ports
 from tests.programs import program
 
+# The first test installs packages where the cache has none.
+pytestmark = pytest.mark.timeout(300)
 DRIVE_TIMEOUT_S = 90.0
 CONNECTIONS = 16
 """More than a browser opens to one host."""

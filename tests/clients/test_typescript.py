@@ -15,6 +15,8 @@ from tests.clients.typescript_workspace import SCRIPTS, SOURCES, environment, ru
 from tests.integration.conftest import RunningMesh
 
 README = SOURCES / "README.md"
+# The first test installs packages where the cache has none.
+pytestmark = pytest.mark.timeout(300)
 CLIENT_TIMEOUT_S = 60.0
 _BLOCK = re.compile(r"^```ts\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

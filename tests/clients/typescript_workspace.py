@@ -36,6 +36,7 @@ _NPM: Final = (
     "--fetch-retries=2",
     "--fetch-timeout=30000",
 )
+_KEPT: Final = 2
 _INSTALL_TIMEOUT_S: Final = 100.0
 _TOOL_TIMEOUT_S: Final = 60.0
 
@@ -53,6 +54,9 @@ def workspace() -> Path:
             _lay_out(partial)
             run_tool(partial, "buf", "generate", "--template", "buf.gen.yaml")
             partial.rename(target)
+            _prune("workspace-*")
+            _prune("packages-*")
+        os.utime(target)
     return target
 
 
@@ -102,6 +106,7 @@ def _packages() -> Path:
         if done.returncode != 0:
             missing(f"npm could not install the packages: {done.stderr[-500:]}")
         partial.rename(target)
+    os.utime(target)
     return target
 
 
@@ -136,6 +141,13 @@ def _afresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+def _prune(pattern: str) -> None:
+    """Keeps the few used last, so that the cache stays small while sources change."""
+    found = sorted(_CACHE.glob(pattern), key=lambda path: path.stat().st_mtime)
+    for old in found[:-_KEPT]:
+        shutil.rmtree(old)
 
 
 @contextlib.contextmanager
