@@ -85,7 +85,7 @@ def test_an_exception_of_a_call_keeps_its_stack_and_loses_its_text() -> None:
     lines = logged()
     told = lines["broke_in_a_call"]["exception"]
     assert "secret" not in told
-    assert "builtins.ValueError (text withheld)" in told
+    assert "builtins.ValueError: (text withheld)" in told
     assert "our own words" in told
     assert 'File "<string>", line' in told
     assert told.index("ValueError") < told.index("RemitError")

@@ -18,6 +18,7 @@ from remit import telemetry
 from remit.agent.journal import Turn
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.errors import RemitError
+from remit.telemetry.logs import own_text
 
 # ------------------------------------------------------------------------------------------ input
 
@@ -216,7 +217,7 @@ def _log_ended(run: run_pb2.Run, state: str, tool_calls: int) -> None:
     if run.state == run_pb2.RUN_STATE_FAILED:
         error = RemitError.from_status(run.error)
         log.warning(
-            "agent_execution_failed", error_type=error.reason_name, error=error.message, **facts
+            "agent_execution_failed", error_type=error.reason_name, error=own_text(error), **facts
         )
     else:
         log.info("agent_execution_completed", **facts)

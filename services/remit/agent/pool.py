@@ -218,7 +218,8 @@ class RunPool:
             del self._jobs[job.tenure.run]
         RUNNING.set(len(self._jobs))
         if not job.task.cancelled() and (error := job.task.exception()) is not None:
-            log.error("worker_failed", run=job.tenure.run, error=repr(error))
+            kind = type(error).__name__
+            log.error("worker_failed", run=job.tenure.run, error_type=kind)
         if self._backlog:
             self.wake()
 

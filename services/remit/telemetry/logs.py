@@ -17,13 +17,22 @@ from typing import Any, Final
 
 import structlog
 
+from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.telemetry.trace import current
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
+WITHHELD: Final = "(text withheld)"
 _MAX_CAUSES: Final = 8
+_OF_OTHERS: Final = frozenset(
+    {
+        reasons.ERROR_REASON_PROVIDER_FAILED,
+        reasons.ERROR_REASON_PROVIDER_UNAVAILABLE,
+        reasons.ERROR_REASON_TOOL_FAILED,
+    }
+)
 
 
 def configure(*, area: str, replica: str, level: str, content: bool) -> None:
@@ -87,6 +96,11 @@ def add_place(_logger: object, _name: str, event: Event) -> Event:
     return event
 
 
+def own_text(error: RemitError) -> str:
+    """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent."""
+    return WITHHELD if error.reason in _OF_OTHERS else error.message
+
+
 class Exceptions:
     """Renders an exception: stack and types always, texts where they can hold no content."""
 
@@ -105,8 +119,8 @@ def _without_texts(error: BaseException) -> Iterator[str]:
         yield "Traceback (most recent call last):"
         yield "".join(traceback.format_tb(cause.__traceback__)).rstrip()
         kind = type(cause)
-        text = f": {cause.message}" if isinstance(cause, RemitError) else " (text withheld)"
-        yield f"{kind.__module__}.{kind.__qualname__}{text}"
+        text = own_text(cause) if isinstance(cause, RemitError) else WITHHELD
+        yield f"{kind.__module__}.{kind.__qualname__}: {text}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,0 +1,26 @@
+"""A run that failed is logged by its reason; the text of a provider or a tool is not ours to log."""
+
+from __future__ import annotations
+
+import pytest
+
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.errors import RemitError
+from remit.telemetry.logs import WITHHELD, own_text
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        reasons.ERROR_REASON_PROVIDER_FAILED,
+        reasons.ERROR_REASON_PROVIDER_UNAVAILABLE,
+        reasons.ERROR_REASON_TOOL_FAILED,
+    ],
+)
+def test_the_words_of_others_are_withheld(reason: reasons.ErrorReason.ValueType) -> None:
+    assert own_text(RemitError(reason, "you wrote: secret")) == WITHHELD
+
+
+def test_our_own_words_are_logged() -> None:
+    error = RemitError(reasons.ERROR_REASON_BUDGET_EXHAUSTED, "the budget is spent")
+    assert own_text(error) == "the budget is spent"
