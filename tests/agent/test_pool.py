@@ -15,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import Replica, StartReplica, World
 from tests.agent.outside import client_remit
+from tests.monitoring.values import gained
 from tests.waiting import eventually
 
 
@@ -39,10 +40,12 @@ async def test_the_run_of_a_dead_replica_is_adopted_and_its_effect_happens_once(
     run = await held_run(first, world, service)
     await first.kill()
     getattr(world, service).effects.hold.set()
+    adopted = gained("agent_runs_claimed_total", origin="orphan")
     second = await replica(lease_s=0.5, replica="second")
     events = await second.client().watch(run.name)
     assert events[-1].ended.run.result == "The result is 391."
     assert tokens(events) == [1, 2]
+    assert adopted() >= 1
     assert [e.started.replica for e in events if e.HasField("started")] == ["0", "second"]
     performed = world.inference.effects.performed + world.tools.effects.performed
     assert set(performed.values()) == {1}
@@ -236,6 +239,7 @@ async def test_queued_runs_are_taken_in_turns_between_orgs(
         for _ in range(count):
             names[(await client.create()).name] = org
     grants = await idle.parts.pool._leases.claim(4)
+    assert not any(grant.is_orphan for grant in grants)
     orgs = [names[grant.run] for grant in grants]
     # acme has one at work already, so small goes first and both get two of four at least.
     assert orgs.count("small") == 2
