@@ -1,4 +1,4 @@
-"""A run that failed is logged by its reason; the text of a provider or a tool is not ours to log."""
+"""A failure is logged by its reason; what a provider or a tool said of it is not ours to log."""
 
 from __future__ import annotations
 

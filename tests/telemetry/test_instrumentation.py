@@ -134,6 +134,6 @@ async def test_the_instrumentation_loses_the_span_of_a_call_that_is_cancelled() 
                 await begun.wait()
                 calling.cancel()
                 await asyncio.gather(calling, return_exceptions=True)
-                await eventually(lambda: PATH in recorder.spans())
+            await eventually(lambda: PATH in recorder.spans())
         kinds = [span.kind for span in recorder.all_spans()]
     assert kinds == [SpanKind.SERVER], "the span of the client's side is lost: an orphan is left"
