@@ -21,7 +21,8 @@ INTRODUCTION = """\
 
 Every service reads its settings from the environment. Each works without any under `remit up`,
 which fills in addresses, certificates and databases. A wrong value stops the start with
-CONFIGURATION_INVALID and the variable's name.
+CONFIGURATION_INVALID and the variable's name. `REMIT_SECRETS_DIR` names a folder whose files are
+settings too, named as the variables; what the environment says goes first.
 
 This page is made from the code by `make golden`.
 """

@@ -128,7 +128,7 @@ def revoke(*, session: Session, name: str, request_id: str) -> None:
     epilog="\b\nExamples:\n"
     "  remit keys bootstrap --user orgs/acme/users/alice\n"
     "  docker compose exec policy remit keys bootstrap --user orgs/acme/users/alice\n"
-    "  kubectl --namespace remit exec deploy/policy -- remit keys bootstrap"
+    "  kubectl --namespace=remit exec deploy/policy -- remit keys bootstrap"
     " --user orgs/acme/users/alice",
 )
 @click.option("--user", required=True, help="Whose the key is: orgs/ORG/users/USER.")

@@ -84,7 +84,7 @@ def area_cluster(
         load_assignment=_endpoints(name, replicas),
         # With the default threshold of 50 % a single replica is never shut out.
         common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0)),
-        circuit_breakers=_circuit_breakers(contracts, len(replicas)),
+        circuit_breakers=_circuit_breakers(contracts, _processes(replicas)),
         outlier_detection=_outlier_detection(resilience, way, contracts),
         health_checks=[_health_check(resilience, area)],
         # A replica taken off the list gets no more calls, however healthy it still is.
@@ -92,6 +92,10 @@ def area_cluster(
         transport_socket=upstream_tls(topology.tls_dir, way, area),
         typed_extension_protocol_options={_HTTP_OPTIONS: _http2(resilience)},
     )
+
+
+def _processes(replicas: Iterable[Replica]) -> int:
+    return sum(replica.processes for replica in replicas)
 
 
 def _discovery(replicas: Iterable[Replica]) -> ClusterDiscoveryType:

@@ -28,6 +28,7 @@ LOOPBACK: Final = "127.0.0.1"
 DEFAULT_PORT_BASE: Final = 7400
 DEFAULT_EDGE_PORT: Final = 8080
 MAX_REPLICAS: Final = 10
+MAX_PROCESSES: Final = 100
 HTTP_PORT_OFFSET: Final = 1000
 """A replica's plain HTTP port (health, readiness, metrics) follows its gRPC port."""
 MAX_ORIGINS: Final = 50
@@ -61,9 +62,19 @@ class Address(_Section):
 
 
 class Replica(Address):
-    """One process of a service: its gRPC address, and its plain HTTP port on the same host."""
+    """One process of a service: its gRPC address, and its plain HTTP port on the same host.
+
+    A host name may stand for several processes, such as a headless Service of Kubernetes for its
+    pods: the gateway looks the name up every five seconds and balances over every address.
+    """
 
     http_port: int = pydantic.Field(default=0, ge=0, le=_LAST_PORT, validate_default=True)
+    processes: int = pydantic.Field(
+        default=1,
+        ge=1,
+        le=MAX_PROCESSES,
+        description="processes behind the host name at most; what they admit together is admitted",
+    )
 
     @pydantic.field_validator("http_port")
     @classmethod
