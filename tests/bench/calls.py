@@ -22,7 +22,7 @@ from remit.rpc.calls import REMIT_KEY
 from remit.rpc.envoy import AuthorizationStub
 from remit.rpc.identity import TlsIdentity, dns_name
 from tests.bench.counters import read
-from tests.bench.running import Mesh
+from tests.bench.running import MeasuringError, Mesh
 from tests.bench.stats import quantile
 
 Call = Callable[[], Awaitable[Any]]
@@ -120,7 +120,7 @@ async def _remit(mesh: Mesh) -> str:
     """A remit for the API key, asked for as Envoy's edge asks.
 
     Raises:
-        SystemExit: policy refused.
+        MeasuringError: policy refused.
 
     """
     request = authorization_pb2.CheckRequest()
@@ -132,7 +132,7 @@ async def _remit(mesh: Mesh) -> str:
     for option in answer.ok_response.headers:
         if option.header.key == REMIT_KEY:
             return str(option.header.value)
-    raise SystemExit(f"policy gave no remit: {answer}")
+    raise MeasuringError(f"policy gave no remit: {answer}")
 
 
 # ------------------------------------------------------------------------------------------ REST
@@ -151,10 +151,10 @@ class RestClients:
         ).encode()
 
     async def get(self) -> bytes:
-        """Fetches the list of agents; returns the body. Raises SystemExit unless it is OK."""
+        """Fetches the list of agents; returns the body. Raises MeasuringError unless it is OK."""
         status, body = await self.ask()
         if status != 200:
-            raise SystemExit(f"GET {REST_PATH} answered {status}: {body!r}")
+            raise MeasuringError(f"GET {REST_PATH} answered {status}: {body!r}")
         return body
 
     async def ask(self) -> tuple[int, bytes]:

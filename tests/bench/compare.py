@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.bench.measure import load, patiently
 from tests.bench.report import UNLIKELY
 from tests.bench.running import Mesh, mesh
-from tests.bench.runs import slice_of
 from tests.bench.stats import Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import tree
 
@@ -56,14 +56,15 @@ def both(sides: Sides) -> Iterator[tuple[Mesh, Mesh]]:
 async def alternate(pair: tuple[Mesh, Mesh], plan: Plan) -> dict[str, Any]:
     """The rounds of both, by concurrency, as a document that `render` reads."""
     for each in pair:
-        await slice_of(each, 8, WARM_UP_S)  # connections, caches, plans of the database
+        await patiently(load(8, WARM_UP_S), each)  # connections, caches, plans of the database
     loads: dict[str, tuple[list[Any], list[Any]]] = {
         str(number): ([], []) for number in plan.concurrencies
     }
     for number in range(plan.rounds):
         for concurrency, sides in loads.items():
             for side in (0, 1) if number % 2 == 0 else (1, 0):
-                sides[side].append(await slice_of(pair[side], int(concurrency), plan.seconds))
+                kind = load(int(concurrency), plan.seconds)
+                sides[side].append(await patiently(kind, pair[side]))
                 _progress(number, plan.rounds, concurrency, "AB"[side])
     return {"a": pair[0].tree.label, "b": pair[1].tree.label, "loads": loads}
 

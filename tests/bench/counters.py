@@ -25,6 +25,8 @@ PROC: Final = Path("/proc")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 CLIENT: Final = "client"
 """The benchmark itself: it takes CPU from the mesh, but is no part of it."""
+SUPERVISOR: Final = "supervisor"
+"""`remit up` itself."""
 
 _REQUESTS: Final = re.compile(
     r'^remit_rpc_requests_total\{[^}]*method="(?P<method>[^"]+)"[^}]*\} (?P<count>\S+)$',
@@ -32,6 +34,8 @@ _REQUESTS: Final = re.compile(
 )
 _REPLICA: Final = re.compile(r"-\d+$")
 _COMMITS: Final = "SELECT datname, xact_commit FROM pg_stat_database WHERE datname LIKE 'remit%'"
+
+_FLUSHES: Final = "SELECT coalesce(sum(fsyncs), 0)::bigint FROM pg_stat_io WHERE object = 'wal'"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class Counters:
     rpcs: Mapping[str, float]
     """Served, by area; health checks are left out."""
     commits: Mapping[str, int]
-    """By area."""
+    """By area; PostgreSQL counts statements that only read too."""
+    flushes: int
+    """How often PostgreSQL waited for its log to be on disk: what commits together shares one."""
     machine: Machine
 
     def since(self, earlier: Counters) -> Counters:
@@ -79,6 +85,7 @@ class Counters:
             {part: use - earlier.use.get(part, Use()) for part, use in self.use.items()},
             {area: count - earlier.rpcs.get(area, 0.0) for area, count in self.rpcs.items()},
             {area: count - earlier.commits.get(area, 0) for area, count in self.commits.items()},
+            self.flushes - earlier.flushes,
             self.machine.since(earlier.machine),
         )
 
@@ -133,14 +140,15 @@ async def read(mesh: Mesh) -> Counters:
     """Reads everything at about the same moment."""
     at_s, use, machine = time.perf_counter(), uses(mesh), Machine.now()
     rpcs = await asyncio.to_thread(_rpcs, mesh)
-    return Counters(at_s, use, rpcs, await _commits(mesh), machine)
+    commits, flushes = await _writes(mesh)
+    return Counters(at_s, use, rpcs, commits, flushes, machine)
 
 
 def uses(mesh: Mesh) -> dict[str, Use]:
     """What each part has used."""
     found: dict[str, Use] = {CLIENT: use_of(os.getpid(), children=False)}
     for part, pids in processes(mesh).items():
-        alone = part == "supervisor"  # its children are the other parts
+        alone = part == SUPERVISOR  # its children are the other parts
         found[part] = sum((use_of(pid, children=not alone) for pid in pids), Use())
     return found
 
@@ -149,7 +157,7 @@ def processes(mesh: Mesh) -> dict[str, list[int]]:
     """The process ids of each part, children included."""
     tree, found = _Tree.now(), dict[str, list[int]]()
     for name, pid in mesh.pids().items():
-        family = [pid] if name == "supervisor" else tree.family(pid)
+        family = [pid] if name == SUPERVISOR else tree.family(pid)
         found.setdefault(_REPLICA.sub("", name), []).extend(family)
     return found
 
@@ -205,12 +213,15 @@ def _metrics(host: str, port: int) -> str:
         return text
 
 
-async def _commits(mesh: Mesh) -> dict[str, int]:
+async def _writes(mesh: Mesh) -> tuple[dict[str, int], int]:
+    """Commits by area, and flushes of the write-ahead log."""
     connection = await asyncpg.connect(
         host=mesh.facts()["postgres_socket"], user="postgres", database="postgres"
     )
     try:
         rows = await connection.fetch(_COMMITS)
+        flushes = int(await connection.fetchval(_FLUSHES))
     finally:
         await connection.close()
-    return {row["datname"].removeprefix("remit_"): int(row["xact_commit"]) for row in rows}
+    commits = {row["datname"].removeprefix("remit_"): int(row["xact_commit"]) for row in rows}
+    return commits, flushes

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 
@@ -45,7 +46,10 @@ def _measure(options: argparse.Namespace) -> None:
         trees = [stack.enter_context(tree(options.revision, options.overlay))]
         if options.against:
             trees.insert(0, stack.enter_context(tree(options.against)))
-        results = measure(trees, QUICK if options.quick else Effort())
+        effort = QUICK if options.quick else Effort()
+        if options.rounds:
+            effort = dataclasses.replace(effort, rounds=options.rounds)
+        results = measure(trees, effort)
     print(report.as_text(results[-1]))
     if options.quick:
         return
@@ -57,7 +61,7 @@ def _measure(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     """Whole runs on two trees in turn."""
     sides = compare.Sides(options.against, options.revision, options.overlay)
-    plan = compare.Plan(options.concurrent, options.rounds, options.seconds)
+    plan = compare.Plan(options.concurrent, options.rounds or 8, options.seconds)
     result = compare.run(sides, plan)
     print(json.dumps(result) if options.json else compare.render(result, all_metrics=options.all))
     if options.step:
@@ -77,7 +81,7 @@ def _options() -> argparse.Namespace:
     add("--whole", action="store_true", help="with --against: measure everything of both")
     add("--step", metavar="WHAT", help="with --against: keep the result under this name")
     add("--concurrent", type=int, nargs="+", default=[1, 32])
-    add("--rounds", type=int, default=8)
+    add("--rounds", type=int, help="8 to compare runs, 7 to measure everything")
     add("--seconds", type=float, default=4.0, help="of one load")
     add("--all", action="store_true", help="show every metric")
     add("--json", action="store_true", help="show every round")

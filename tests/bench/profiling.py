@@ -19,6 +19,7 @@ from typing import Final
 import uvloop
 
 from remit.rpc import contracts
+from tests.bench import native
 from tests.bench.running import Mesh, mesh
 from tests.bench.runs import slice_of
 from tests.bench.trees import Tree, tree, with_path
@@ -28,7 +29,7 @@ HOOK: Final = Path(__file__).with_name("profile_hook")
 SECONDS: Final = 12.0
 WARM_UP_S: Final = 4.0
 WRITE_LIMIT_S: Final = 60.0
-FREQUENCY_HZ: Final = 499
+SHOWN_PERCENT: Final = 0.4
 SHOWN_LINES: Final = 60
 
 
@@ -77,28 +78,9 @@ async def _under_load(m: Mesh, area: str, folder: Path, concurrency: int) -> Non
 
 
 async def _native(m: Mesh, pid: int, folder: Path, concurrency: int) -> None:
-    """Samples by the CPU clock, which every virtual machine has."""
-    data = str(folder / "perf.data")
-    perf = await asyncio.create_subprocess_exec(
-        *("perf", "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY_HZ), "-p", str(pid)),
-        *("-o", data, "--", "sleep", str(SECONDS)),
-    )
-    await slice_of(m, concurrency, SECONDS)
-    await asyncio.wait_for(perf.wait(), WRITE_LIMIT_S)
-    libraries = await _report(data, "dso")
-    symbols = await _report(data, "dso,symbol")
+    """What libraries in C do; they show only here."""
+    data = folder / "perf.data"
+    await native.record([pid], data, lambda: slice_of(m, concurrency, SECONDS))
+    libraries = await native.report(data, "dso", least_percent=SHOWN_PERCENT)
+    symbols = await native.report(data, "dso,symbol", least_percent=SHOWN_PERCENT)
     (folder / "native.txt").write_text("\n".join([*libraries, "", *symbols]) + "\n")
-
-
-async def _report(data: str, by: str) -> list[str]:
-    """Lines of perf's report, most first."""
-    perf = await asyncio.create_subprocess_exec(
-        *("perf", "report", "-i", data, "--stdio", "--percent-limit", "0.4"),
-        *("--sort", by, "-F", f"overhead,{by}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    output, _ = await perf.communicate()
-    lines = output.decode(errors="replace").splitlines()
-    told = [line.rstrip() for line in lines if line.strip() and not line.startswith("#")]
-    return sorted(told, key=lambda line: -float(line.split()[0].rstrip("%")))

@@ -22,6 +22,7 @@ STEP_METRICS: Final = (
     ("cpu_ms_per_run", "CPU ms"),
     ("rpcs_per_run", "RPCs"),
     ("commits_per_run", "commits"),
+    ("flushes_per_run", "flushes"),
     ("p50_ms", "p50 ms"),
     ("runs_per_s", "runs/s"),
 )
@@ -37,6 +38,7 @@ _OF_ONE: Final[Mapping[str, Callable[[Result], str]]] = {
     "runs": tables.runs,
     "bill": tables.bill,
     "time": tables.time,
+    "native": tables.native,
     "streams": tables.streams,
     "start": tables.start,
     "memory": tables.memory,
@@ -46,10 +48,16 @@ _OF_ONE: Final[Mapping[str, Callable[[Result], str]]] = {
 def write() -> None:
     """Renews the figures of the document from the files of results."""
     before, after = Result.load(BASELINE), Result.load(LATEST)
+    text = rendered(DOCUMENT.read_text(encoding="utf-8"), before, after)
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def rendered(document: str, before: Result, after: Result) -> str:
+    """The document with the figures of these results, and of the changes that are kept."""
     blocks = {name: render(after) for name, render in _OF_ONE.items()}
     blocks["before-after"] = tables.before_and_after(before, after)
     blocks["steps"] = steps(load_steps())
-    DOCUMENT.write_text(replaced(DOCUMENT.read_text(), blocks))
+    return replaced(document, blocks)
 
 
 def as_text(result: Result) -> str:

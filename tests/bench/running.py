@@ -6,12 +6,13 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,14 @@ from tests.ports import free_ports
 
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 60.0
+ATTEMPTS: Final = 20
+STATS_OFFSET: Final = 1000
+"""From the admin port to that of the statistics, where a tree has it."""
 STANDS: Final = "The mesh stands"
+
+
+class MeasuringError(Exception):
+    """The mesh did not do what was to be measured; the measurement may go on without it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,10 @@ class Topology:
     @classmethod
     def on_free_ports(cls) -> Topology:
         """One replica of each area."""
-        edge, mesh_, admin, *ports = free_ports(3 + 2 * len(AREAS))
+        edge, mesh_, *ports = free_ports(2 + 2 * len(AREAS))
         pairs = zip(ports[::2], ports[1::2], strict=True)
-        return cls(
-            edge, mesh_, admin, {a: (Address(*p),) for a, p in zip(AREAS, pairs, strict=True)}
-        )
+        replicas = {area: (Address(*pair),) for area, pair in zip(AREAS, pairs, strict=True)}
+        return cls(edge, mesh_, _admin_port(), replicas)
 
     def dump(self) -> str:
         """The topology file; JSON is YAML."""
@@ -64,6 +71,16 @@ class Topology:
             },
         }
         return json.dumps(document)
+
+
+def _admin_port() -> int:
+    """A port for Envoy's admin interface whose companion, of the statistics, is free too."""
+    for _ in range(ATTEMPTS):
+        (port,) = free_ports(1)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port + STATS_OFFSET))
+            return port
+    raise SystemExit("there is no free port for the statistics")
 
 
 @dataclass(frozen=True)
@@ -110,8 +127,9 @@ def mesh(
     tree: Tree,
     *,
     environment: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Mesh]:
-    """Starts a mesh and stops it.
+    """Starts a mesh, with further options of `remit up`, and stops it.
 
     Raises:
         SystemExit: it did not start, with what it printed.
@@ -126,6 +144,7 @@ def mesh(
         [
             *(sys.executable, "-m", "remit.cli.main", "up", "--state", str(folder / "mesh")),
             *("--topology", str(folder / "topology.yaml"), "--drain", "1"),
+            *options,
         ],
         cwd=folder,
         env=dict(environment or tree.environment),

@@ -10,21 +10,22 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import grpc
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from tests.bench.counters import CLIENT, Counters, read
-from tests.bench.running import Mesh
+from tests.bench.running import MeasuringError, Mesh
 from tests.bench.stats import quantile
 
 TASK: Final = "What is 17 * 23?"
 EFFECTS: Final = 3
 RUN_TIMEOUT_S: Final = 120.0
-RAMP_SHARE: Final = 0.2
-"""Of the time; what ends in it is not counted into the throughput, since nothing was in flight."""
+LEAST_RUNS_EACH: Final = 3
+"""Of each place, on average, before a load ends: fewer would say nothing of the throughput."""
+MAX_FAILED_SHARE: Final = 0.02
 CLOSING_S: Final = 2.0
 """Effects are closed after the answer; that belongs to the bill."""
 
@@ -35,7 +36,8 @@ async def one_run(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -
     """Seconds from the request to the end of one run.
 
     Raises:
-        SystemExit: it did not succeed.
+        MeasuringError: it ended without an answer.
+        grpc.aio.AioRpcError: the call failed.
 
     """
     request = agent_service_pb2.StreamRunRequest(
@@ -50,7 +52,7 @@ async def one_run(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -
             state = response.event.ended.run
     took_s = time.perf_counter() - began
     if state is None or state.state != run_pb2.RUN_STATE_SUCCEEDED:
-        raise SystemExit(f"a run did not succeed: {state}")
+        raise MeasuringError(f"a run did not succeed: {state}")
     return took_s
 
 
@@ -69,38 +71,60 @@ async def complete(mesh: Mesh, concurrency: int, runs: int) -> None:
 
 
 async def slice_of(mesh: Mesh, concurrency: int, seconds: float) -> dict[str, float]:
-    """Keeps `concurrency` runs going for a time; returns the figures, by metric."""
+    """Keeps `concurrency` runs going for a time, and until there are enough; returns the figures.
+
+    Raises:
+        MeasuringError: more than a few runs failed.
+
+    """
     before = await read(mesh)
     began = time.perf_counter()
     ends: list[tuple[float, float]] = []
+    failures: list[Exception] = []
+
+    def enough() -> bool:
+        tried = len(ends) + len(failures)
+        late = time.perf_counter() >= began + seconds
+        return late and tried >= LEAST_RUNS_EACH * concurrency
 
     async def worker(agents: agent_service_pb2_grpc.AgentServiceStub) -> None:
-        while time.perf_counter() < began + seconds:
-            took_s = await one_run(agents, mesh)
-            ends.append((time.perf_counter() - began, took_s))
+        while not enough():
+            try:
+                took_s = await one_run(agents, mesh)
+            except (grpc.aio.AioRpcError, MeasuringError) as error:
+                failures.append(error)
+            else:
+                ends.append((time.perf_counter() - began, took_s))
 
     async with grpc.aio.insecure_channel(mesh.edge) as channel, asyncio.TaskGroup() as workers:
         stub = agent_service_pb2_grpc.AgentServiceStub(channel)
         for _ in range(concurrency):
             workers.create_task(worker(stub))
+    if len(failures) > MAX_FAILED_SHARE * len(ends):
+        raise MeasuringError(f"{len(failures)} runs failed, {len(ends)} ended: {failures[0]}")
     loaded = await read(mesh)
     await asyncio.sleep(CLOSING_S)
     after = await read(mesh)
     return (
-        _speed(ends, seconds)
+        {"failed": float(len(failures))}
+        | speed(ends, concurrency)
         | _bill(after.since(before), len(ends))
         | _machine(loaded.since(before))
     )
 
 
-def _speed(ends: list[tuple[float, float]], seconds: float) -> dict[str, float]:
-    """Throughput in the steady part, and the times of all runs."""
-    ramp_s = seconds * RAMP_SHARE
-    steady = sum(1 for at_s, _ in ends if ramp_s < at_s <= seconds)
+def speed(ends: Sequence[tuple[float, float]], concurrency: int) -> dict[str, float]:
+    """Throughput while every place was taken, and the times of all runs, from (end, duration) in s.
+
+    The first runs began together into an empty mesh, and while the last ones end no new ones begin;
+    so as many at either end are left out of the throughput.
+    """
+    first, last = concurrency - 1, len(ends) - concurrency - 1
+    steady_s = ends[last][0] - ends[first][0] if last > first else 0.0
     times = sorted(took_s for _, took_s in ends)
     return {
         "runs": float(len(ends)),
-        "runs_per_s": steady / (seconds - ramp_s),
+        "runs_per_s": (last - first) / steady_s if steady_s else 0.0,
         "p50_ms": quantile(times, 0.5) * 1000,
         "p99_ms": quantile(times, 0.99) * 1000,
     }
@@ -114,6 +138,7 @@ def _bill(used: Counters, runs: int) -> dict[str, float]:
             "cpu_ms_per_run": sum(use.cpu_s for use in parts.values()) * 1000 / runs,
             "rpcs_per_run": sum(used.rpcs.values()) / runs,
             "commits_per_run": sum(used.commits.values()) / runs,
+            "flushes_per_run": used.flushes / runs,
             "switches_per_run": sum(use.switches for use in parts.values()) / runs,
         }
         | _each("cpu_ms", {part: use.cpu_s * 1000 / runs for part, use in used.use.items()})
@@ -133,8 +158,13 @@ def _machine(used: Counters) -> dict[str, float]:
             "stolen_share": machine.stolen_s / total_s,
         }
         | _each("core_share", {part: use.cpu_s / used.at_s for part, use in used.use.items()})
-        | _each("wait_share", {part: use.waited_s / used.at_s for part, use in used.use.items()})
+        | _each("wait_share", _waited(used))
     )
+
+
+def _waited(used: Counters) -> dict[str, float]:
+    """Shares of the time; a thread that ended took what it had waited with it, hence the zero."""
+    return {part: max(0.0, use.waited_s) / used.at_s for part, use in used.use.items()}
 
 
 def _each(metric: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from remit.rpc.contracts import AREAS
-from tests.bench.counters import PROC, Use, use_of
+from tests.bench.counters import CLIENT, PROC, SUPERVISOR, Use, use_of, uses
 from tests.bench.memory import KIB_PER_MIB, rollup_kib
 from tests.bench.running import Mesh
 from tests.ports import free_ports
@@ -39,6 +39,12 @@ def figures(mesh: Mesh) -> dict[str, float]:
             f"rss_mib.{area}": rss_mib,
         }
     return found
+
+
+def cpu_s(mesh: Mesh) -> float:
+    """CPU seconds of all that `remit up` has started so far, ended helpers included."""
+    parts = sum(use.cpu_s for part, use in uses(mesh).items() if part not in {CLIENT, SUPERVISOR})
+    return parts + use_of(mesh.pids()[SUPERVISOR]).cpu_s
 
 
 def _start(mesh: Mesh, area: str) -> tuple[float, Use, float]:

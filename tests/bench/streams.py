@@ -23,7 +23,7 @@ from remit.api.inference.v1 import (
     message_pb2,
 )
 from tests.bench.counters import CLIENT, Counters, read
-from tests.bench.running import Mesh
+from tests.bench.running import MeasuringError, Mesh
 from tests.bench.stats import quantile
 
 TIMEOUT_S: Final = 120.0
@@ -97,7 +97,7 @@ async def _create(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -
 async def _watch(
     agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh, run: str, delays: list[float]
 ) -> None:
-    """Follows a run to its end. Raises SystemExit if it did not succeed."""
+    """Follows a run to its end. Raises MeasuringError if it did not succeed."""
     request = agent_service_pb2.WatchRunRequest(name=run)
     state = None
     async for answer in agents.WatchRun(request, metadata=mesh.metadata, timeout=TIMEOUT_S):
@@ -107,7 +107,7 @@ async def _watch(
         if answer.event.WhichOneof("event") == "ended":
             state = answer.event.ended.run.state
     if state != run_pb2.RUN_STATE_SUCCEEDED:
-        raise SystemExit(f"{run} did not succeed: {state}")
+        raise MeasuringError(f"{run} did not succeed: {state}")
 
 
 # ------------------------------------------------------------------------------------------ text
@@ -148,7 +148,7 @@ class _Turn:
 
 
 async def _turn(models: inference_service_pb2_grpc.InferenceServiceStub, mesh: Mesh) -> _Turn:
-    """One turn to its end. Raises SystemExit if it broke off."""
+    """One turn to its end. Raises MeasuringError if it broke off."""
     request = inference_service_pb2.StreamGenerateTextRequest(
         request=inference_service_pb2.GenerateTextRequest(
             model="models/builtin-rules",
@@ -165,7 +165,7 @@ async def _turn(models: inference_service_pb2_grpc.InferenceServiceStub, mesh: M
             turn.words += len(answer.text_delta.split())
         ended = ended or answer.WhichOneof("piece") == "response"
     if not (ended and turn.chunks):
-        raise SystemExit(f"a turn ended after {turn.chunks} chunks without its response")
+        raise MeasuringError(f"a turn ended after {turn.chunks} chunks without its response")
     return turn
 
 

@@ -110,9 +110,19 @@ def loads(result: Result) -> list[str]:
 
 def runs(result: Result) -> str:
     """Whole runs: how fast, and what one costs."""
-    head = ["Concurrent", "runs/s", "p50 ms", "p99 ms", "CPU ms", "RPCs", "commits", "switches"]
+    head = [
+        "Concurrent",
+        "runs/s",
+        "p50 ms",
+        "p99 ms",
+        "CPU ms",
+        "RPCs",
+        "commits",
+        "flushes",
+        "switches",
+    ]
     names = ("runs_per_s", "p50_ms", "p99_ms", "cpu_ms_per_run")
-    counts = ("rpcs_per_run", "commits_per_run", "switches_per_run")
+    counts = ("rpcs_per_run", "commits_per_run", "flushes_per_run", "switches_per_run")
     rows = [
         [
             load,
@@ -121,7 +131,9 @@ def runs(result: Result) -> str:
         ]
         for load in loads(result)
     ]
-    return table(head, rows)
+    failed = sum(sum(result.values(f"load_{load}.failed")) for load in loads(result))
+    ended = sum(sum(result.values(f"load_{load}.runs")) for load in loads(result))
+    return f"{table(head, rows)}\n\n{failed:,.0f} of {ended + failed:,.0f} runs failed."
 
 
 def bill(result: Result) -> str:
@@ -171,6 +183,30 @@ def time(result: Result) -> str:
     return table(head, rows)
 
 
+CODE: Final = {
+    "python": "the Python interpreter",
+    "kernel": "the kernel: system calls, network, scheduling, disk",
+    "grpc": "gRPC's C core, TLS included",
+    "protobuf": "protobuf's C core",
+    "event_loop": "uvloop and asyncio's C parts",
+    "libc": "libc: memory, copying",
+    "postgres": "PostgreSQL",
+    "envoy": "Envoy",
+    "cryptography": "signatures and hashes",
+    "cedar": "Cedar",
+    "other": "other libraries",
+}
+
+
+def native(result: Result) -> str:
+    """Where the CPU of the mesh goes by kind of code, at 32 concurrent."""
+    names = result.parts("native")
+    if not names:
+        return "`perf` was not installed, so native code was not sampled."
+    rows = [[CODE[name], shown(result, f"native.{name}")] for name in names]
+    return table(["Code that runs in the mesh, 32 concurrent", "% of its CPU"], rows)
+
+
 # --------------------------------------------------------------------------------------- streams
 
 
@@ -205,7 +241,10 @@ def streams(result: Result) -> str:
 
 def start(result: Result) -> str:
     """Start of the mesh, and of each service alone."""
-    whole = f"`remit up` on an empty folder: {shown(result, 'up.mesh_s')} s."
+    whole = (
+        f"`remit up` on an empty folder: {shown(result, 'up.mesh_s')} s, "
+        f"in which it takes {shown(result, 'up.cpu_s')} s of CPU."
+    )
     rows = [
         [
             part,
@@ -255,6 +294,7 @@ COMPARED: Final = (
     ("cpu_ms_per_run", "CPU ms a run"),
     ("rpcs_per_run", "RPCs a run"),
     ("commits_per_run", "commits a run"),
+    ("flushes_per_run", "log flushes a run"),
     ("switches_per_run", "context switches a run"),
 )
 ALONE: Final = (
