@@ -330,6 +330,14 @@ async def test_the_callers_deadline_is_kept(services: Services) -> None:
     assert answer.error().reason == reasons.ERROR_REASON_DEADLINE_EXCEEDED
 
 
+async def test_a_body_that_never_comes_ends_with_the_deadline(services: Services) -> None:
+    headers = {"content-length": "100", "grpc-timeout": "300m"}
+    answer = await services.client.call("POST", "/v1/runs", b'{"task": "', headers=headers)
+    assert answer.status == 408
+    assert answer.error().reason == reasons.ERROR_REASON_DEADLINE_EXCEEDED
+    assert not services.requests
+
+
 async def test_a_client_cannot_say_who_it_is(services: Services) -> None:
     forged = {
         "remit-token": "forged",

@@ -3,8 +3,9 @@
 A client must not have to know whether a service or the gateway refused: each answer that Envoy
 makes carries a canonical code and a google.rpc.Status with an ErrorInfo. A gRPC client gets it as
 status and details; a client that speaks plain HTTP as JSON, under the HTTP status of the code, with
-`retry-after` where it may try again. Two statuses are HTTP's own: 404 for a verb and path that no
-RPC has (METHOD_UNKNOWN) and 413 for a body over `transcoder.MAX_BODY_BYTES` (TOO_LARGE).
+`retry-after` where it may try again. Three statuses are HTTP's own: 404 for a verb and path that no
+RPC has (METHOD_UNKNOWN), 408 for a body that did not come within the deadline (DEADLINE_EXCEEDED),
+and 413 for one over `transcoder.MAX_BODY_BYTES` (TOO_LARGE).
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def _plain_replies() -> Iterator[ResponseMapper]:
     # Policy's own refusals are in the right form already (remit.policy.ext_authz).
     yield ResponseMapper(filter=_and(_plain_http(), _flags("UAEX")))
     yield _plain_reply(_status(404), UNKNOWN_METHOD, 404)
+    yield _plain_reply(_status(408), _TOO_LATE, 408)
     yield _plain_reply(_status(413), _BODY_TOO_LARGE, 413)
     yield _explained_reply(_status(499, ComparisonFilterOp.LE), _MALFORMED)
     yield _explained_reply(_status(500, ComparisonFilterOp.GE), _FAILED)
