@@ -18,6 +18,8 @@ import pytest
 from tests.deployment.compose import FILE, Compose
 from tests.deployment.rehearsal import Rehearsal
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
