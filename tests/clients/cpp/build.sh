@@ -4,9 +4,9 @@
 set -euo pipefail
 out=$1
 googleapis=${GOOGLEAPIS:-.cache/googleapis}
-mkdir -p "$out/stubs"
 
 # [stubs begins]
+mkdir -p "$out/stubs"
 mapfile -t protos < <(cd protos && find remit -name '*.proto')
 google=(google/{api/{annotations,http},rpc/{code,error_details,status}}.proto)
 protoc -I protos -I "$googleapis" --plugin=protoc-gen-grpc="$(command -v grpc_cpp_plugin)" \

@@ -64,6 +64,7 @@ grpc::Status Follow(Agents& agents, const std::string& name, int64_t after, Dead
       if (event.has_ended()) run = event.ended().run();
       if (!each(event) || event.has_ended()) {
         context->TryCancel();  // ends a stream that we leave early
+        stream->Finish();
         return grpc::Status::OK;
       }
     }

@@ -5,9 +5,9 @@
 set -euo pipefail
 out=$1
 googleapis=${GOOGLEAPIS:-.cache/googleapis}
-mkdir -p "$out/src"
 
 # [stubs begins]
+mkdir -p "$out/src"
 mapfile -t protos < <(cd protos && find remit -name '*.proto')
 options=()
 for proto in "${protos[@]}"; do # remit/api/agent/v1/run.proto is of package agentv1

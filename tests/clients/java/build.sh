@@ -4,15 +4,16 @@
 set -euo pipefail
 out=$1
 googleapis=${GOOGLEAPIS:-.cache/googleapis}
-mkdir -p "$out/stubs" "$out/classes"
 
 # [stubs begins]
+mkdir -p "$out/stubs"
 mapfile -t protos < <(cd protos && find remit -name '*.proto')
 google=(google/{api/{annotations,http},rpc/{code,error_details,status}}.proto)
 protoc -I protos -I "$googleapis" --plugin=protoc-gen-grpc="$(command -v grpc_java_plugin)" \
     --java_out="$out/stubs" --grpc_out="$out/stubs" "${protos[@]}" "${google[@]}"
 # [stubs ends]
 
+mkdir -p "$out/classes"
 # Only what the client reaches is compiled: javac finds it in the source path. So short a task is done
 # sooner without the JVM's second compiler.
 jars=$(printf '/usr/share/java/%s.jar:' grpc-{api,context,core,netty,protobuf,protobuf-lite,stub} \

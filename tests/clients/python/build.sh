@@ -4,9 +4,9 @@
 set -euo pipefail
 out=$1
 googleapis=${GOOGLEAPIS:-.cache/googleapis}
-mkdir -p "$out"
 
 # [stubs begins]
+mkdir -p "$out"
 mapfile -t protos < <(cd protos && find remit -name '*.proto')
 python -m grpc_tools.protoc -I protos -I "$googleapis" \
     --python_out="$out" --grpc_python_out="$out" "${protos[@]}"

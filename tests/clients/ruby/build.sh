@@ -4,9 +4,9 @@
 set -euo pipefail
 out=$1
 googleapis=${GOOGLEAPIS:-.cache/googleapis}
-mkdir -p "$out"
 
 # [stubs begins]
+mkdir -p "$out"
 mapfile -t protos < <(cd protos && find remit -name '*.proto')
 grpc_tools_ruby_protoc -I protos -I "$googleapis" \
     --ruby_out="$out" --grpc_out="$out" "${protos[@]}"
