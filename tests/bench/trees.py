@@ -28,7 +28,7 @@ class Tree:
     """One state of the source."""
 
     label: str
-    """The short commit id; a `+` follows when the working tree had changes on top."""
+    """The short commit id; `+` follows when the working tree had changes on top."""
     services: Path
 
     @property
@@ -66,6 +66,8 @@ def _copy_working_tree(folder: Path) -> str:
     shutil.copytree(
         REPOSITORY / "services", folder / "services", ignore=shutil.ignore_patterns("__pycache__")
     )
+    if not (REPOSITORY / ".git").exists():
+        return "unversioned"  # a source distribution
     changed = _git("status", "--porcelain", "--", "services")
     return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
