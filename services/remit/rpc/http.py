@@ -23,7 +23,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
 
 # A second series for each counter and histogram, with the time of its making, serves nobody here.
-disable_created_metrics()  # type: ignore[no-untyped-call] - the library has no types for it
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass
