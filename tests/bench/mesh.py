@@ -66,6 +66,7 @@ def _compare(options: argparse.Namespace) -> None:
     print(json.dumps(result) if options.json else compare.render(result, all_metrics=options.all))
     if options.step:
         report.record_step(report.summary(options.step, result))
+        report.write()
 
 
 def _options() -> argparse.Namespace:
