@@ -54,6 +54,15 @@ up: $(UV_INSTALLED) ## Keep a whole mesh running on this machine (Ctrl-C stops i
 test: $(UV_INSTALLED) ## Run the tests (real PostgreSQL, Envoy and processes)
 	$(RUN) pytest $(PYTEST_WORKERS) $(ARGS)
 
+# Half of PyPI, which nothing of Remit needs, in an environment of its own.
+PHOENIX_VERSION := 20.26.1
+.PHONY: phoenix
+phoenix: .cache/phoenix/bin/phoenix ## Install Phoenix, which shows traces; its test then runs
+
+.cache/phoenix/bin/phoenix: $(UV_INSTALLED)
+	$(UV) venv --quiet --clear --python $(PYTHON) .cache/phoenix
+	$(UV) pip install --quiet --python .cache/phoenix/bin/python arize-phoenix==$(PHOENIX_VERSION)
+
 .PHONY: test-storm
 test-storm: $(UV_INSTALLED) ## Run the long randomised tests with kills
 	$(RUN) pytest -m storm $(ARGS)
@@ -112,5 +121,5 @@ golden: $(UV_INSTALLED) ## Rewrite the golden files; read their diff before you 
 	REMIT_GOLDEN=renew $(RUN) pytest -q -m golden
 
 .PHONY: bench
-bench: $(UV_INSTALLED) ## Measure start-up, calls and runs on this machine
+bench: $(UV_INSTALLED) ## Measure calls, runs, streams, start-up; write docs/BENCHMARKS.md
 	$(RUN) python -m tests.bench.mesh $(ARGS)
