@@ -131,11 +131,12 @@ def _is_whole(spans: list[dict[str, Any]], client: str) -> bool:
     """Whether spans of every service are there, with their parents, and the closings of effects."""
     ids = {span["context"]["span_id"] for span in spans}
     services = {s["attributes"].get("remit.service") or _node(s) for s in spans}
-    outcomes = [s for s in spans if s["name"].endswith("/AppendOutcomes")]
+    recorded = [s for s in spans if s["name"].endswith("/AppendOutcomes")]
+    closed = {s["attributes"].get("remit.service") or _node(s) for s in recorded}
     return (
         services == {*AREAS, "gateway"}
         and all(span["parent_id"] in ids | {client} for span in spans)
-        and len(outcomes) == 9
+        and closed == {"inference", "tools", "gateway", "audit"}
         and any(span["name"].startswith("invoke_agent") for span in spans)
     )
 
