@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from remit.gateway.bootstrap import render
-from remit.gateway.topology import Topology
+from remit.gateway.clusters import MESH, area_cluster
+from remit.gateway.topology import Replica, Topology
 from remit.local.envoy_process import find_envoy
 from remit.local.installation import Installation
 from remit.local.probes import ask
-from remit.rpc.contracts import AREAS
+from remit.rpc.contracts import AREAS, contracts_of
 from tests.deployment.name_server import NameServer
 from tests.gateway.conftest import Context, World, running_world
 from tests.ports import free_ports
@@ -113,21 +114,17 @@ async def test_a_services_name_stands_for_all_its_pods_as_they_come_and_go(
         await envoy.wait()
 
 
-def test_a_name_for_many_processes_admits_what_they_admit_together(tmp_path: Path) -> None:
-    named = json.loads(render(named_topology(tmp_path)))
-    document = named_topology(tmp_path).model_dump()
-    for area in AREAS:
-        document["replicas"][area][0]["processes"] = 1
-    single = json.loads(render(Topology.parse(document, source="the test")))
+def test_a_name_for_many_processes_admits_what_they_admit_together() -> None:
+    def admitted(processes: int) -> list[int]:
+        replica = Replica(host="cost.mesh.test", port=7430, processes=processes)
+        replicas = Topology.default().replicas | {"cost": (replica,)}
+        topology = Topology.default().model_copy(update={"replicas": replicas})
+        cluster = area_cluster(topology, MESH, "cost", contracts_of("cost"))
+        assert cluster.circuit_breakers
+        return [int(t.max_requests or 0) for t in cluster.circuit_breakers.thresholds]
 
-    def limits(rendered: dict[str, Any]) -> dict[str, int]:
-        return {
-            cluster["name"]: cluster["circuit_breakers"]["thresholds"][0]["max_requests"]
-            for cluster in rendered["static_resources"]["clusters"]
-            if cluster["name"].startswith("mesh_")
-        }
-
-    assert limits(named) == {name: 3 * limit for name, limit in limits(single).items()}
+    assert admitted(3) == [3 * limit for limit in admitted(1)]
+    assert all(admitted(1))
 
 
 async def test_a_drain_lets_calls_in_flight_end_and_tells_balancers_first(tmp_path: Path) -> None:
