@@ -20,7 +20,7 @@ import uvloop
 
 from tests.bench import calls, machine, memory, native, runs, startup, streams
 from tests.bench.counters import read
-from tests.bench.results import Figures, Result
+from tests.bench.figures import Figures, Result
 from tests.bench.running import MeasuringError, Mesh, mesh
 from tests.bench.trees import Tree
 

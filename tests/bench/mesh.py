@@ -22,8 +22,8 @@ import json
 import sys
 
 from tests.bench import compare, profiling, report
+from tests.bench.figures import BASELINE, LATEST
 from tests.bench.measure import QUICK, Effort, measure
-from tests.bench.results import BASELINE, LATEST
 from tests.bench.trees import tree
 
 

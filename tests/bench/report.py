@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench import tables
-from tests.bench.results import BASELINE, LATEST, STEPS, Result, rounded
+from tests.bench.figures import BASELINE, LATEST, STEPS, Result, rounded
 from tests.bench.stats import Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import REPOSITORY
 

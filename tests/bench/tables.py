@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from remit.rpc.contracts import AREAS
-from tests.bench.results import Result, ratio
+from tests.bench.figures import Result, ratio
 from tests.bench.stats import Spread, ratios
 
 PARTS: Final = (*AREAS, "envoy", "postgres", "supervisor")

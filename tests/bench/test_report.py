@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from tests.bench import compare, report, tables
 from tests.bench.counters import Counters, Machine, Use, served
+from tests.bench.figures import BASELINE, LATEST, Result, ratio
 from tests.bench.memory import rollup_kib
 from tests.bench.native import by_family
-from tests.bench.results import BASELINE, LATEST, Result, ratio
 from tests.bench.runs import speed
 from tests.bench.stats import Spread, by_metric, chance_of_signs, quantile, ratios
 
