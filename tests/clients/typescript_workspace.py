@@ -99,15 +99,22 @@ def _packages() -> Path:
         partial = _afresh(target.with_suffix(".partial"))
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(SOURCES / name, partial / name)
-        try:
-            done = _run(partial, [str(SCRIPTS / "npm"), *_NPM], _INSTALL_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            missing("npm could not install the packages in time")
-        if done.returncode != 0:
-            missing(f"npm could not install the packages: {done.stderr[-500:]}")
+        fault = _install(partial)
+        if fault:
+            missing(f"npm could not install the packages: {fault}")
         partial.rename(target)
     os.utime(target)
     return target
+
+
+@cache  # where it cannot once, the next test need not wait for it again
+def _install(folder: Path) -> str:
+    """Installs the packages; says why where that failed."""
+    try:
+        done = _run(folder, [str(SCRIPTS / "npm"), *_NPM], _INSTALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"not within {_INSTALL_TIMEOUT_S:.0f} s"
+    return done.stderr[-500:] if done.returncode else ""
 
 
 def _run(
