@@ -87,7 +87,9 @@ RECORDS: Final = (
     ),
     Record(
         "method:remit_rpc_requests:fault_ratio5m",
-        f'sum by (method) (method_code:remit_rpc_requests:rate5m{{code=~"{_FAULTS}"}})'
+        # A method that never failed has no series of its failures: its ratio is 0, not unknown.
+        f'(sum by (method) (method_code:remit_rpc_requests:rate5m{{code=~"{_FAULTS}"}})'
+        " or sum by (method) (method_code:remit_rpc_requests:rate5m) * 0)"
         " / sum by (method) (method_code:remit_rpc_requests:rate5m)",
     ),
     Record(
