@@ -38,6 +38,8 @@ SETTINGS = {
     "REMIT_AGENT_LOG_LEVEL": "debug",
 }
 SERVICES = {"remit-gateway", *(f"remit-{area}" for area in AREAS)}
+ARRIVAL_S = 60.0
+"""Spans are sent once a second; a busy machine may need several of gRPC's attempts to connect."""
 CLOSING = {"remit-inference", "remit-tools", "remit-gateway", "remit-audit"}
 """Whoever records outcomes, the way to the log, and the log."""
 ENVOYS_NAMES = {
@@ -138,10 +140,11 @@ async def whole(traced: Traced, client: Client) -> list[Seen]:
         return spans if done and ended and edge and not missing(spans, client) else []
 
     try:
-        return await eventually(arrived, 20)
+        return await eventually(arrived, ARRIVAL_S)
     except AssertionError:
         spans = traced.collector.trace(client.trace_id)
-        raise AssertionError([(s.service, s.name) for s in spans]) from None
+        said = [x for area in AREAS for x in log_lines(traced.mesh, area) if "spans_" in x["event"]]
+        raise AssertionError(sorted((s.service, s.name) for s in spans), said) from None
 
 
 def missing(spans: list[Seen], client: Client) -> list[Seen]:
@@ -353,7 +356,7 @@ async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) 
         async with channel(mesh.address) as edge:
             stub = agent_service_pb2_grpc.AgentServiceStub(edge)
             created = await stub.CreateRun(request, metadata=client.metadata(mesh), timeout=20)
-        await eventually(lambda: _thought(traced, client), 20)
+        await eventually(lambda: _thought(traced, client), ARRIVAL_S)
         mesh.kill("agent-0")
     finally:
         os.kill(tools, signal.SIGCONT)
