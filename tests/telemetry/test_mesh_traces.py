@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from remit.api.agent.v1 import (
 )
 from remit.rpc.contracts import AREAS
 from remit.telemetry import table
+from remit.telemetry.export import SEND_EVERY_S
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
@@ -130,9 +132,19 @@ async def whole(traced: Traced, client: Client) -> list[Seen]:
 
     Effects of one service may close in one RPC.
     """
+    newest = 0, time.monotonic()
+
+    def settled(count: int) -> bool:
+        """Whether nothing came for longer than a service waits before it sends."""
+        nonlocal newest
+        if count != newest[0]:
+            newest = count, time.monotonic()
+        return time.monotonic() - newest[1] > 1.5 * SEND_EVERY_S
 
     def arrived() -> list[Seen]:
         spans = traced.collector.trace(client.trace_id)
+        if not settled(len(spans)):
+            return []
         closed = {s.service for s in spans if s.name.endswith("/AppendOutcomes")}
         done = {s.service for s in spans} == SERVICES and closed == CLOSING
         ended = any(s.name.startswith(table.INVOKE_AGENT) for s in spans)
