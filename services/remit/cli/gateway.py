@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from remit.cli.parameters import topology_option
+
 if TYPE_CHECKING:
     from remit.gateway.topology import Topology
 
@@ -20,12 +22,7 @@ def command() -> None:
 @command.command(
     epilog="\b\nExamples:\n  remit gateway render --topology topology.yaml --out envoy.json"
 )
-@click.option(
-    "--topology",
-    "topology_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with every address; the defaults of a single machine without it.",
-)
+@topology_option("File with every address; the defaults of a single machine without it.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; else standard output.")
 @click.option(
     "--trace-endpoint",
@@ -63,11 +60,8 @@ def render(
 
 
 @command.command(epilog="\b\nExamples:\n  remit gateway drain --topology topology.yaml --limit 60")
-@click.option(
-    "--topology",
-    "topology_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with the address of Envoy's admin interface; that of a single machine without it.",
+@topology_option(
+    "File with the address of Envoy's admin interface; that of a single machine without it."
 )
 @click.option(
     "--lag",

@@ -10,12 +10,15 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from remit.cli.wording import NANOS_PER_USD
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 _LENGTH: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|m|h|d)?")
@@ -156,3 +159,13 @@ limit_option = click.option(
 )
 since_option = click.option("--since", type=Moment(), help="Only from this time on.")
 until_option = click.option("--until", type=Moment(), help="Only before this time.")
+
+
+def topology_option(help_text: str) -> Callable[[Decorated], Decorated]:
+    """`--topology FILE`, the file with every address of a mesh, as the parameter `topology_file`."""
+    return click.option(
+        "--topology",
+        "topology_file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help=help_text,
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from remit.cli import exit_codes
+from remit.cli.parameters import topology_option
 from remit.gateway.topology import DEFAULT_EDGE_PORT, DEFAULT_PORT_BASE, Topology
 from remit.local.mesh import LocalMesh, MeshOptions
 from remit.local.process import Reporter
@@ -41,12 +42,7 @@ from remit.rpc.clock import SystemClock
     show_default=True,
     help="First of the ports inside the mesh.",
 )
-@click.option(
-    "--topology",
-    "topology_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with every address, instead of the three options above.",
-)
+@topology_option("File with every address, instead of the three options above.")
 @click.option(
     "--trace-endpoint",
     metavar="URL",
