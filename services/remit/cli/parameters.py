@@ -162,7 +162,7 @@ until_option = click.option("--until", type=Moment(), help="Only before this tim
 
 
 def topology_option(help_text: str) -> Callable[[Decorated], Decorated]:
-    """`--topology FILE`, the file with every address of a mesh, as the parameter `topology_file`."""
+    """`--topology FILE`, a mesh's addresses, as the parameter `topology_file`."""
     return click.option(
         "--topology",
         "topology_file",
