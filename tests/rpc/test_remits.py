@@ -146,6 +146,74 @@ async def test_a_flipped_bit_anywhere_is_refused(data: st.DataObject) -> None:
         await verified(".".join(parts))
 
 
+def respelt(segment: str, how: str) -> str:
+    """The same bytes in another spelling, or nearly."""
+    if how == "padded":
+        return segment + "=" * (-len(segment) % 4 or 4)
+    if how == "line":
+        return segment[:4] + "\n" + segment[4:]
+    if how == "standard":
+        return segment.replace("-", "+").replace("_", "/") + "+"
+    # The last character of a segment may hold bits that no byte needs.
+    return segment[:-1] + chr(ord(segment[-1]) + 1)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("how", ["padded", "line", "standard", "loose bits"])
+async def test_a_token_has_one_spelling(which: int, how: str) -> None:
+    parts = encode_remit(REMIT, KEY).split(".")
+    parts[which] = respelt(parts[which], how)
+    await refused(".".join(parts), "remit")
+
+
+@pytest.mark.parametrize(
+    "more", [{"crit": ["b64"], "b64": False}, {"crit": []}, {"jwk": {}}, {"x5u": "https://x"}]
+)
+async def test_a_header_that_says_more_is_refused(more: dict[str, object]) -> None:
+    header = {"alg": "EdDSA", "kid": "k1", "typ": "JWT"} | more
+    await refused(signed(header, encode_claims(REMIT)), "malformed")
+
+
+def signed(header: object, claims: object) -> str:
+    """A token with our key's signature over any header and claims."""
+    parts = (base64.urlsafe_b64encode(json.dumps(p).encode()) for p in (header, claims))
+    body = b".".join(part.rstrip(b"=") for part in parts)
+    return f"{body.decode()}.{base64.urlsafe_b64encode(KEY.sign(body)).decode().rstrip('=')}"
+
+
+HEADERS = st.fixed_dictionaries(
+    {"alg": st.sampled_from(["EdDSA", "EdDSA", "none", "HS256", "eddsa", 1])},
+    optional={
+        "kid": st.sampled_from(["k1", "k2", "", 1, None]),
+        "typ": st.sampled_from(["JWT", "at+jwt"]),
+        "cty": st.just("JWT"),
+    },
+)
+
+
+@given(HEADERS, st.data())
+async def test_what_our_reader_takes_the_library_takes_too(
+    header: dict[str, object], data: st.DataObject
+) -> None:
+    parts = signed(header, encode_claims(REMIT)).split(".")
+    which, at = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 40))
+    if data.draw(st.booleans()):
+        swap = data.draw(st.sampled_from("Aaz09-_=+/. \n"))
+        parts[which] = parts[which][:at] + swap + parts[which][at + 1 :]
+    token = ".".join(parts)
+    try:
+        remit = await verified(token)
+    except RemitError:
+        return
+    claims = jwt.decode(
+        token,
+        KEY.public_key(),
+        algorithms=["EdDSA"],
+        options={"verify_exp": False, "verify_aud": False},
+    )
+    assert claims == encode_claims(remit)
+
+
 @pytest.mark.parametrize(
     "claim", ["iss", "sub", "aud", "exp", "jti", "account", "presenter", "fence", "roles"]
 )
