@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from remit.inference.rules.arithmetic_tokens import Token
@@ -10,6 +11,11 @@ from remit.inference.rules.arithmetic_words import WEAK
 
 class NoFormula(Exception):  # noqa: N818 - not an error: the text simply is something else
     """The tokens at this place are no formula."""
+
+
+@functools.cache  # there are as many phrases as grammars name
+def _parts(phrase: str) -> list[str]:
+    return phrase.split(" ")
 
 
 class Cursor:
@@ -36,11 +42,14 @@ class Cursor:
 
     def take(self, phrase: str) -> bool:
         """Steps over the words or the symbol of `phrase` if they stand here."""
-        parts = phrase.split(" ")
-        here = self.tokens[self.position : self.position + len(parts)]
-        if [token.text for token in here] != parts:
+        parts = _parts(phrase)
+        begin, end = self.position, self.position + len(parts)
+        # Grammars ask for many phrases at each place, and nearly all differ in their first word.
+        if begin >= len(self.tokens) or self.tokens[begin].text != parts[0]:
             return False
-        self.position += len(parts)
+        if len(parts) > 1 and [token.text for token in self.tokens[begin:end]] != parts:
+            return False
+        self.position = end
         return True
 
     def need(self, phrase: str) -> None:
