@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -118,7 +119,7 @@ class AgentDefinition(BaseModel):
         fields = self.model_dump(mode="json") | {"max_cost_usd": str(self.max_cost_usd.normalize())}
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """SHA-256 of the canonical form, in hex."""
         return hashlib.sha256(self.canonical()).hexdigest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from google.protobuf import struct_pb2
 from google.rpc import status_pb2
@@ -141,7 +141,7 @@ def apply(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     if progress.cancelled_by:
         _require(kind in {"started", "ended", "cancel_requested"}, event, "follows a cancellation")
     _require(kind in _APPLY, event, "has no content")
-    return replace(_APPLY[kind or ""](progress, event), sequence=event.sequence)
+    return _APPLY[kind or ""](progress, event)
 
 
 def header_of(run: run_pb2.Run) -> run_pb2.Run:
@@ -153,21 +153,26 @@ def header_of(run: run_pb2.Run) -> run_pb2.Run:
     return header
 
 
+def _after(progress: Progress, event: run_pb2.RunEvent, **changes: Any) -> Progress:  # noqa: ANN401 - fields of Progress
+    """The progress with these fields changed, and the event counted."""
+    return replace(progress, sequence=event.sequence, **changes)
+
+
 def _created(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     run = event.created.run
     _require(event.run == run.name, event, "is of another run")
-    return replace(progress, accepted=run, header=header_of(run))
+    return _after(progress, event, accepted=run, header=header_of(run))
 
 
 def _started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     token = event.started.fencing_token
     _require(token > progress.fencing_token, event, "does not raise the fencing token")
     start_time = progress.start_time or event.event_time.ToDatetime(UTC)
-    return replace(progress, fencing_token=token, start_time=start_time)
+    return _after(progress, event, fencing_token=token, start_time=start_time)
 
 
 def _stage_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    return replace(progress, stage=event.stage_started.stage)
+    return _after(progress, event, stage=event.stage_started.stage)
 
 
 def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -176,19 +181,19 @@ def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress
     asked = Turn(step, progress.fencing_token)
     if turn is None or turn.is_complete:
         _require(step == len(progress.turns) + 1, event, "skips a step")
-        return replace(progress, turns=(*progress.turns, asked), retry_time=None)
+        return _after(progress, event, turns=(*progress.turns, asked), retry_time=None)
     _require(step == turn.step and not turn.is_recorded, event, "asks for another step")
-    return _with_turn(progress, asked)
+    return _with_turn(progress, event, asked)
 
 
 def _text_delta(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     turn = _open_turn(progress, event, event.text_delta.step)
-    return _with_turn(progress, replace(turn, text=turn.text + event.text_delta.text))
+    return _with_turn(progress, event, replace(turn, text=turn.text + event.text_delta.text))
 
 
 def _model_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     turn = _open_turn(progress, event, event.model_call_ended.step)
-    return _with_turn(progress, replace(turn, ended=event.model_call_ended))
+    return _with_turn(progress, event, replace(turn, ended=event.model_call_ended))
 
 
 def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -200,9 +205,9 @@ def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     earlier = next((c for c in turn.calls if c.call_id == started.call_id), None)
     if earlier is None:
         _require(turn.ended is not None and not turn.is_recorded, event, "was not asked for")
-        return _with_turn(progress, replace(turn, calls=(*turn.calls, call)))
+        return _with_turn(progress, event, replace(turn, calls=(*turn.calls, call)))
     _require(earlier.ended is None, event, "starts a call that has ended")
-    return _with_call(progress, turn, replace(call, attempt=earlier.attempt + 1))
+    return _with_call(progress, event, turn, replace(call, attempt=earlier.attempt + 1))
 
 
 def _tool_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -212,20 +217,20 @@ def _tool_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     turn = cast("Turn", turn)
     call = next((c for c in turn.pending if c.call_id == ended.call_id), None)
     _require(call is not None, event, "ends a call that is not open")
-    return _with_call(progress, turn, replace(cast("ToolCall", call), ended=ended))
+    return _with_call(progress, event, turn, replace(cast("ToolCall", call), ended=ended))
 
 
 def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    return replace(progress, retry_time=event.waiting.retry_time.ToDatetime(UTC))
+    return _after(progress, event, retry_time=event.waiting.retry_time.ToDatetime(UTC))
 
 
 def _cancel_requested(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    return replace(progress, cancelled_by=event.cancel_requested.subject)
+    return _after(progress, event, cancelled_by=event.cancel_requested.subject)
 
 
 def _ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     _require(event.ended.run.state in TERMINAL, event, "ends the run in a state that is not final")
-    return replace(progress, ended=event.ended.run, retry_time=None)
+    return _after(progress, event, ended=event.ended.run, retry_time=None)
 
 
 _APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
@@ -251,13 +256,13 @@ def _open_turn(progress: Progress, event: run_pb2.RunEvent, step: int) -> Turn:
     return cast("Turn", turn)
 
 
-def _with_turn(progress: Progress, turn: Turn) -> Progress:
-    return replace(progress, turns=(*progress.turns[:-1], turn), retry_time=None)
+def _with_turn(progress: Progress, event: run_pb2.RunEvent, turn: Turn) -> Progress:
+    return _after(progress, event, turns=(*progress.turns[:-1], turn), retry_time=None)
 
 
-def _with_call(progress: Progress, turn: Turn, call: ToolCall) -> Progress:
+def _with_call(progress: Progress, event: run_pb2.RunEvent, turn: Turn, call: ToolCall) -> Progress:
     calls = tuple(call if c.call_id == call.call_id else c for c in turn.calls)
-    return _with_turn(progress, replace(turn, calls=calls))
+    return _with_turn(progress, event, replace(turn, calls=calls))
 
 
 def _require(condition: object, event: run_pb2.RunEvent, fault: str) -> None:

@@ -6,6 +6,7 @@ stored once; so are arguments and results beyond a few hundred bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from remit.rpc.errors import RemitError
 INLINE_BYTES: Final = 512
 """Arguments and results up to this size stay in their row: a reference would cost as much."""
 
+_KNOWN_RUNS: Final = 1024
+"""Names whose identifiers are kept: every event asks for its run's several times."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -54,6 +57,7 @@ class Content:
         return cls(hashlib.sha256(data).digest(), data)
 
 
+@functools.lru_cache(_KNOWN_RUNS)
 def run_id(name: str) -> UUID:
     """The identifier of a run's full name. Raises ValueError."""
     return UUID(names.parse("run", name)[0])
@@ -63,22 +67,20 @@ def encode_event(event: run_pb2.RunEvent) -> tuple[EventRow, Content | None]:
     """An event as its row, and its large part."""
     slim = _without_columns(event)
     content = _split_event(slim)
-    digest = content.digest if content else None
-    row = EventRow(
-        run=run_id(event.run),
-        sequence=event.sequence,
-        event_time=event.event_time.ToDatetime(UTC),
-        percent=event.percent,
-        payload=slim.SerializeToString(deterministic=True),
-        content_digest=digest,
-        digest=b"",
+    columns = (
+        run_id(event.run),
+        event.sequence,
+        event.event_time.ToDatetime(UTC),
+        event.percent,
+        slim.SerializeToString(deterministic=True),
+        content.digest if content else None,
     )
-    return _sealed(row), content
+    return EventRow(*columns, _seal(*columns)), content
 
 
 def decode_event(row: EventRow, content: bytes | None) -> run_pb2.RunEvent:
     """The event of a row. Raises DATA_CORRUPT that names the row."""
-    if _sealed(row).digest != row.digest:
+    if _seal_of(row) != row.digest:
         raise _corrupt(row, "does not match its digest")
     if row.content_digest is not None and _digest(content) != row.content_digest:
         raise _corrupt(row, "refers to content that is missing or changed")
@@ -164,18 +166,23 @@ _JOIN: Final[Mapping[str, Callable[[run_pb2.RunEvent, bytes], object]]] = {
 }
 
 
-def _sealed(row: EventRow) -> EventRow:
-    micros = (row.event_time - _EPOCH) // _MICROSECOND
-    head = struct.pack(">16sQqB", row.run.bytes, row.sequence, micros, row.percent)
-    digest = hashlib.sha256(head + (row.content_digest or bytes(32)) + row.payload).digest()
-    return EventRow(
-        row.run,
-        row.sequence,
-        row.event_time,
-        row.percent,
-        row.payload,
-        row.content_digest,
-        digest,
+def _seal(
+    run: UUID,
+    sequence: int,
+    event_time: datetime,
+    percent: int,
+    payload: bytes,
+    content_digest: bytes | None,
+) -> bytes:
+    """SHA-256 over all columns of a row."""
+    micros = (event_time - _EPOCH) // _MICROSECOND
+    head = struct.pack(">16sQqB", run.bytes, sequence, micros, percent)
+    return hashlib.sha256(head + (content_digest or bytes(32)) + payload).digest()
+
+
+def _seal_of(row: EventRow) -> bytes:
+    return _seal(
+        row.run, row.sequence, row.event_time, row.percent, row.payload, row.content_digest
     )
 
 
