@@ -128,8 +128,10 @@ class Database:
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:
         """A connection. Raises DEPENDENCY_UNAVAILABLE when the database is away."""
+        # A timer for each statement is only worth its price where there is something to wait for.
+        limit_s = None if self._pool.get_idle_size() else _LOCK_TIMEOUT_S
         with translated():
-            async with self._pool.acquire(timeout=_LOCK_TIMEOUT_S) as connection:
+            async with self._pool.acquire(timeout=limit_s) as connection:
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -331,7 +333,8 @@ class GroupCommit(Generic[Item, Result]):
         self._queue.append(waiting)
         if self._writer is None or self._writer.done():
             self._writer = spawn(self._drain(), name=f"group-commit-{self._name}")
-        return await asyncio.shield(waiting.answer)
+        # The future is this caller's own: who leaves gives up the answer and no commit.
+        return await waiting.answer
 
     @property
     def queue_length(self) -> int:

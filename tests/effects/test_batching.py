@@ -43,7 +43,7 @@ async def test_a_batch_stays_within_the_bytes_of_its_rpc() -> None:
     limits = _limits({"max_in_flight": 1})
     batcher = Batcher(recorder.send, name="decisions", **limits)
     # Each may be sent, and all together would be refused.
-    asked = [asyncio.create_task(batcher.ask(question(n, 1_000_000))) for n in range(9)]
+    asked = [batcher.ask(question(n, 1_000_000)) for n in range(9)]
     await asyncio.sleep(0)
     recorder.let_go.set()
     assert await asyncio.gather(*asked) == [str(n) for n in range(9)]
@@ -78,7 +78,7 @@ async def test_what_waits_behind_a_batch_that_was_cut_off_does_not_hang() -> Non
     recorder = Recorder()
     limits = _limits({"max_in_flight": 1, "max_batch": 1})
     batcher = Batcher(recorder.send, name="decisions", **limits)
-    asked = [asyncio.create_task(batcher.ask(question(n))) for n in range(3)]
+    asked = [batcher.ask(question(n)) for n in range(3)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     (sending,) = (task for task in asyncio.all_tasks() if task.get_name() == "batch-decisions")
@@ -92,8 +92,8 @@ async def test_closings_wait_for_company() -> None:
     recorder.let_go.set()
     limits = closing_limits(settings(), CHECK)
     batcher = Batcher(recorder.send, name="closings", **limits)
-    first = asyncio.create_task(batcher.ask(question(1)))
+    first = batcher.ask(question(1))
     await asyncio.sleep(0)
-    second = asyncio.create_task(batcher.ask(question(2)))
+    second = batcher.ask(question(2))
     assert list(await asyncio.gather(first, second)) == ["1", "2"]
     assert len(recorder.batches) == 1

@@ -65,18 +65,25 @@ class Batcher(Generic[Item, Answer]):
         self.sent = 0
         """RPCs sent so far, for benchmarks."""
 
-    async def ask(self, item: Item) -> Answer:
-        """The item's answer. Raises its error, or OVERLOADED at once when the queue is full."""
-        if len(self._queue) >= self._max_queue:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_OVERLOADED,
-                f"{len(self._queue)} effects wait for {self._name}, the limit",
-            )
+    def ask(self, item: Item) -> asyncio.Future[Answer]:
+        """The item's answer, to be awaited: its error, or OVERLOADED when the queue is full.
+
+        The future is the caller's own: who cancels it gives up the answer and nothing else.
+        """
         waiting: _Waiting[Item, Answer] = _Waiting(item)
+        if len(self._queue) >= self._max_queue:
+            _raise_in(waiting, self._overloaded())
+            return waiting.answer
         self._queue.append(waiting)
         if len(self._in_flight) < self._max_in_flight:
             self._begin()
-        return await asyncio.shield(waiting.answer)
+        return waiting.answer
+
+    def _overloaded(self) -> RemitError:
+        return RemitError(
+            error_reason_pb2.ERROR_REASON_OVERLOADED,
+            f"{len(self._queue)} effects wait for {self._name}, the limit",
+        )
 
     def _begin(self) -> None:
         # Not the caller's deadline: the batch is shared.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -192,7 +193,10 @@ def _say_served(
 ) -> None:
     """One line a call where its trace is recorded, or where everything is logged."""
     place = telemetry.current()
-    say = log.info if place is not None and place.span is not None else log.debug
+    is_recorded = place is not None and place.span is not None
+    if not (is_recorded or log.is_enabled_for(logging.DEBUG)):
+        return
+    say = log.info if is_recorded else log.debug
     say(
         "rpc_served",
         method=contract.path.removeprefix("/"),

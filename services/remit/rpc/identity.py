@@ -8,6 +8,7 @@ speaks for clients outside the mesh, nobody else.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ TRUST_DOMAIN: Final = "remit.internal"
 FORWARDED_KEY: Final = "x-forwarded-client-cert"
 _SPIFFE: Final = re.compile(rf"spiffe://{re.escape(TRUST_DOMAIN)}/([a-z]+)")
 _FORWARDED_URI: Final = re.compile(r"(?:^|;)URI=([^;,]*)")
+_KNOWN_PEERS: Final = 256
+"""Texts whose meaning is kept. The same few come with every call: one for each certificate."""
 _MESH: Final = "mesh"
 _EDGE: Final = "edge"
 
@@ -99,19 +102,31 @@ def caller_of(
 
 def _party_of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> str:
     uris = [uri.decode(errors="replace") for uri in auth_context.get("peer_spiffe_id", ())]
-    match = _SPIFFE.fullmatch(uris[0]) if len(uris) == 1 else None
-    if match is None:
+    party = _party_of_uri(uris[0]) if len(uris) == 1 else None
+    if party is None:
         raise _unknown()
-    return match[1]
+    return party
 
 
 def _forwarded_party(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     elements = [str(value) for key, value in metadata if key == FORWARDED_KEY]
-    uris = _FORWARDED_URI.findall(elements[0]) if len(elements) == 1 else []
-    match = _SPIFFE.fullmatch(uris[0]) if len(uris) == 1 else None
-    if match is None or "," in elements[0]:
+    party = _party_of_element(elements[0]) if len(elements) == 1 else None
+    if party is None:
         raise _unknown()
-    return match[1]
+    return party
+
+
+@functools.lru_cache(_KNOWN_PEERS)
+def _party_of_uri(uri: str) -> str | None:
+    match = _SPIFFE.fullmatch(uri)
+    return match[1] if match else None
+
+
+@functools.lru_cache(_KNOWN_PEERS)
+def _party_of_element(element: str) -> str | None:
+    """The party of a forwarded certificate; None unless there is exactly one, with one URI."""
+    uris = _FORWARDED_URI.findall(element)
+    return _party_of_uri(uris[0]) if len(uris) == 1 and "," not in element else None
 
 
 def _unknown() -> RemitError:

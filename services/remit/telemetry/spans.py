@@ -161,6 +161,8 @@ def served(traceparent: str, runs: str) -> Trace:
     remote = parse(traceparent)
     tracer = _tracer.get()
     place = (tracer.served() if tracer is not None else None) or remote or fresh()
+    if not runs and (remote is None or place is remote):
+        return place  # it says all of that already
     return replace(place, runs=runs_of(runs), remote=remote.remote if remote is not None else "")
 
 
