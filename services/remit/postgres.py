@@ -18,11 +18,14 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
 from remit.rpc.metrics import CommitMeter
 from remit.settings import ServiceSettings
+
+log = telemetry.logger(__name__)
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 Item = TypeVar("Item")
@@ -42,6 +45,7 @@ DATABASES: Final[dict[str, tuple[str, ...]]] = {
 
 _MIGRATION_LOCK: Final = 0x72656D6974  # "remit"
 _CONNECT_RETRY_S: Final = 0.1
+_MIGRATIONS_POLL_S: Final = 0.5
 _LOCK_TIMEOUT_S: Final = 3.0
 _RERUNS: Final = 5
 _GONE: Final = (
@@ -114,16 +118,23 @@ class Database:
             await _closed(pool)
 
     @classmethod
-    def of(
-        cls, settings: ServiceSettings, dsn: str | None = None
-    ) -> contextlib.AbstractAsyncContextManager[Database]:
-        """Opens a service's database as its settings say; `dsn` is for a second one."""
-        return cls.open(
+    @contextlib.asynccontextmanager
+    async def of(
+        cls, settings: ServiceSettings, name: str, dsn: str | None = None
+    ) -> AsyncIterator[Database]:
+        """Opens a service's database `remit_<name>` as its settings say, once it is migrated.
+
+        Waits for the migrations without end: who deploys the service runs them beside it. `dsn` is
+        for a second database.
+        """
+        async with cls.open(
             settings.dsn if dsn is None else dsn,
             pool_size=settings.pool_size,
             statement_timeout_s=settings.statement_timeout_s,
             allow_unsafe_durability=settings.allow_unsafe_durability,
-        )
+        ) as database:
+            await database.until_migrated(name)
+            yield database
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:
@@ -161,6 +172,25 @@ class Database:
     async def ping(self) -> None:
         """Raises DEPENDENCY_UNAVAILABLE unless the database answers."""
         await self.fetchval("SELECT 1")
+
+    async def until_migrated(self, name: str) -> None:
+        """Returns when the database has every migration of this version, and maybe newer ones."""
+        missing = await self.missing_migrations(name)
+        if missing:
+            log.warning("waiting_for_migrations", database=name, missing=missing)
+        while missing:
+            await asyncio.sleep(_MIGRATIONS_POLL_S)
+            missing = await self.missing_migrations(name)
+
+    async def missing_migrations(self, name: str) -> list[str]:
+        """Migrations of this version that were not applied yet to the database `remit_<name>`."""
+        try:
+            rows = await self.fetch("SELECT name FROM schema_migrations")
+        # No table before the first migration, no right to it before the first that gives it.
+        except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+            rows = []
+        applied = {row["name"] for row in rows}
+        return [known for file in _migration_files(name) if (known := _name(file)) not in applied]
 
     async def check_durability(self) -> None:
         """Raises CONFIGURATION_INVALID if the database may lose what it acknowledged."""
@@ -243,6 +273,8 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
             " digest bytea NOT NULL, apply_time timestamptz NOT NULL DEFAULT now())"
         )
+        # The service looks there before it serves.
+        await connection.execute(f"GRANT SELECT ON schema_migrations TO remit_{database}")
         rows = await connection.fetch("SELECT name, digest FROM schema_migrations")
         known: dict[str, bytes] = {row["name"]: row["digest"] for row in rows}
         return [
@@ -254,8 +286,12 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
         await connection.close()
 
 
+def _name(file: Path) -> str:
+    return f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+
+
 async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[str, bytes]) -> bool:
-    name = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    name = _name(file)
     script = file.read_text()  # noqa: ASYNC240 - a few kilobytes, once, before anything serves
     digest = hashlib.sha256(script.encode()).digest()
     if name in known:
