@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from remit.gateway.topology import Topology
-from remit.rpc.contracts import AREAS
+from remit.rpc.contracts import AREAS, contracts_of
 from remit.rpc.identity import dns_name, spiffe_id
 from tests.deployment.references import (
     TLS_FILES,
@@ -417,6 +417,9 @@ def _grace(workload: Workload) -> Iterator[str]:
     drain_s = float(environment[f"REMIT_{workload.name.upper()}_DRAIN_S"])
     if workload.pod["terminationGracePeriodSeconds"] < float(command[1]) + 2 * drain_s + 10:
         yield "killed before its drain ends"
+    effects = [c.deadline_s for c in contracts_of(workload.name) if c.is_effect and not c.stream]
+    if drain_s < max(effects, default=0):
+        yield "its drain cuts effects that are within their deadline"
 
 
 def _envoy(cluster: Cluster, workload: Workload) -> Iterator[str]:
