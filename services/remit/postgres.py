@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -85,6 +87,31 @@ def translated() -> Iterator[None]:
         raise unavailable(f"the database did not answer ({kind})") from error
 
 
+@contextlib.contextmanager
+def usable(dsn: str) -> Iterator[None]:
+    """Around a connect: what no waiting mends is CONFIGURATION_INVALID.
+
+    The driver tells it as it tells that a database is away.
+    """
+    try:
+        for file in parse_qs(urlsplit(dsn).query).get("sslrootcert", ()):
+            _check_authorities(file)
+        yield
+    except ValueError as error:  # the driver's ClientConfigurationError is one
+        raise _invalid(f"the database's DSN cannot be used: {error}") from error
+
+
+def _check_authorities(file: str) -> None:
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise _invalid(f"the database's DSN names sslrootcert={file}: {error}") from error
+
+
+def _invalid(message: str) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID, message)
+
+
 class Database:
     """A pool of connections to one area's database, under its service role."""
 
@@ -106,9 +133,11 @@ class Database:
         """Connects, checks that acknowledged commits survive, and yields the pool.
 
         Waits up to `connect_timeout_s` for a database that is not there yet. Raises
-        DEPENDENCY_UNAVAILABLE after that, CONFIGURATION_INVALID for unsafe durability settings.
+        DEPENDENCY_UNAVAILABLE after that, and at once CONFIGURATION_INVALID for a DSN that cannot
+        be used or unsafe durability settings.
         """
-        pool = await _connected(dsn, pool_size, statement_timeout_s, connect_timeout_s)
+        with usable(dsn):
+            pool = await _connected(dsn, pool_size, statement_timeout_s, connect_timeout_s)
         try:
             database = cls(pool, dsn)
             if not allow_unsafe_durability:
@@ -197,10 +226,9 @@ class Database:
         for setting, safe in _DURABLE.items():
             value = await self.fetchval("SELECT current_setting($1)", setting)
             if value not in safe:
-                raise RemitError(
-                    error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                raise _invalid(
                     f"PostgreSQL runs with {setting} = {value}, so acknowledged commits can be"
-                    f" lost; set it to {safe[0]}",
+                    f" lost; set it to {safe[0]}"
                 )
 
 
@@ -228,6 +256,8 @@ async def _connected(
                     "idle_in_transaction_session_timeout": "10000",
                 },
             )
+        except asyncpg.ClientConfigurationError:
+            raise  # one of `_GONE` too, but for good
         except _GONE as error:
             if loop.time() > give_up:
                 reason = f"no database after {connect_timeout_s:.0f} s: {error}"
@@ -263,9 +293,9 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
     """Applies what is missing, each file in its own transaction, and returns the new names.
 
     Runs under the owner's role. Safe to run from several processes at once. Raises
-    CONFIGURATION_INVALID if a file that was applied has changed since.
+    CONFIGURATION_INVALID if a file that was applied has changed since, or for an unusable DSN.
     """
-    with translated():
+    with translated(), usable(owner_dsn):
         connection = await asyncpg.connect(owner_dsn, timeout=_LOCK_TIMEOUT_S)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
@@ -296,9 +326,8 @@ async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[st
     digest = hashlib.sha256(script.encode()).digest()
     if name in known:
         if known[name] != digest:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
-                f"the migration {name} was applied in another form; migrations never change",
+            raise _invalid(
+                f"the migration {name} was applied in another form; migrations never change"
             )
         return False
     async with connection.transaction():

@@ -20,6 +20,7 @@ from remit.cost.price_files import _PriceFile
 from remit.gateway.stats import PAGES
 from remit.gateway.topology import Topology
 from remit.inference.declarations import ModelsFile
+from remit.local.installation import SECRETS_MOUNT
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
 from remit.rpc.errors import RemitError
@@ -138,6 +139,8 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
 def _secrets_faults(
     area: str, environment: Mapping[str, str], places: Sequence[Place]
 ) -> Iterator[str]:
+    if environment.get(SECRETS_VARIABLE) != str(SECRETS_MOUNT):
+        yield f"{area}: {SECRETS_VARIABLE} is not {SECRETS_MOUNT}, where DSNs look for files"
     files = _files(environment.get(SECRETS_VARIABLE, "/nowhere"), places)
     needed = {f"REMIT_{area.upper()}_DSN"}
     needed |= {"REMIT_AUDIT_KEYS_DSN"} if area == "audit" else set()
