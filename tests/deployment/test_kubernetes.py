@@ -173,11 +173,25 @@ def test_one_gpu_serves_the_model_that_inference_declares() -> None:
 
 
 def test_the_autoscalers_metric_exists_and_is_served() -> None:
-    values = yaml.safe_load((K8S / "components/observability/prometheus-adapter.yaml").read_text())
+    values = yaml.safe_load((K8S / "components/queue-scaling/prometheus-adapter.yaml").read_text())
     [rule] = values["rules"]["external"]
     assert rule["name"]["as"] == rule["seriesQuery"] == "agent_queue_length"
     assert rule["metricsQuery"] == f"max({rule['seriesQuery']})"
     assert rule["seriesQuery"] in {metric.name for metric in REGISTRY.collect()}
+
+
+def metrics_of_agents_autoscaler(documents: list[Document]) -> list[str]:
+    [scaler] = [
+        d
+        for d in documents
+        if d["kind"] == "HorizontalPodAutoscaler" and d["metadata"]["name"] == "agent"
+    ]
+    return [metric["type"] for metric in scaler["spec"]["metrics"]]
+
+
+def test_agents_scale_by_their_queue_where_the_metric_is_served() -> None:
+    assert metrics_of_agents_autoscaler(base()) == ["Resource"]
+    assert metrics_of_agents_autoscaler(rendered("production")) == ["Resource", "External"]
 
 
 def test_prometheus_asks_every_pod(tmp_path: Path) -> None:
@@ -261,7 +275,10 @@ def test_a_typo_anywhere_in_a_manifest_is_found(secrets: dict[str, frozenset[str
     assert missed == [], missed
 
 
-SAMPLE = {"remit-cost", "remit-gateway-mesh", "gateway", "inference", "migrations", "default-deny"}
+SAMPLE = {
+    *("remit-cost", "remit-gateway-mesh"),
+    *("gateway", "inference", "migrations", "default-deny", "prometheus-adapter"),
+}
 
 
 @pytest.mark.parametrize("kind", ["NetworkPolicy", "Certificate"])
