@@ -33,6 +33,7 @@ PROBE_PAGES: Final = {"/health", "/ready"}
 _SETTING: Final = re.compile(r"REMIT_([A-Z]+)_(\w+)")
 _FOLDERS: Final = {"tls_dir": TLS_FILES, "keys_dir": {"log.key", "log.pub", "subject_master.key"}}
 _FILES: Final = ("pepper_file", "signing_key_file", "prices_file", "models_file")
+_OFFERS: Final = "--enable-auto-tool-choice"
 _PATH_OPTIONS: Final = {"--topology", "--config-path"}
 
 
@@ -237,3 +238,8 @@ def scrape_targets(document: Mapping[str, Any]) -> set[tuple[str, int]]:
                 host, _, port = target.partition(":")
                 found.add((host, int(port)))
     return found
+
+
+def parser_of(words: Sequence[str]) -> str:
+    """How vLLM reads tool calls; empty where it would refuse requests that offer tools."""
+    return dict(pairwise(words)).get("--tool-call-parser", "") if _OFFERS in words else ""

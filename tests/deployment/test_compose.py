@@ -21,7 +21,7 @@ from remit.rpc.contracts import AREAS
 from tests.deployment.compose import FILE, ROOT, Compose
 from tests.deployment.compose_faults import faults
 from tests.deployment.mutations import leaves, mistyped
-from tests.deployment.references import scrape_targets
+from tests.deployment.references import parser_of, scrape_targets
 from tests.programs import program
 
 TOPOLOGY = json.dumps((ROOT / "compose" / "topology.yaml").read_text())
@@ -74,6 +74,16 @@ def test_dashboards_find_their_data_source() -> None:
     mounted = {m.target: m.source for m in compose.services["grafana"].mounts}
     folder = ROOT / mounted[provider["options"]["path"]]
     assert [json.loads(file.read_text()) for file in folder.glob("*.json")]
+
+
+def test_the_model_server_serves_the_model_that_inference_declares() -> None:
+    compose = Compose.load()
+    models = yaml.safe_load(compose.config("models"))["models"]
+    [local] = [m for m in models if m["engine"] == "openai"]
+    command = compose.services["vllm"].command
+    assert local["provider_model"] in command
+    assert parser_of(command) == "hermes"
+    assert local["base_url"] == f"http://vllm:{command[command.index('--port') + 1]}/v1"
 
 
 # ------------------------------------------------------------------------------- mutations

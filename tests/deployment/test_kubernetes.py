@@ -25,7 +25,7 @@ from remit.rpc.contracts import AREAS
 from tests.deployment import flow_faults, kubernetes_faults
 from tests.deployment.kubernetes_faults import Cluster, Document
 from tests.deployment.mutations import leaves, mistyped
-from tests.deployment.references import scrape_targets
+from tests.deployment.references import parser_of, scrape_targets
 from tests.programs import program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +165,14 @@ def test_one_gpu_serves_the_model_that_inference_declares() -> None:
     ]
     assert local["base_url"] == "http://vllm:8000/v1"
     assert local["provider_model"] in container["args"]
+    assert parser_of(container["args"]) == "hermes"
+    environment = {e["name"]: e["value"] for e in container["env"]}
+    assert environment["USER"] == environment["LOGNAME"] != ""
+    written = [environment[n] for n in ("HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR")]
+    folders = {m["mountPath"] for m in container["volumeMounts"]}
+    assert {f"/{path.split('/')[1]}" for path in written} <= folders
+    pod = vllm["spec"]["template"]["spec"]
+    assert {t["key"] for t in pod["tolerations"]} == {"nvidia.com/gpu"}
     [prices] = [d for d in documents if d["metadata"]["name"] == "remit-prices"]
     assert f"models/{local['name']}" in yaml.safe_load(prices["data"]["prices.yaml"])["prices"]
 
