@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Final
 
 from remit.gateway.topology import Topology
 from remit.rpc.contracts import AREAS, contracts_of
 from remit.rpc.identity import dns_name, spiffe_id
+from tests.deployment.compose import Compose
 from tests.deployment.references import (
     TLS_FILES,
     Place,
@@ -432,6 +433,8 @@ def _envoy(cluster: Cluster, workload: Workload) -> Iterator[str]:
     yield from _certified(topology, places(cluster, workload, envoy))
     if envoy["command"] != ["/usr/local/bin/envoy"]:
         yield f"Envoy is {envoy['command']}"
+    if envoy["args"] != rehearsed_envoy():
+        yield "Envoy has other arguments than those that were rehearsed"
     rendered = _volume_of(render, _option(render, "--out"))
     if _volume_of(envoy, _option(envoy, "--config-path")) != rendered:
         yield "Envoy reads another file"
@@ -441,6 +444,12 @@ def _envoy(cluster: Cluster, workload: Workload) -> Iterator[str]:
     for word in render["args"]:
         if word.startswith("--trace-endpoint="):
             yield from _addressed(cluster, word.removeprefix("--trace-endpoint=http://"))
+
+
+@cache
+def rehearsed_envoy() -> list[str]:
+    """Envoy's arguments on one host, with which the rehearsal runs a real one."""
+    return Compose.load().services["gateway"].command
 
 
 def _drained(workload: Workload, envoy: Document, drain: Document) -> Iterator[str]:
