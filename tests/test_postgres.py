@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.postgres import Connection, Database, GroupCommit
+from remit.postgres import Connection, Database, GroupCommit, migrate
 from remit.rpc.calls import outgoing_remit_token, remit_token
 from remit.rpc.errors import RemitError
 from tests.conftest import PostgresCluster
@@ -88,6 +88,28 @@ async def test_a_missing_database_is_said_within_the_deadline() -> None:
     with pytest.raises(RemitError, match="no database after"):
         async with Database.open("postgresql://nobody@127.0.0.1:9/none", connect_timeout_s=0.2):
             pass
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("sslmode=verify-full", "root certificate file"),
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert=/nowhere/ca.pem"),
+        (f"sslmode=verify-full&sslrootcert={__file__}", "sslrootcert="),
+        ("sslmode=sometimes", "sslmode"),
+    ],
+)
+async def test_a_dsn_that_can_never_work_is_said_at_once(
+    query: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")  # as in the image
+    dsn = f"postgresql://nobody@127.0.0.1:9/none?{query}"
+    with pytest.raises(RemitError, match=reason) as caught:
+        async with Database.open(dsn, connect_timeout_s=3600):
+            pass
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID
+    with pytest.raises(RemitError, match=reason):
+        await migrate(dsn, "cost")
 
 
 async def test_a_writer_that_answers_too_few_commits_nothing_and_hangs_nobody(

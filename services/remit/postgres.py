@@ -9,20 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
 from remit.rpc.metrics import CommitMeter
 from remit.settings import ServiceSettings
+
+log = telemetry.logger(__name__)
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 Item = TypeVar("Item")
@@ -42,6 +47,7 @@ DATABASES: Final[dict[str, tuple[str, ...]]] = {
 
 _MIGRATION_LOCK: Final = 0x72656D6974  # "remit"
 _CONNECT_RETRY_S: Final = 0.1
+_MIGRATIONS_POLL_S: Final = 0.5
 _LOCK_TIMEOUT_S: Final = 3.0
 _RERUNS: Final = 5
 _GONE: Final = (
@@ -81,6 +87,31 @@ def translated() -> Iterator[None]:
         raise unavailable(f"the database did not answer ({kind})") from error
 
 
+@contextlib.contextmanager
+def usable(dsn: str) -> Iterator[None]:
+    """Around a connect: what no waiting mends is CONFIGURATION_INVALID.
+
+    The driver tells it as it tells that a database is away.
+    """
+    try:
+        for file in parse_qs(urlsplit(dsn).query).get("sslrootcert", ()):
+            _check_authorities(file)
+        yield
+    except ValueError as error:  # the driver's ClientConfigurationError is one
+        raise _invalid(f"the database's DSN cannot be used: {error}") from error
+
+
+def _check_authorities(file: str) -> None:
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise _invalid(f"the database's DSN names sslrootcert={file}: {error}") from error
+
+
+def _invalid(message: str) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID, message)
+
+
 class Database:
     """A pool of connections to one area's database, under its service role."""
 
@@ -102,9 +133,11 @@ class Database:
         """Connects, checks that acknowledged commits survive, and yields the pool.
 
         Waits up to `connect_timeout_s` for a database that is not there yet. Raises
-        DEPENDENCY_UNAVAILABLE after that, CONFIGURATION_INVALID for unsafe durability settings.
+        DEPENDENCY_UNAVAILABLE after that, and at once CONFIGURATION_INVALID for a DSN that cannot
+        be used or unsafe durability settings.
         """
-        pool = await _connected(dsn, pool_size, statement_timeout_s, connect_timeout_s)
+        with usable(dsn):
+            pool = await _connected(dsn, pool_size, statement_timeout_s, connect_timeout_s)
         try:
             database = cls(pool, dsn)
             if not allow_unsafe_durability:
@@ -114,16 +147,23 @@ class Database:
             await _closed(pool)
 
     @classmethod
-    def of(
-        cls, settings: ServiceSettings, dsn: str | None = None
-    ) -> contextlib.AbstractAsyncContextManager[Database]:
-        """Opens a service's database as its settings say; `dsn` is for a second one."""
-        return cls.open(
+    @contextlib.asynccontextmanager
+    async def of(
+        cls, settings: ServiceSettings, name: str, dsn: str | None = None
+    ) -> AsyncIterator[Database]:
+        """Opens a service's database `remit_<name>` as its settings say, once it is migrated.
+
+        Waits for the migrations without end: who deploys the service runs them beside it. `dsn` is
+        for a second database.
+        """
+        async with cls.open(
             settings.dsn if dsn is None else dsn,
             pool_size=settings.pool_size,
             statement_timeout_s=settings.statement_timeout_s,
             allow_unsafe_durability=settings.allow_unsafe_durability,
-        )
+        ) as database:
+            await database.until_migrated(name)
+            yield database
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:
@@ -164,15 +204,33 @@ class Database:
         """Raises DEPENDENCY_UNAVAILABLE unless the database answers."""
         await self.fetchval("SELECT 1")
 
+    async def until_migrated(self, name: str) -> None:
+        """Returns when the database has every migration of this version, and maybe newer ones."""
+        missing = await self.missing_migrations(name)
+        if missing:
+            log.warning("waiting_for_migrations", database=name, missing=missing)
+        while missing:
+            await asyncio.sleep(_MIGRATIONS_POLL_S)
+            missing = await self.missing_migrations(name)
+
+    async def missing_migrations(self, name: str) -> list[str]:
+        """Migrations of this version that were not applied yet to the database `remit_<name>`."""
+        try:
+            rows = await self.fetch("SELECT name FROM schema_migrations")
+        # No table before the first migration, no right to it before the first that gives it.
+        except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+            rows = []
+        applied = {row["name"] for row in rows}
+        return [known for file in _migration_files(name) if (known := _name(file)) not in applied]
+
     async def check_durability(self) -> None:
         """Raises CONFIGURATION_INVALID if the database may lose what it acknowledged."""
         for setting, safe in _DURABLE.items():
             value = await self.fetchval("SELECT current_setting($1)", setting)
             if value not in safe:
-                raise RemitError(
-                    error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                raise _invalid(
                     f"PostgreSQL runs with {setting} = {value}, so acknowledged commits can be"
-                    f" lost; set it to {safe[0]}",
+                    f" lost; set it to {safe[0]}"
                 )
 
 
@@ -200,6 +258,8 @@ async def _connected(
                     "idle_in_transaction_session_timeout": "10000",
                 },
             )
+        except asyncpg.ClientConfigurationError:
+            raise  # one of `_GONE` too, but for good
         except _GONE as error:
             if loop.time() > give_up:
                 reason = f"no database after {connect_timeout_s:.0f} s: {error}"
@@ -235,9 +295,9 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
     """Applies what is missing, each file in its own transaction, and returns the new names.
 
     Runs under the owner's role. Safe to run from several processes at once. Raises
-    CONFIGURATION_INVALID if a file that was applied has changed since.
+    CONFIGURATION_INVALID if a file that was applied has changed since, or for an unusable DSN.
     """
-    with translated():
+    with translated(), usable(owner_dsn):
         connection = await asyncpg.connect(owner_dsn, timeout=_LOCK_TIMEOUT_S)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
@@ -245,6 +305,8 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
             "CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY,"
             " digest bytea NOT NULL, apply_time timestamptz NOT NULL DEFAULT now())"
         )
+        # The service looks there before it serves.
+        await connection.execute(f"GRANT SELECT ON schema_migrations TO remit_{database}")
         rows = await connection.fetch("SELECT name, digest FROM schema_migrations")
         known: dict[str, bytes] = {row["name"]: row["digest"] for row in rows}
         return [
@@ -256,15 +318,18 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
         await connection.close()
 
 
+def _name(file: Path) -> str:
+    return f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+
+
 async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[str, bytes]) -> bool:
-    name = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    name = _name(file)
     script = file.read_text()  # noqa: ASYNC240 - a few kilobytes, once, before anything serves
     digest = hashlib.sha256(script.encode()).digest()
     if name in known:
         if known[name] != digest:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
-                f"the migration {name} was applied in another form; migrations never change",
+            raise _invalid(
+                f"the migration {name} was applied in another form; migrations never change"
             )
         return False
     async with connection.transaction():

@@ -63,11 +63,33 @@ def test_secrets_are_made_once(folder: Path) -> None:
 
 
 def test_connections_are_secured_as_asked(folder: Path) -> None:
-    make_secrets(folder, "--sslmode", "verify-full", "--sslrootcert", "/etc/ssl/db.pem")
-    dsn = (folder / "cost" / "secrets" / "REMIT_COST_DSN").read_text()
-    assert dsn.strip().endswith(
-        "@db:5432/remit_cost?sslmode=verify-full&sslrootcert=%2Fetc%2Fssl%2Fdb.pem"
-    )
+    main.run(["certificates", "make", str(folder)])
+    authority = folder / "ca" / "ca.pem"
+    make_secrets(folder, "--sslmode", "verify-full", "--sslrootcert", str(authority))
+    for party in (*AREAS, "setup"):
+        secrets = folder / party / "secrets"
+        assert (secrets / "postgres-ca.pem").read_bytes() == authority.read_bytes()
+        [dsn, *_] = (f.read_text() for f in secrets.glob("*DSN"))
+        assert dsn.strip().endswith(
+            "?sslmode=verify-full&sslrootcert=%2Fetc%2Fremit%2Fsecrets%2Fpostgres-ca.pem"
+        )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--sslmode", "verify-full"),
+        ("--sslmode", "verify-ca"),
+        ("--sslmode", "require", "--sslrootcert", __file__),
+        ("--sslmode", "verify-ca", "--sslrootcert", __file__),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(
+    folder: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["secrets", "make", str(folder), "--database", "db:5432", *words]) == 2
+    assert "sslrootcert" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_lost_log_keys_are_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,12 @@ class Service:
         return {name: str(value["condition"]) for name, value in found.items()}
 
     @property
+    def restarted_with(self) -> set[str]:
+        """Services whose restart by Compose restarts this one."""
+        found = self.document.get("depends_on", {})
+        return {name for name, value in found.items() if value.get("restart")}
+
+    @property
     def mounts(self) -> list[Mount]:
         return [_mount(entry) for entry in self.document.get("volumes", ())]
 
@@ -91,10 +97,11 @@ class Service:
 
 
 class Compose:
-    """The file."""
+    """The file, and the configuration files beside it, some of which `files` may replace."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
         self.document = document
+        self._files = files or {}
         self.services = {
             name: Service(name, document) for name, document in self.document["services"].items()
         }
@@ -104,12 +111,17 @@ class Compose:
         return cls.parse(FILE.read_text(encoding="utf-8"))
 
     @classmethod
-    def parse(cls, text: str) -> Compose:
+    def parse(cls, text: str, files: Mapping[str, str] | None = None) -> Compose:
         """The file with no variable set."""
-        return cls(interpolated(yaml.safe_load(text)))
+        return cls(interpolated(yaml.safe_load(text)), files)
 
     def config(self, name: str) -> str:
-        return str(self.document["configs"][name]["content"])
+        """What a config holds: a file's text, or content that stands here."""
+        config = self.document["configs"][name]
+        if "content" in config:
+            return str(config["content"])
+        file = str(config["file"])
+        return self._files.get(file) or (ROOT / file).read_text(encoding="utf-8")
 
     def of_profile(self, *profiles: str) -> Iterator[Service]:
         for service in self.services.values():

@@ -49,6 +49,7 @@ def faults(compose: Compose, installation: Installation) -> list[str]:
         *_unused(compose),
         *(f for s in compose.services.values() for f in _form(compose, s)),
         *(f for s in compose.services.values() for f in _needs(compose, s)),
+        *_built(compose),
         *(
             f
             for s in compose.services.values()
@@ -87,14 +88,16 @@ def _form(compose: Compose, service: Service) -> Iterator[str]:
     if service.document.get("restart") not in {"unless-stopped", "no"}:
         yield f"{name}: restart policy"
     if not _is_limited(service):
-        yield f"{name}: no resource limits"
+        yield f"{name}: no limit of memory, or one of CPUs"
+    for config in service.configs.values():
+        if service.document.get("read_only") and "content" in compose.document["configs"][config]:
+            yield f"{name}: an engine writes {config} into the container, which is read-only"
     for mount in service.mounts:
         if not mount.is_volume and not (ROOT / mount.source).is_dir():
             yield f"{name}: no folder {mount.source}"
     for port in service.document.get("ports", ()):
         if not str(port).startswith("127.0.0.1:"):
             yield f"{name}: publishes {port} beyond loopback"
-    del compose
 
 
 def _needs(compose: Compose, service: Service) -> Iterator[str]:
@@ -103,15 +106,38 @@ def _needs(compose: Compose, service: Service) -> Iterator[str]:
             yield f"{service.name}: depends on {need} {condition}"
         elif condition.endswith("successfully") and not compose.services[need].is_job:
             yield f"{service.name}: {need} never completes"
+    if service.is_job and not any(service.name in s.needs for s in compose.services.values()):
+        yield f"{service.name}: nothing waits for it, so that `up --wait` calls its end a failure"
+
+
+def _built(compose: Compose) -> Iterator[str]:
+    """One service builds the image, and whoever uses it comes after that one.
+
+    Several builds of one tag at a time may fail: "image already exists".
+    """
+    ours = {name: s for name, s in compose.services.items() if s.is_remit}
+    builders = [name for name, s in ours.items() if "build" in s.document]
+    if len(builders) != 1:
+        yield f"the image is built by {builders}"
+    for name in set(ours) - set(builders):
+        if not set(builders) & _before(compose, name):
+            yield f"{name}: does not wait for the image"
+
+
+def _before(compose: Compose, name: str) -> set[str]:
+    """Whatever comes before a service, directly or not."""
+    needs = set(compose.services[name].needs) & set(compose.services)
+    return needs.union(*(_before(compose, need) for need in needs))
 
 
 def _is_limited(service: Service) -> bool:
+    """Memory is bounded; CPUs are not: an engine refuses more of them than its host has."""
     resources = service.document.get("deploy", {}).get("resources", {})
     limits = resources.get("limits", {})
     if resources.get("reservations", {}).get("devices"):
         return True
     memory = re.fullmatch(r"\d+[MG]", limits.get("memory", ""))
-    return memory is not None and float(limits.get("cpus", 0)) > 0
+    return memory is not None and "cpus" not in limits
 
 
 def places(compose: Compose, service: Service, installation: Installation) -> list[Place]:
@@ -191,6 +217,8 @@ def _gateway(compose: Compose, topology: Topology, installation: Installation) -
         for name in TLS_FILES:
             if not is_file(f"{topology.tls_dir}/{party}/{name}", mounted):
                 yield f"gateway: {party}/{name} is not mounted"
+    if gateway.restarted_with != {"gateway-configuration", "certificates"}:
+        yield f"gateway: is restarted with {gateway.restarted_with}"
     if gateway.document["ports"] != [f"127.0.0.1:8080:{topology.edge.port}"]:
         yield f"gateway: publishes {gateway.document['ports']}"
     if any(topology.replicas[area][0].host != area for area in AREAS):
@@ -208,6 +236,8 @@ def _drain(compose: Compose, topology: Topology) -> Iterator[str]:
         yield "gateway-drain: killed before its drain ends"
     if not {"gateway", "agent"} <= set(drain.needs):
         yield "gateway-drain: stopped too late"
+    if drain.restarted_with != {"gateway"}:
+        yield "gateway-drain: stays in the network of a gateway that is gone"
 
 
 def _egress(compose: Compose) -> Iterator[str]:

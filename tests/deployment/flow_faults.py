@@ -12,7 +12,15 @@ from tests.deployment.kubernetes_faults import NAME, Cluster, Document
 Flow = tuple[str, str, int]
 ANYWHERE: Final = "*"
 SCRAPERS: Final = "scrapers"
-OUT: Final = {"inference": {443}, "tools": {443, 465, 587}, "vllm": {443}}
+ADAPTER: Final = "prometheus-adapter"
+API_SERVER: Final = {443, 6443}
+"""Its Service's port, and its own on most clusters."""
+OUT: Final = {
+    "inference": {443},
+    "tools": {443, 465, 587},
+    "vllm": {443},
+    ADAPTER: API_SERVER,
+}
 POSTGRES: Final = 5432
 PRIVATE: Final = {
     *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
@@ -40,7 +48,8 @@ def expected(topology: Topology) -> set[Flow]:
         (SCRAPERS, "gateway", topology.stats.port),
         ("inference", "vllm", 8000),
         ("grafana", "prometheus", 9090),
-        ("prometheus-adapter", "prometheus", 9090),
+        (ADAPTER, "prometheus", 9090),
+        (ANYWHERE, ADAPTER, 6443),
     }
 
 
@@ -50,7 +59,7 @@ def faults(cluster: Cluster) -> list[str]:
     into = {flow for policy in policies for flow in _flows(policy, "ingress", "from")}
     out_of = {flow for policy in policies for flow in _flows(policy, "egress", "to")}
     wanted = expected(cluster.topology)
-    inner = {f for f in wanted if f[0] not in {ANYWHERE, SCRAPERS, "prometheus-adapter"}}
+    inner = {f for f in wanted if f[0] not in {ANYWHERE, SCRAPERS}}
     return [
         *(f"ingress: {flow}" for flow in into ^ wanted),
         *(f"egress: {flow}" for flow in {f for f in out_of if f[1] != ANYWHERE} ^ inner),
@@ -75,8 +84,9 @@ def _block(rule: Document, peer: Document) -> Iterator[str]:
     if block is None:
         return
     kept_out = set(block.get("except", ()))
-    database = [p["port"] for p in rule["ports"]] == [POSTGRES]
-    if block["cidr"] != "0.0.0.0/0" or kept_out != ({"169.254.0.0/16"} if database else PRIVATE):
+    ports = {p["port"] for p in rule["ports"]}
+    anywhere = ports in ({POSTGRES}, API_SERVER)
+    if block["cidr"] != "0.0.0.0/0" or kept_out != ({"169.254.0.0/16"} if anywhere else PRIVATE):
         yield f"egress: {block}"
 
 

@@ -20,6 +20,7 @@ from remit.cost.price_files import _PriceFile
 from remit.gateway.stats import PAGES
 from remit.gateway.topology import Topology
 from remit.inference.declarations import ModelsFile
+from remit.local.installation import SECRETS_MOUNT
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
 from remit.rpc.errors import RemitError
@@ -32,6 +33,7 @@ PROBE_PAGES: Final = {"/health", "/ready"}
 _SETTING: Final = re.compile(r"REMIT_([A-Z]+)_(\w+)")
 _FOLDERS: Final = {"tls_dir": TLS_FILES, "keys_dir": {"log.key", "log.pub", "subject_master.key"}}
 _FILES: Final = ("pepper_file", "signing_key_file", "prices_file", "models_file")
+_OFFERS: Final = "--enable-auto-tool-choice"
 _PATH_OPTIONS: Final = {"--topology", "--config-path"}
 
 
@@ -138,6 +140,8 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
 def _secrets_faults(
     area: str, environment: Mapping[str, str], places: Sequence[Place]
 ) -> Iterator[str]:
+    if environment.get(SECRETS_VARIABLE) != str(SECRETS_MOUNT):
+        yield f"{area}: {SECRETS_VARIABLE} is not {SECRETS_MOUNT}, where DSNs look for files"
     files = _files(environment.get(SECRETS_VARIABLE, "/nowhere"), places)
     needed = {f"REMIT_{area.upper()}_DSN"}
     needed |= {"REMIT_AUDIT_KEYS_DSN"} if area == "audit" else set()
@@ -234,3 +238,8 @@ def scrape_targets(document: Mapping[str, Any]) -> set[tuple[str, int]]:
                 host, _, port = target.partition(":")
                 found.add((host, int(port)))
     return found
+
+
+def parser_of(words: Sequence[str]) -> str:
+    """How vLLM reads tool calls; empty where it would refuse requests that offer tools."""
+    return dict(pairwise(words)).get("--tool-call-parser", "") if _OFFERS in words else ""

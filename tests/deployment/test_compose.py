@@ -21,9 +21,10 @@ from remit.rpc.contracts import AREAS
 from tests.deployment.compose import FILE, ROOT, Compose
 from tests.deployment.compose_faults import faults
 from tests.deployment.mutations import leaves, mistyped
-from tests.deployment.references import scrape_targets
+from tests.deployment.references import parser_of, scrape_targets
 from tests.programs import program
 
+TOPOLOGY = json.dumps((ROOT / "compose" / "topology.yaml").read_text())
 SECRET_WORDS = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY$|DSN")
 
 
@@ -75,6 +76,16 @@ def test_dashboards_find_their_data_source() -> None:
     assert [json.loads(file.read_text()) for file in folder.glob("*.json")]
 
 
+def test_the_model_server_serves_the_model_that_inference_declares() -> None:
+    compose = Compose.load()
+    models = yaml.safe_load(compose.config("models"))["models"]
+    [local] = [m for m in models if m["engine"] == "openai"]
+    command = compose.services["vllm"].command
+    assert local["provider_model"] in command
+    assert parser_of(command) == "hermes"
+    assert local["base_url"] == f"http://vllm:{command[command.index('--port') + 1]}/v1"
+
+
 # ------------------------------------------------------------------------------- mutations
 
 FREE = re.compile(
@@ -122,14 +133,51 @@ def test_a_typo_anywhere_in_a_service_is_found(installation: Installation) -> No
         ("REMIT_COST_HTTP_PORT", "REMIT_COST_HTTPPORT"),
         ("api-keys.pepper", "api-key.pepper"),
         ("networks: [mesh, data]", "networks: [mesh, data, egress]"),
-        ("host: policy", "host: polcy"),
-        ("engine: openai", "engine: open-ai"),
         ("127.0.0.1:9090:9090", "9090:9090"),
         ("keys: {condition: service_completed_successfully}", "keys: {condition: service_done}"),
+        ("prometheus: {file: ./compose/prometheus.yaml}", "prometheus: {content: 'a: b'}"),
+        ("topology: {file: ./compose/topology.yaml}", f"topology: {{content: {TOPOLOGY}}}"),
+        ("limits: {memory: 4G}", "limits: {cpus: '4', memory: 4G}"),
+        ("read_only: true\n  tmpfs", "build: .\n  read_only: true\n  tmpfs"),
+        (
+            "gateway: {condition: service_started, restart: true}",
+            "gateway: {condition: service_started}",
+        ),
+        (
+            "certificates: {condition: service_completed_successfully, restart: true}",
+            "certificates: {condition: service_completed_successfully}",
+        ),
     ],
-    ids=["setting", "file", "egress", "host", "engine", "port", "condition"],
+    ids=[
+        *("setting", "file", "egress", "port", "condition", "inline for another's image", "inline"),
+        *("more CPUs than the host has", "two builds", "lost network", "stale certificates"),
+    ],
 )
 def test_faults_in_other_places_are_found(old: str, new: str, installation: Installation) -> None:
     text = FILE.read_text()
     assert old in text
     assert faults(Compose.parse(text.replace(old, new)), installation)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("topology", "host: policy", "host: polcy"),
+        ("models", "engine: openai", "engine: open-ai"),
+        ("prices", "input_nanos", "input_nano"),
+        ("local-assistant", "max_steps: 8", "max_stops: 8"),
+    ],
+)
+def test_faults_in_configuration_files_are_found(
+    file: str, old: str, new: str, installation: Installation
+) -> None:
+    path = f"./compose/{file}.yaml"
+    text = (ROOT / path).read_text()
+    assert old in text
+    compose = Compose.parse(FILE.read_text(), {path: text.replace(old, new)})
+    assert faults(compose, installation)
+
+
+def test_every_configuration_file_is_used() -> None:
+    named = {config["file"] for config in Compose.load().document["configs"].values()}
+    assert named == {f"./compose/{file.name}" for file in (ROOT / "compose").iterdir()}

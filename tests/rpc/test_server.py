@@ -115,7 +115,8 @@ async def running(tls_folder: Path, **overrides: Any) -> AsyncIterator[Running]:
         ready=[run.fault],
     )
     settings = ServiceSettings.load(**{"tls_dir": tls_folder / "cost", "drain_s": 5.0} | overrides)
-    task = asyncio.create_task(host.run(service, settings, stop=run.stop, started=run.started))
+    opening = contextlib.nullcontext(service)
+    task = asyncio.create_task(host.run(opening, settings, stop=run.stop, started=run.started))
     try:
         await eventually(lambda: run.port or task.done())
         yield run
@@ -252,7 +253,8 @@ async def test_a_message_of_a_stream_over_its_bound_ends_it(
         verifier=RemitVerifier(NoKeys(), SystemClock()),
     )
     settings = ServiceSettings.load(tls_dir=tls_folder / "inference")
-    task = asyncio.create_task(host.run(service, settings, stop=run.stop, started=run.started))
+    opening = contextlib.nullcontext(service)
+    task = asyncio.create_task(host.run(opening, settings, stop=run.stop, started=run.started))
     await eventually(lambda: run.port)
     address = f"127.0.0.1:{run.port}"
     async with Mesh.connect(address, identity("agent"), party="inference") as mesh:
@@ -356,7 +358,8 @@ async def test_a_remit_is_asked_for_where_the_contract_says_so(
         verifier=RemitVerifier(NoKeys(), SystemClock()),
     )
     settings = ServiceSettings.load(tls_dir=tls_folder / "tools")
-    task = asyncio.create_task(host.run(service, settings, stop=run.stop, started=run.started))
+    opening = contextlib.nullcontext(service)
+    task = asyncio.create_task(host.run(opening, settings, stop=run.stop, started=run.started))
     await eventually(lambda: run.port)
     address = f"127.0.0.1:{run.port}"
     async with Mesh.connect(address, identity("agent"), party="tools") as mesh:

@@ -66,7 +66,7 @@ async def open_service(
 
     Raises CONFIGURATION_INVALID for a wrong agent file, DEPENDENCY_UNAVAILABLE without a database.
     """
-    async with Database.of(settings) as database:
+    async with Database.of(settings, "agent") as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         parts = await open_parts(settings, mesh, database, clock=clock, ids=ids)
         yield Service(

@@ -45,8 +45,8 @@ async def open_service(
     """
     keys = load_log_keys(settings.keys_dir)
     async with (
-        Database.of(settings) as database,
-        Database.of(settings, settings.keys_dsn) as keys_database,
+        Database.of(settings, "audit") as database,
+        Database.of(settings, "audit_keys", settings.keys_dsn) as keys_database,
     ):
         store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
         keyring = _keyring(settings, keys_database, keys, clock, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import click
@@ -18,7 +19,8 @@ def command() -> None:
 
 @command.command(
     epilog="\b\nExamples:\n"
-    "  remit secrets make ./installation --database db.example.com:5432 --sslmode verify-full\n"
+    "  remit secrets make ./installation --database db.example.com:5432 --sslmode verify-full"
+    " --sslrootcert ./db-ca.pem\n"
     "  remit secrets make /installation --database postgres:5432 --superuser"
 )
 @folder_argument
@@ -32,29 +34,60 @@ def command() -> None:
     show_default=True,
     help="How connections to PostgreSQL are secured.",
 )
-@click.option("--sslrootcert", default="", help="The services' file with PostgreSQL's authority.")
+@click.option(
+    "--sslrootcert",
+    "authority",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the authority of PostgreSQL's certificate, for verify-ca and verify-full.",
+)
 @click.option(
     "--superuser", is_flag=True, help="PostgreSQL is the installation's own: make its superuser's."
 )
-def make(folder: Path, *, address: str, sslmode: str, sslrootcert: str, superuser: bool) -> None:
+def make(
+    folder: Path, *, address: str, sslmode: str, authority: Path | None, superuser: bool
+) -> None:
     """Make what is missing in FOLDER: key files, and a password for each database role.
 
     FOLDER/AREA/secrets is for the service of AREA, FOLDER/setup/secrets for whoever makes and
-    migrates databases. What is there stays as it is. Keep a copy of FOLDER elsewhere: without its
+    migrates databases; the authority of PostgreSQL's certificate is copied into each. What is there
+    stays as it is. Keep a copy of FOLDER elsewhere: without its
     keys the databases cannot be used.
     """
-    from remit.local.installation import Installation, Server  # noqa: PLC0415 - slow
+    from remit.local.installation import (  # noqa: PLC0415 - slow
+        DATABASE_AUTHORITY,
+        SECRETS_MOUNT,
+        Installation,
+        Server,
+    )
 
+    certificates = _authority(sslmode, authority)
     parameters = [("sslmode", sslmode)]
-    if sslrootcert:
-        parameters.append(("sslrootcert", sslrootcert))
+    if certificates:
+        parameters.append(("sslrootcert", str(SECRETS_MOUNT / DATABASE_AUTHORITY)))
     server = Server(address, tuple(parameters))
     installation = Installation(folder)
     installation.ensure_keys()
+    if certificates:
+        installation.write_database_authority(certificates)
     if superuser:
         installation.ensure_superuser(server)
     installation.ensure_dsns(server)
     click.echo(f"keys and passwords are in {folder}")
+
+
+def _authority(sslmode: str, file: Path | None) -> bytes:
+    """The certificates that PostgreSQL's is verified with; empty where nothing is verified."""
+    if sslmode.startswith("verify-") != (file is not None):
+        message = "--sslmode verify-ca and verify-full need --sslrootcert, and no other takes it"
+        raise click.UsageError(message)
+    if file is None:
+        return b""
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        message = f"--sslrootcert: {file} holds no certificate: {error}"
+        raise click.UsageError(message) from error
+    return file.read_bytes()
 
 
 @command.command(

@@ -116,7 +116,5 @@ async def _serve_area(area: str, settings: ServiceSettings, stop: asyncio.Event)
         mesh = await stack.enter_async_context(
             Mesh.connect(settings.mesh_address, TlsIdentity.load(settings.tls_dir))
         )
-        service = await stack.enter_async_context(
-            open_service(settings, mesh, clock=clock, ids=ids)
-        )
-        await run(service, settings, stop=stop, clock=clock, started=_keep_what_was_loaded)
+        opening = open_service(settings, mesh, clock=clock, ids=ids)
+        await run(opening, settings, stop=stop, clock=clock, started=_keep_what_was_loaded)

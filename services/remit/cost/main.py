@@ -43,7 +43,7 @@ async def open_service(
 
     """
     prices = await asyncio.to_thread(read_prices, settings.prices_file)
-    async with Database.of(settings) as database:
+    async with Database.of(settings, "cost") as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         price_list = PriceList(

@@ -31,7 +31,7 @@ async def open_service(
     Raises CONFIGURATION_INVALID for a models file or a database that does not fit, and
     DEPENDENCY_UNAVAILABLE when the database does not answer.
     """
-    async with _models(settings) as models, Database.of(settings) as database:
+    async with _models(settings) as models, Database.of(settings, "inference") as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         gate, closer = open_gate("inference", database, settings, mesh, clock=clock, ids=ids)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import asyncpg
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.postgres import DATABASES, translated
+from remit.postgres import DATABASES, translated, usable
 from remit.rpc.errors import RemitError
 
 _CONNECT_TIMEOUT_S: Final = 10.0
@@ -49,7 +49,7 @@ async def make_databases(admin_dsn: str, passwords: Mapping[str, str]) -> list[s
             that could not stand in SQL, or when the administrator may not do this.
 
     """
-    with translated():
+    with translated(), usable(admin_dsn):
         admin = await asyncpg.connect(admin_dsn, timeout=_CONNECT_TIMEOUT_S)
     try:
         await admin.execute("SELECT pg_advisory_lock($1)", _MAKING_LOCK)

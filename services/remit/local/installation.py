@@ -7,6 +7,8 @@
     setup/secrets/       DSNs of every role: who makes and migrates databases needs them
     postgres/secrets/    password of the superuser, for a PostgreSQL that the installation runs
 
+Whoever has a DSN that verifies PostgreSQL's certificate has postgres-ca.pem beside it.
+
 A party is given its own part and nothing else, as a volume or as Secrets. Files are made once and
 never overwritten, except certificates near their end: new keys beside old databases would break
 them without a word.
@@ -18,7 +20,7 @@ import base64
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -36,6 +38,9 @@ SETUP: Final = "setup"
 POSTGRES: Final = "postgres"
 LISTENERS: Final = ("edge", "mesh")
 ADMIN_DSN: Final = "REMIT_ADMIN_DSN"
+SECRETS_MOUNT: Final = PurePosixPath("/etc/remit/secrets")
+"""Where a container finds its party's secrets."""
+DATABASE_AUTHORITY: Final = "postgres-ca.pem"
 PASSWORD_FILE: Final = "password"  # noqa: S105 - a file's name
 _PASSWORD_BYTES: Final = 32
 
@@ -106,6 +111,11 @@ class Installation:
             area = next(area for area in AREAS if database.startswith(area))
             own = self.secrets_folder(area) / service_variable(database)
             _keep(own, read_small(setup / service_variable(database)))
+
+    def write_database_authority(self, certificates: bytes) -> None:
+        """Gives everybody who connects the certificates that PostgreSQL's own is verified with."""
+        for party in (*AREAS, SETUP):
+            write_private(self.secrets_folder(party) / DATABASE_AUTHORITY, certificates)
 
     def ensure_superuser(self, server: Server) -> None:
         """Makes the superuser's password for a PostgreSQL that this installation runs itself."""

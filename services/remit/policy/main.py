@@ -52,7 +52,7 @@ async def open_service(
     pepper = Pepper(read_secret(settings.pepper_file))
     seal = Seal(read_secret(settings.signing_key_file))
     source = read_policies(settings.policies_dir or SHIPPED_POLICIES)
-    async with Database.of(settings) as database:
+    async with Database.of(settings, "policy") as database:
         store = PolicyStore(database)
         await _check_pepper(store, pepper, settings)
         keys = _key_ring(store, seal, settings, clock, ids)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -45,34 +46,62 @@ class Service:
     ready: Sequence[Callable[[], Awaitable[None]]] = field(default=())
     """Checks that raise while the service cannot do its work, such as `database.ping`."""
     drain: Sequence[Callable[[], Awaitable[None]]] = field(default=())
-    """Called once at the start of a drain, such as handing leases over."""
+    """Called once at the start of a drain, such as handing leases over; each gets `drain_s`."""
 
 
 async def run(
-    service: Service,
+    opening: AbstractAsyncContextManager[Service],
     settings: ServiceSettings,
     *,
     stop: asyncio.Event | None = None,
     clock: Clock | None = None,
     started: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Serves until SIGTERM, SIGINT or `stop`, then drains.
+    """Opens the service, serves it until SIGTERM, SIGINT or `stop`, then drains and closes it.
 
-    In a drain health turns NOT_SERVING, calls in flight get `settings.drain_s` to end, and
-    background work is cancelled. `started(port, http_port)` is called once calls are accepted.
+    The plain port answers from the beginning: a service that waits for its database is alive and
+    not ready. In a drain health turns NOT_SERVING, calls in flight get `settings.drain_s` to end,
+    and background work is cancelled. `started(port, http_port)` is called once calls are accepted.
     """
     stop = stop or stop_on_signals()
-    host = _Host(service, settings, clock or SystemClock())
-    async with host.open() as (port, http_port):
-        log.info("service_started", area=service.area, port=port, http_port=http_port)
-        if started is not None:
-            started(port, http_port)
-        await host.until(stop)
-        log.info("service_draining", area=service.area)
+    probes = Probes()
+    async with (
+        serve_http(settings.host, settings.http_port, probes) as http_port,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        service = await _opened(stack, opening, stop)
+        if service is None:
+            return
+        host = _Host(service, settings, clock or SystemClock(), probes)
+        async with host.open() as port:
+            log.info("service_started", area=service.area, port=port, http_port=http_port)
+            if started is not None:
+                started(port, http_port)
+            await host.until(stop)
+            log.info("service_draining", area=service.area)
+
+
+async def _opened(
+    stack: contextlib.AsyncExitStack,
+    opening: AbstractAsyncContextManager[Service],
+    stop: asyncio.Event,
+) -> Service | None:
+    """The service, which `stack` closes; None if `stop` came before it was open."""
+    entering = asyncio.create_task(stack.enter_async_context(opening))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((entering, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return entering.result() if entering.done() else None
+    finally:
+        entering.cancel()
+        stopping.cancel()
+        await asyncio.gather(entering, stopping, return_exceptions=True)
 
 
 class _Host:
-    def __init__(self, service: Service, settings: ServiceSettings, clock: Clock) -> None:
+    def __init__(
+        self, service: Service, settings: ServiceSettings, clock: Clock, probes: Probes
+    ) -> None:
         self._service = service
         self._settings = settings
         self._guard = Guard(
@@ -81,25 +110,22 @@ class _Host:
             clock=clock,
             max_in_flight=settings.max_in_flight,
         )
-        self._probes = Probes()
+        self._probes = probes
         self._tasks: list[asyncio.Task[None]] = []
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[int, int]]:
+    async def open(self) -> AsyncIterator[int]:
         server, health_servicer = build_server(
             self._guard, self._service.servicers, tracer=current_tracer()
         )
         port = _bound(server, self._settings)
-        async with serve_http(self._settings.host, self._settings.http_port, self._probes) as http:
-            await server.start()
-            self._tasks = [asyncio.create_task(self._watch_readiness(health_servicer))]
-            self._tasks += [
-                asyncio.create_task(_forever(work)) for work in self._service.background
-            ]
-            try:
-                yield port, http
-            finally:
-                await self._drained(server, health_servicer)
+        await server.start()
+        self._tasks = [asyncio.create_task(self._watch_readiness(health_servicer))]
+        self._tasks += [asyncio.create_task(_forever(work)) for work in self._service.background]
+        try:
+            yield port
+        finally:
+            await self._drained(server, health_servicer)
 
     async def until(self, stop: asyncio.Event) -> None:
         """Waits for `stop`; background work that fails ends the service with its error."""
@@ -127,12 +153,19 @@ class _Host:
         self._tasks[0].cancel()
         await health_servicer.enter_graceful_shutdown()
         for hand_over in self._service.drain:
-            with contextlib.suppress(RemitError):
-                await asyncio.wait_for(hand_over(), self._settings.drain_s)
+            await self._handed_over(hand_over)
         await server.stop(self._settings.drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _handed_over(self, hand_over: Callable[[], Awaitable[None]]) -> None:
+        """One that fails or takes too long is left to leases and sweepers; calls must still end."""
+        try:
+            await asyncio.wait_for(hand_over(), self._settings.drain_s)
+        except (RemitError, TimeoutError) as error:
+            reason = str(error) or f"not done after {self._settings.drain_s:g} s"
+            log.warning("hand_over_failed", area=self._service.area, error=reason)
 
 
 def _bound(server: grpc.aio.Server, settings: ServiceSettings) -> int:

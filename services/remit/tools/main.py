@@ -38,7 +38,7 @@ async def open_service(
         RemoteKeys(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock), clock
     )
     async with (
-        Database.of(settings) as database,
+        Database.of(settings, "tools") as database,
         open_execution(
             settings.execution_limits(), settings.result_limits(), drain_s=settings.drain_s
         ) as execution,
