@@ -234,7 +234,8 @@ SERVICES: Final = (
     Alert(
         "RemitServiceDown",
         f'up{{job=~"{JOBS}"}} == 0',
-        "1m",
+        # A pod is asked from its first moment, and may take two minutes to start.
+        "3m",
         CRITICAL,
         "{{ $labels.job }} {{ $labels.instance }} does not answer Prometheus",
         "The process is gone or does not turn.",
@@ -249,7 +250,9 @@ SERVICES: Final = (
     ),
     Alert(
         "RemitServiceMissing",
-        " or ".join(f'absent(remit_ready{{area="{area}"}})' for area in AREAS),
+        " or ".join(f'absent(remit_ready{{area="{area}"}})' for area in AREAS)
+        # Envoy has no metric of ours.
+        + """ or label_replace(absent(up{job="gateway"}), "area", "gateway", "", "")""",
         "2m",
         CRITICAL,
         "there is no replica of {{ $labels.area }}",

@@ -29,6 +29,10 @@ class Case:
     at: str = "40m"
 
 
+NOT_READY: Final = {f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS}
+"""Every service is there, and none can do its work."""
+GATEWAY: Final = 'up{job="gateway"}'
+
 CASES: Final = (
     Case(
         "RemitQueueGrowing",
@@ -190,7 +194,11 @@ CASES: Final = (
         fires={'up{job="agent",instance="h:1"}': "1+0x30 0+0x10"},
         says="agent h:1 does not answer Prometheus",
         labels={"job": "agent", "instance": "h:1"},
-        quiet={'up{job="agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
+        quiet={
+            'up{job="agent",instance="h:1"}': "1+0x60",
+            'up{job="agent",instance="starting"}': "_x37 0 0 1",
+            'up{job="other"}': "0+0x60",
+        },
     ),
     Case(
         "RemitServiceNotReady",
@@ -202,10 +210,16 @@ CASES: Final = (
     ),
     Case(
         "RemitServiceMissing",
-        fires={f'remit_ready{{area="{area}"}}': "1+0x60" for area in AREAS if area != "tools"},
+        fires={**NOT_READY, 'remit_ready{area="tools"}': "_x60", GATEWAY: "1+0x60"},
         says="there is no replica of tools",
         labels={"area": "tools"},
-        quiet={f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS},
+        quiet={**NOT_READY, GATEWAY: "0+0x60"},
+    ),
+    Case(
+        "RemitServiceMissing",
+        fires=NOT_READY,
+        says="there is no replica of gateway",
+        labels={"area": "gateway", "job": "gateway"},
     ),
     Case(
         "RemitRpcErrors",
