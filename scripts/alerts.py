@@ -110,6 +110,16 @@ RUNS: Final = (
         "More runs are accepted than worked on. At max_queued_runs new ones are refused.",
     ),
     Alert(
+        "RemitQueueStuck",
+        "max(agent_queue_length) > 0"
+        " unless sum(increase(agent_requests_total[5m])) > 0"
+        ' unless sum(increase(agent_runs_claimed_total{origin="queue"}[5m])) > 0',
+        "10m",
+        CRITICAL,
+        "{{ $value }} runs wait for a worker and none is taken",
+        "No run has been taken from the queue, and none has ended, for 15 minutes.",
+    ),
+    Alert(
         "RemitRunsSlow",
         "agent:agent_execution_seconds:p95_5m > 30",
         "10m",
@@ -265,6 +275,14 @@ SERVICES: Final = (
         WARNING,
         "{{ $value | humanizePercentage }} of the calls of {{ $labels.method }} fail",
         "They end in codes that are the mesh's own fault.",
+    ),
+    Alert(
+        "RemitOverloaded",
+        "sum by (method) (rate(remit_rpc_overloaded_total[5m])) > 0",
+        "10m",
+        WARNING,
+        "{{ $labels.method }} refuses {{ $value | humanize }} calls a second for want of room",
+        "The service or its queue is full. Callers get OVERLOADED and try again later.",
     ),
     Alert(
         "RemitBreakerOpen",

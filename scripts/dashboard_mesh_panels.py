@@ -245,6 +245,13 @@ SERVICES: Final = Row(
             ),
         ),
         Panel(
+            "RPCs refused as overloaded",
+            "RPCs refused with OVERLOADED, by method, since the service or its queue is full. More"
+            " replicas, or find what is slow.",
+            REQUESTS_PER_S,
+            (Query(rate("remit_rpc_overloaded_total", "method"), "{{method}}"),),
+        ),
+        Panel(
             "RPC latency p95 by service",
             "Time from acceptance to end; streams are as long as they are followed.",
             SECONDS,

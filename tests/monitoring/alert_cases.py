@@ -41,6 +41,31 @@ CASES: Final = (
         quiet={"agent_queue_length": "50+0x60"},
     ),
     Case(
+        "RemitQueueStuck",
+        # Full, so that it cannot grow; and the runs being worked on do not end.
+        fires={
+            "agent_queue_length": "1000+0x60",
+            'agent_requests_total{agent="agents/a",state="SUCCEEDED"}': "0+10x20 200+0x40",
+            'agent_runs_claimed_total{origin="queue"}': "0+10x20 200+0x40",
+        },
+        says="1000 runs wait for a worker and none is taken",
+        quiet={
+            "agent_queue_length": "1000+0x60",
+            'agent_requests_total{agent="agents/a",state="SUCCEEDED"}': "0+0x60",
+            'agent_runs_claimed_total{origin="queue"}': "0 0 0 0+1x60",
+        },
+    ),
+    Case(
+        "RemitQueueStuck",
+        # Nothing ever ended here.
+        fires={"agent_queue_length": "3+0x60"},
+        says="3 runs wait for a worker and none is taken",
+        quiet={
+            "agent_queue_length": "3+0x60",
+            'agent_requests_total{agent="agents/a",state="FAILED"}': "0+1x60",
+        },
+    ),
+    Case(
         "RemitRunsSlow",
         fires=dict.fromkeys(
             (
@@ -232,6 +257,17 @@ CASES: Final = (
         quiet={
             'remit_rpc_requests_total{method="/m",code="OK"}': "0+30x60",
             'remit_rpc_requests_total{method="/m",code="PERMISSION_DENIED"}': "0+10x60",
+        },
+    ),
+    Case(
+        "RemitOverloaded",
+        fires={'remit_rpc_overloaded_total{method="/m"}': "0+60x60"},
+        says="/m refuses 1 calls a second for want of room",
+        labels={"method": "/m"},
+        # A burst that is over, and a budget that is used up.
+        quiet={
+            'remit_rpc_overloaded_total{method="/m"}': "0+0x34 500+0x10",
+            'remit_rpc_requests_total{method="/m",code="RESOURCE_EXHAUSTED"}': "0+60x60",
         },
     ),
     Case(

@@ -32,9 +32,11 @@ STILL: Final = {
     "remit_overrun_nanos_total": "no provider here bills above its bound: tests/cost/test_metrics",
     "remit_closings_delayed_total": "cost and audit live: tests/effects/test_metrics",
     "remit_commit_failures_total": "the database lives: tests/rpc/test_metrics",
+    "remit_rpc_overloaded_total": "there is room for all: tests/rpc/test_server",
 }
 """Metrics that may stay at 0 here, why, and what moves them instead."""
 EMPTY: Final = {
+    "RPCs refused as overloaded": "there is room for all: tests/rpc/test_server",
     "Failed model calls by type": "no model call fails here: tests/inference/test_metrics",
     "What sweepers do": "no closing need be delayed here: tests/effects/test_metrics",
 }
