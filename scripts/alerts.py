@@ -286,11 +286,15 @@ SERVICES: Final = (
     ),
     Alert(
         "RemitBreakerOpen",
-        f"max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_default_rq_open) > 0"
-        f" or max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_high_rq_open) > 0",
-        "1m",
+        # The counter and not the gauges of open breakers: these show one moment of each scrape.
+        " or ".join(
+            f"sum by ({_CLUSTER}) (rate(envoy_cluster_upstream_rq_{what}_overflow[5m])) > 0"
+            for what in ("active", "pending")
+        ),
+        "10m",
         WARNING,
-        "the gateway refuses calls to {{ $labels.envoy_cluster_name }}",
+        "the gateway refuses {{ $value | humanize }} calls a second to"
+        " {{ $labels.envoy_cluster_name }}",
         "As many calls are in flight as its replicas admit; callers get RESOURCE_EXHAUSTED.",
     ),
     Alert(

@@ -32,6 +32,7 @@ class Case:
 NOT_READY: Final = {f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS}
 """Every service is there, and none can do its work."""
 GATEWAY: Final = 'up{job="gateway"}'
+MESH_COST: Final = 'envoy_cluster_name="mesh_cost"'
 
 CASES: Final = (
     Case(
@@ -272,15 +273,26 @@ CASES: Final = (
     ),
     Case(
         "RemitBreakerOpen",
+        # Open between the scrapes, and at none of them.
         fires={
-            'envoy_cluster_circuit_breakers_high_rq_open{envoy_cluster_name="mesh_cost"}': "1+0x60"
+            f"envoy_cluster_upstream_rq_active_overflow{{{MESH_COST}}}": "0+60x60",
+            f"envoy_cluster_upstream_rq_pending_overflow{{{MESH_COST}}}": "0+0x60",
+            f"envoy_cluster_circuit_breakers_default_rq_open{{{MESH_COST}}}": "0+0x60",
         },
-        says="the gateway refuses calls to mesh_cost",
+        says="the gateway refuses 1 calls a second to mesh_cost",
         labels={"envoy_cluster_name": "mesh_cost"},
+        # A burst that is over, in a cluster whose connections were all in use.
         quiet={
-            'envoy_cluster_circuit_breakers_default_rq_open{envoy_cluster_name="a"}': "0+0x60",
-            'envoy_cluster_circuit_breakers_default_cx_open{envoy_cluster_name="a"}': "1+0x60",
+            f"envoy_cluster_upstream_rq_active_overflow{{{MESH_COST}}}": "0+0x34 500+0x10",
+            f"envoy_cluster_circuit_breakers_default_cx_open{{{MESH_COST}}}": "1+0x60",
         },
+    ),
+    Case(
+        "RemitBreakerOpen",
+        # No connection could be made, and too many calls waited for one.
+        fires={f"envoy_cluster_upstream_rq_pending_overflow{{{MESH_COST}}}": "0+60x60"},
+        says="the gateway refuses 1 calls a second to mesh_cost",
+        labels={"envoy_cluster_name": "mesh_cost"},
     ),
     Case(
         "RemitRetriesHigh",

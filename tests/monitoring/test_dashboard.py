@@ -33,6 +33,12 @@ FEATURES = {
     "Circuit breakers open": {
         "envoy_cluster_circuit_breakers_default_rq_open",
         "envoy_cluster_circuit_breakers_high_rq_open",
+        "envoy_cluster_circuit_breakers_default_rq_pending_open",
+        "envoy_cluster_circuit_breakers_high_rq_pending_open",
+    },
+    "Calls refused by breakers": {
+        "envoy_cluster_upstream_rq_active_overflow",
+        "envoy_cluster_upstream_rq_pending_overflow",
     },
     "Retries by cluster": {
         "envoy_cluster_upstream_rq_retry",
