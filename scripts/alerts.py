@@ -240,7 +240,8 @@ RECORD_KEEPING: Final = (
         "5m",
         WARNING,
         "policy cannot decide: {{ $labels.decision }}",
-        "What is not decided is refused. FENCED is ordinary: a run's old worker was stopped.",
+        "What is not decided is refused. UNDECIDED: a policy failed. FENCED is ordinary and is left"
+        " out: a run's old worker was stopped.",
     ),
 )
 

@@ -191,7 +191,8 @@ AUDIT: Final = Row(
         ),
         Panel(
             "Decisions of policy",
-            "ALLOW and DENY are answers. Any other name is a question that could not be decided.",
+            "ALLOW and DENY are answers. UNDECIDED: a policy failed, see `decision_failed` in"
+            " policy's log. Any other name is why the policies were not asked.",
             OPERATIONS_PER_S,
             (
                 Query(

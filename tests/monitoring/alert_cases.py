@@ -233,9 +233,9 @@ CASES: Final = (
     ),
     Case(
         "RemitUndecided",
-        fires={'remit_policy_decisions_total{kind="tool",decision="INTERNAL"}': "0+1x60"},
-        says="policy cannot decide: INTERNAL",
-        labels={"decision": "INTERNAL"},
+        fires={'remit_policy_decisions_total{kind="tool",decision="UNDECIDED"}': "0+1x60"},
+        says="policy cannot decide: UNDECIDED",
+        labels={"decision": "UNDECIDED"},
         quiet={
             'remit_policy_decisions_total{kind="tool",decision="DENY"}': "0+1x60",
             'remit_policy_decisions_total{kind="tool",decision="ALLOW"}': "0+1x60",
