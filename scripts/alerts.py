@@ -2,7 +2,7 @@
 
 The file is golden: `make golden` renews it, `promtool` checks it, and each alert has a test of
 series that fire it and of series that do not (tests/monitoring). Each alert links to the section of
-docs/MONITORING.md that bears its name.
+docs/MONITORING.md that bears its name, wherever its people serve that page.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from remit.rpc.contracts import AREAS
 ROOT: Final = Path(__file__).resolve().parents[1]
 FILE: Final = ROOT / "k8s/components/observability/rules" / "remit.rules.yaml"
 RUNBOOK: Final = "docs/MONITORING.md"
+RUNBOOK_LABEL: Final = "remit_runbook"
+"""External label of a Prometheus that says where its people read the runbook."""
+_RUNBOOK_URL: Final = (
+    f"{{{{ with $externalLabels.{RUNBOOK_LABEL} }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
+)
 HEAD: Final = "# Made from scripts/alerts.py by `make golden`; not edited.\n"
 
 CRITICAL: Final = "critical"
@@ -353,6 +358,6 @@ def _alert(alert: Alert) -> dict[str, object]:
         "annotations": {
             "summary": alert.summary,
             "description": alert.description,
-            "runbook_url": f"{RUNBOOK}#{alert.anchor}",
+            "runbook_url": _RUNBOOK_URL + f"#{alert.anchor}",
         },
     }

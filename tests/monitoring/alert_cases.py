@@ -31,6 +31,7 @@ class Case:
 
 NOT_READY: Final = {f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS}
 """Every service is there, and none can do its work."""
+READ_AT: Final = "https://docs.example.com/monitoring.html"
 GATEWAY: Final = 'up{job="gateway"}'
 OLDEST: Final = 'remit_effects_standing_oldest_seconds{action="tools.call",state="%s"}'
 MESH_COST: Final = 'envoy_cluster_name="mesh_cost"'
@@ -351,9 +352,11 @@ CASES: Final = (
 
 
 def promtool_file() -> dict[str, Any]:
-    """The cases in the form of `promtool test rules`."""
+    """The cases in the form of `promtool test rules`; the first also where the runbook is told."""
     tests = [_test(case.fires, case, [_fired(case)]) for case in CASES]
     tests += [_test(case.quiet, case, []) for case in CASES if case.quiet]
+    told = _test(CASES[0].fires, CASES[0], [_fired(CASES[0], READ_AT)])
+    tests.append(told | {"external_labels": {alerts.RUNBOOK_LABEL: READ_AT}})
     return {"rule_files": [str(alerts.FILE)], "evaluation_interval": "1m", "tests": tests}
 
 
@@ -366,13 +369,13 @@ def _test(series: Series, case: Case, fired: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def _fired(case: Case) -> dict[str, Any]:
+def _fired(case: Case, runbook: str = alerts.RUNBOOK) -> dict[str, Any]:
     alert = next(alert for alert in alerts.ALERTS if alert.name == case.alert)
     return {
         "exp_labels": {**case.labels, "severity": alert.severity},
         "exp_annotations": {
             "summary": case.says,
             "description": case.explains or alert.description,
-            "runbook_url": f"{alerts.RUNBOOK}#{alert.anchor}",
+            "runbook_url": f"{runbook}#{alert.anchor}",
         },
     }
