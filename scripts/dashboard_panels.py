@@ -209,6 +209,18 @@ PROCESSING: Final = Row(
             quantiles("gen_ai_client_operation_duration_seconds", by="gen_ai_request_model"),
         ),
         Panel(
+            "Time to first chunk",
+            "Time until a model's answer began to come. Rising: the model waits for its GPU or in"
+            " its provider's queue, or prompts grew. If only `Model calls by model` rises, answers"
+            " grew, or come more slowly.",
+            SECONDS,
+            quantiles(
+                "gen_ai_client_operation_time_to_first_chunk_seconds",
+                by="gen_ai_request_model",
+                shares=(0.5, 0.95),
+            ),
+        ),
+        Panel(
             "Failed model calls by type",
             "Model calls that failed, by model and ErrorReason: the provider, or its limits.",
             OPERATIONS_PER_S,
