@@ -2,7 +2,7 @@
 
 The file is golden: `make golden` renews it, `promtool` checks it, and each alert has a test of
 series that fire it and of series that do not (tests/monitoring). Each alert links to the section of
-docs/MONITORING.md that bears its name.
+docs/MONITORING.md that bears its name, wherever its people serve that page.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from remit.rpc.contracts import AREAS
 ROOT: Final = Path(__file__).resolve().parents[1]
 FILE: Final = ROOT / "k8s/components/observability/rules" / "remit.rules.yaml"
 RUNBOOK: Final = "docs/MONITORING.md"
+RUNBOOK_LABEL: Final = "remit_runbook"
+"""External label of a Prometheus that says where its people read the runbook."""
+_RUNBOOK_URL: Final = (
+    f"{{{{ with $externalLabels.{RUNBOOK_LABEL} }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
+)
 HEAD: Final = "# Made from scripts/alerts.py by `make golden`; not edited.\n"
 
 CRITICAL: Final = "critical"
@@ -110,6 +115,16 @@ RUNS: Final = (
         "More runs are accepted than worked on. At max_queued_runs new ones are refused.",
     ),
     Alert(
+        "RemitQueueStuck",
+        "max(agent_queue_length) > 0"
+        " unless sum(increase(agent_requests_total[5m])) > 0"
+        ' unless sum(increase(agent_runs_claimed_total{origin="queue"}[5m])) > 0',
+        "10m",
+        CRITICAL,
+        "{{ $value }} runs wait for a worker and none is taken",
+        "No run has been taken from the queue, and none has ended, for 15 minutes.",
+    ),
+    Alert(
         "RemitRunsSlow",
         "agent:agent_execution_seconds:p95_5m > 30",
         "10m",
@@ -174,12 +189,16 @@ EFFECTS: Final = (
     ),
     Alert(
         "RemitHoldsLeaked",
+        # The two are looked at at different moments, so under load their difference swings about
+        # 0: only what is above 0 at every look is a leak. An attempt names its hold once it has
+        # started: where attempts cannot start or cannot be closed for long, RemitAuditLag speaks.
         "max(remit_ledger_held_nanos) - sum(max by (action) (remit_holds_open_nanos)) > 0"
-        " unless sum(max by (action) (remit_effects_standing)) > 0",
+        " unless"
+        ' max(remit_effects_standing_oldest_seconds{state=~"CLAIMED|UNCLOSED"}) > 60',
         "30m",
         WARNING,
         "the ledger holds {{ $value }} nano-USD that no open effect accounts for",
-        "No effect has stood open for half an hour, and money is held all the same.",
+        "For half an hour it has held more than all open effects, at every look.",
     ),
     Alert(
         "RemitOverrun",
@@ -226,7 +245,8 @@ RECORD_KEEPING: Final = (
         "5m",
         WARNING,
         "policy cannot decide: {{ $labels.decision }}",
-        "What is not decided is refused. FENCED is ordinary: a run's old worker was stopped.",
+        "What is not decided is refused. UNDECIDED: a policy failed. FENCED is ordinary and is left"
+        " out: a run's old worker was stopped.",
     ),
 )
 
@@ -234,7 +254,8 @@ SERVICES: Final = (
     Alert(
         "RemitServiceDown",
         f'up{{job=~"{JOBS}"}} == 0',
-        "1m",
+        # A pod is asked from its first moment, and may take two minutes to start.
+        "3m",
         CRITICAL,
         "{{ $labels.job }} {{ $labels.instance }} does not answer Prometheus",
         "The process is gone or does not turn.",
@@ -249,7 +270,9 @@ SERVICES: Final = (
     ),
     Alert(
         "RemitServiceMissing",
-        " or ".join(f'absent(remit_ready{{area="{area}"}})' for area in AREAS),
+        " or ".join(f'absent(remit_ready{{area="{area}"}})' for area in AREAS)
+        # Envoy has no metric of ours.
+        + """ or label_replace(absent(up{job="gateway"}), "area", "gateway", "", "")""",
         "2m",
         CRITICAL,
         "there is no replica of {{ $labels.area }}",
@@ -264,12 +287,24 @@ SERVICES: Final = (
         "They end in codes that are the mesh's own fault.",
     ),
     Alert(
-        "RemitBreakerOpen",
-        f"max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_default_rq_open) > 0"
-        f" or max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_high_rq_open) > 0",
-        "1m",
+        "RemitOverloaded",
+        "sum by (method) (rate(remit_rpc_overloaded_total[5m])) > 0",
+        "10m",
         WARNING,
-        "the gateway refuses calls to {{ $labels.envoy_cluster_name }}",
+        "{{ $labels.method }} refuses {{ $value | humanize }} calls a second for want of room",
+        "The service or its queue is full. Callers get OVERLOADED and try again later.",
+    ),
+    Alert(
+        "RemitBreakerOpen",
+        # The counter and not the gauges of open breakers: these show one moment of each scrape.
+        " or ".join(
+            f"sum by ({_CLUSTER}) (rate(envoy_cluster_upstream_rq_{what}_overflow[5m])) > 0"
+            for what in ("active", "pending")
+        ),
+        "10m",
+        WARNING,
+        "the gateway refuses {{ $value | humanize }} calls a second to"
+        " {{ $labels.envoy_cluster_name }}",
         "As many calls are in flight as its replicas admit; callers get RESOURCE_EXHAUSTED.",
     ),
     Alert(
@@ -323,6 +358,6 @@ def _alert(alert: Alert) -> dict[str, object]:
         "annotations": {
             "summary": alert.summary,
             "description": alert.description,
-            "runbook_url": f"{RUNBOOK}#{alert.anchor}",
+            "runbook_url": _RUNBOOK_URL + f"#{alert.anchor}",
         },
     }

@@ -191,7 +191,8 @@ AUDIT: Final = Row(
         ),
         Panel(
             "Decisions of policy",
-            "ALLOW and DENY are answers. Any other name is a question that could not be decided.",
+            "ALLOW and DENY are answers. UNDECIDED: a policy failed, see `decision_failed` in"
+            " policy's log. Any other name is why the policies were not asked.",
             OPERATIONS_PER_S,
             (
                 Query(
@@ -243,6 +244,13 @@ SERVICES: Final = Row(
                     "{{service}} {{code}}",
                 ),
             ),
+        ),
+        Panel(
+            "RPCs refused as overloaded",
+            "RPCs refused with OVERLOADED, by method, since the service or its queue is full. More"
+            " replicas, or find what is slow.",
+            REQUESTS_PER_S,
+            (Query(rate("remit_rpc_overloaded_total", "method"), "{{method}}"),),
         ),
         Panel(
             "RPC latency p95 by service",
@@ -328,6 +336,13 @@ SERVICES: Final = Row(
 )
 
 _CLUSTER: Final = "envoy_cluster_name"
+_BREAKERS: Final = {
+    "default_rq": "",
+    "high_rq": " high",
+    "default_rq_pending": " pending",
+    "high_rq_pending": " high pending",
+}
+"""Envoy's breakers of calls, and how they are shown."""
 
 GATEWAY: Final = Row(
     "Gateway",
@@ -349,20 +364,34 @@ GATEWAY: Final = Row(
         ),
         Panel(
             "Circuit breakers open",
-            "1 while the gateway refuses calls to a cluster, because as many are in flight as its"
-            " replicas admit. `high` is the share of closing calls.",
+            "1 while as many calls to a cluster are in flight, or `pending` a connection, as its"
+            " replicas admit. `high` is the share of closing calls. It is looked at once a"
+            " scrape: `Calls refused by breakers` misses nothing.",
             COUNT,
+            tuple(
+                Query(
+                    f"max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_{breaker}_open)",
+                    f"{{{{{_CLUSTER}}}}}{legend}",
+                )
+                for breaker, legend in _BREAKERS.items()
+            ),
+            most=1,
+        ),
+        Panel(
+            "Calls refused by breakers",
+            "Calls that the gateway refused with RESOURCE_EXHAUSTED because a cluster's breaker was"
+            " open. A burst is ordinary; if it lasts, more replicas.",
+            REQUESTS_PER_S,
             (
                 Query(
-                    f"max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_default_rq_open)",
+                    rate("envoy_cluster_upstream_rq_active_overflow", _CLUSTER),
                     f"{{{{{_CLUSTER}}}}}",
                 ),
                 Query(
-                    f"max by ({_CLUSTER}) (envoy_cluster_circuit_breakers_high_rq_open)",
-                    f"{{{{{_CLUSTER}}}}} high",
+                    rate("envoy_cluster_upstream_rq_pending_overflow", _CLUSTER),
+                    f"{{{{{_CLUSTER}}}}} pending",
                 ),
             ),
-            most=1,
         ),
         Panel(
             "Retries by cluster",

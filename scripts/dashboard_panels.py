@@ -191,7 +191,7 @@ PROCESSING: Final = Row(
         Panel(
             "Waiting runs by reason",
             "Runs that wait to try a step again, by the reason that made them wait. An outage of a"
-            " provider or a service shows here; approvals will, by their reason.",
+            " provider or a service shows here. Nobody waits for a person here.",
             COUNT,
             (Query("sum by (reason) (agent_runs_waiting)", "{{reason}}"),),
         ),
@@ -207,6 +207,18 @@ PROCESSING: Final = Row(
             "Time of one model call. Slow here and nowhere else: the provider.",
             SECONDS,
             quantiles("gen_ai_client_operation_duration_seconds", by="gen_ai_request_model"),
+        ),
+        Panel(
+            "Time to first chunk",
+            "Time until a model's answer began to come. Rising: the model waits for its GPU or in"
+            " its provider's queue, or prompts grew. If only `Model calls by model` rises, answers"
+            " grew, or come more slowly.",
+            SECONDS,
+            quantiles(
+                "gen_ai_client_operation_time_to_first_chunk_seconds",
+                by="gen_ai_request_model",
+                shares=(0.5, 0.95),
+            ),
         ),
         Panel(
             "Failed model calls by type",

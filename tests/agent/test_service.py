@@ -20,7 +20,9 @@ from tests.agent.outside import (
     client_remit,
     says,
 )
+from tests.monitoring.values import gained
 
+CREATE_RUN = "/remit.api.agent.v1.AgentService/CreateRun"
 JOURNAL = [
     "created",
     "started",
@@ -335,7 +337,9 @@ async def test_a_full_queue_refuses_at_once_with_advice(
     world.inference.effects.hold = asyncio.Event()
     client = (await replica(max_running=1, max_queued_runs=2)).client()
     names = [(await client.create()).name for _ in range(3)]
+    shed = gained("remit_rpc_overloaded_total", method=CREATE_RUN)
     error = await refused(client.create(), reasons.ERROR_REASON_OVERLOADED)
+    assert shed() == 1
     assert error.retry_after_s
     world.inference.effects.hold.set()
     for name in names:

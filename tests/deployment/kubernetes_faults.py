@@ -185,13 +185,26 @@ def _service(cluster: Cluster, document: Document) -> Iterator[str]:
     if len(targets) != 1:
         yield f"service {name}: selects {len(targets)} workloads"
         return
-    if name not in {targets[0].name, "edge", "gateway-pods"}:
+    if name not in {targets[0].name, pods_of(targets[0].name), "edge"}:
         yield f"service {name}: is named after nothing"
     for port in document["spec"]["ports"]:
         if targets[0].port_names.get(port["targetPort"]) != port["port"]:
             yield f"service {name}: port {port['port']} is not {port['targetPort']}"
-    if name in AREAS and document["spec"].get("clusterIP") != "None":
-        yield f"service {name}: the gateway would see one address"
+    yield from _addresses(name, targets[0], document["spec"])
+
+
+def pods_of(workload: str) -> str:
+    """The Service by which Prometheus finds every pod of a workload, ready or not."""
+    return f"{workload}-pods"
+
+
+def _addresses(name: str, workload: Workload, spec: Document) -> Iterator[str]:
+    """Whoever balances or scrapes sees every pod; only who scrapes sees one that is not ready."""
+    scraped = name == pods_of(workload.name)
+    if (scraped or name in AREAS) and spec.get("clusterIP") != "None":
+        yield f"service {name}: shows one address"
+    if spec.get("publishNotReadyAddresses", False) is not scraped:
+        yield f"service {name}: what it says of pods that are not ready"
 
 
 def _budget(cluster: Cluster, document: Document) -> Iterator[str]:

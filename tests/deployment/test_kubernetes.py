@@ -23,7 +23,7 @@ import remit.agent.metrics  # noqa: F401 - its metrics are looked up
 from remit.local.installation import Installation
 from remit.rpc.contracts import AREAS
 from tests.deployment import flow_faults, kubernetes_faults
-from tests.deployment.kubernetes_faults import Cluster, Document
+from tests.deployment.kubernetes_faults import Cluster, Document, pods_of
 from tests.deployment.mutations import leaves, mistyped
 from tests.deployment.references import parser_of, scrape_targets
 from tests.programs import missing, program
@@ -211,9 +211,10 @@ def test_prometheus_asks_every_pod(tmp_path: Path) -> None:
     )
     services = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "Service"}
     asked = scrape_targets(yaml.safe_load(config))
-    assert {name for name, _ in asked} == {*AREAS, "gateway-pods"}
+    assert {name for name, _ in asked} == {pods_of(name) for name in (*AREAS, "gateway")}
     for name, port in asked:
         assert services[name]["clusterIP"] == "None"
+        assert services[name]["publishNotReadyAddresses"], "its metrics end when it must be seen"
         assert port in {p["port"] for p in services[name]["ports"]}
     promtool = program("promtool", package="prometheus")
     file = tmp_path / "prometheus.yml"

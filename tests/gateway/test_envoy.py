@@ -15,6 +15,7 @@ from remit.api.options.v1 import options_pb2
 from remit.rpc.contracts import all_contracts
 from remit.rpc.errors import RemitError
 from tests.gateway.conftest import Context, World
+from tests.rest import Client
 from tests.waiting import eventually
 
 RESERVE = "/remit.api.cost.v1.CostService/ReserveBudget"
@@ -243,10 +244,18 @@ async def test_opening_calls_leave_room_for_closing_ones(world: World) -> None:
     error = await refusal(channel, APPEND_EVENTS)
     assert error.reason == error_reason_pb2.ERROR_REASON_OVERLOADED
     assert error.retry_after_s
+    await eventually(lambda: _overflows(world, "mesh_audit"))
     assert await call(channel, APPEND_OUTCOMES) == b"body"
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def _overflows(world: World, cluster: str) -> bool:
+    """Whether Envoy counted a refusal by a breaker of this cluster, as the alert reads it."""
+    page = (await Client(str(world.topology.stats)).get("/stats/prometheus")).body.decode()
+    counted = f'envoy_cluster_upstream_rq_active_overflow{{envoy_cluster_name="{cluster}"}} 1'
+    return counted in page.splitlines()
 
 
 async def test_health_needs_no_credential(world: World) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.effects import EffectResult, Outcome, Permit
 from remit.inference.builtin_rules import BuiltinRulesEngine
 from remit.inference.declarations import BuiltinModel
+from remit.inference.engine import Progress
 from remit.inference.metrics import Measured
 from remit.inference.models import DeclaredModel
 from remit.rpc.errors import RemitError
@@ -21,7 +24,7 @@ PERMIT = Permit(key="k", claim="claims/c", attempt=1, deadline=0.0)
 
 
 class Ticking:
-    """A clock on which a call takes two seconds."""
+    """A clock on which two seconds pass from one look to the next."""
 
     def __init__(self) -> None:
         self._time = 0.0
@@ -31,16 +34,21 @@ class Ticking:
         return self._time
 
 
-def measured(result: EffectResult) -> Measured:
+def measured(result: EffectResult, *, chunks: int = 0) -> Measured:
     declaration = BuiltinModel(
         name="some-model", engine="builtin-rules", context_tokens=100, max_output_tokens=100
     )
 
+    clock: Any = Ticking()
+    progress = Progress(clock=clock)
+
     async def generation(_: Permit) -> EffectResult:
+        for _chunk in range(chunks):
+            progress.chunk_received()
         return result
 
     model = DeclaredModel(declaration, BuiltinRulesEngine())
-    return Measured(generation, model, Ticking())  # type: ignore[arg-type]
+    return Measured(generation, model, progress, clock)  # type: ignore[arg-type]
 
 
 async def test_a_call_gives_its_time_its_tokens_and_their_rate() -> None:
@@ -65,3 +73,13 @@ async def test_a_failure_gives_its_reason_and_what_was_charged() -> None:
     charged = Usage(input_tokens=30, output_tokens=1, calls=1)
     await measured(EffectResult(Outcome.FAILED, charged, error=error))(PERMIT)
     assert (failures(), calls(), rates()) == (2, 1, 0)
+
+
+async def test_the_first_chunk_alone_is_timed_also_of_an_answer_that_breaks_off() -> None:
+    seconds = gained("gen_ai_client_operation_time_to_first_chunk_seconds_sum", **CALL)
+    calls = gained("gen_ai_client_operation_time_to_first_chunk_seconds_count", **CALL)
+    error = RemitError(error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE, "broken")
+    await measured(EffectResult(Outcome.FAILED, Usage(), error=error), chunks=3)(PERMIT)
+    assert (seconds(), calls()) == (2, 1)
+    await measured(EffectResult(Outcome.FAILED, Usage(), error=error), chunks=0)(PERMIT)
+    assert calls() == 1, "no chunk came"

@@ -116,6 +116,28 @@ async def failure(
     return caught.value, engine.used(request, progress)
 
 
+async def test_the_first_chunk_is_noticed_though_it_holds_no_text(
+    server: OpenAIServer, engine: OpenAIEngine
+) -> None:
+    server.script = chunks(delta(role="assistant", content=""), delta(finish_reason="stop"))
+    progress = Progress()
+    began = progress.clock.monotonic()
+    async for piece in engine.generate(a_request(), progress):
+        assert isinstance(piece, Turn)
+    assert progress.first_chunk_time is not None
+    assert began < progress.first_chunk_time < progress.clock.monotonic()
+
+
+async def test_an_answer_that_never_begins_has_no_first_chunk(
+    server: OpenAIServer, engine: OpenAIEngine
+) -> None:
+    server.script = refuses(500)
+    progress = Progress()
+    with pytest.raises(RemitError):
+        await anext(engine.generate(a_request(), progress))
+    assert progress.first_chunk_time is None
+
+
 async def test_text_is_streamed_with_its_usage(server: OpenAIServer, engine: OpenAIEngine) -> None:
     server.script = chunks(
         delta(role="assistant", content=""),

@@ -29,12 +29,50 @@ class Case:
     at: str = "40m"
 
 
+NOT_READY: Final = {f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS}
+"""Every service is there, and none can do its work."""
+READ_AT: Final = "https://docs.example.com/monitoring.html"
+GATEWAY: Final = 'up{job="gateway"}'
+OLDEST: Final = 'remit_effects_standing_oldest_seconds{action="tools.call",state="%s"}'
+MESH_COST: Final = 'envoy_cluster_name="mesh_cost"'
+
+
+def swinging(*values: int, times: int = 20) -> str:
+    """Samples that go through these values again and again, as under load."""
+    return " ".join(map(str, values * times))
+
+
 CASES: Final = (
     Case(
         "RemitQueueGrowing",
         fires={"agent_queue_length": "0+1x60"},
         says="40 runs wait for a worker, and they become more",
         quiet={"agent_queue_length": "50+0x60"},
+    ),
+    Case(
+        "RemitQueueStuck",
+        # Full, so that it cannot grow; and the runs being worked on do not end.
+        fires={
+            "agent_queue_length": "1000+0x60",
+            'agent_requests_total{agent="agents/a",state="SUCCEEDED"}': "0+10x20 200+0x40",
+            'agent_runs_claimed_total{origin="queue"}': "0+10x20 200+0x40",
+        },
+        says="1000 runs wait for a worker and none is taken",
+        quiet={
+            "agent_queue_length": "1000+0x60",
+            'agent_requests_total{agent="agents/a",state="SUCCEEDED"}': "0+0x60",
+            'agent_runs_claimed_total{origin="queue"}': "0 0 0 0+1x60",
+        },
+    ),
+    Case(
+        "RemitQueueStuck",
+        # Nothing ever ended here.
+        fires={"agent_queue_length": "3+0x60"},
+        says="3 runs wait for a worker and none is taken",
+        quiet={
+            "agent_queue_length": "3+0x60",
+            'agent_requests_total{agent="agents/a",state="FAILED"}': "0+1x60",
+        },
     ),
     Case(
         "RemitRunsSlow",
@@ -105,14 +143,12 @@ CASES: Final = (
     ),
     Case(
         "RemitAuditLag",
-        fires={
-            'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "0+60x60"
-        },
+        fires={OLDEST % "UNCLOSED": "0+60x60"},
         says="an effect of tools.call ended 40m 0s ago and is not settled and recorded",
         labels={"action": "tools.call"},
         quiet={
-            'remit_effects_standing_oldest_seconds{action="tools.call",state="UNCLOSED"}': "9+0x60",
-            'remit_effects_standing_oldest_seconds{action="tools.call",state="STARTED"}': "0+60x60",
+            OLDEST % "UNCLOSED": "9+0x60",
+            OLDEST % "STARTED": "0+60x60",
         },
     ),
     Case(
@@ -130,10 +166,32 @@ CASES: Final = (
             'remit_effects_standing{action="tools.call",state="CLAIMED"}': "0+0x60",
         },
         says="the ledger holds 500 nano-USD that no open effect accounts for",
+        # Closings wait for audit, and attempts that were refused do not name their holds.
         quiet={
             "remit_ledger_held_nanos": "500+0x60",
             'remit_holds_open_nanos{action="tools.call"}': "400+0x60",
-            'remit_effects_standing{action="tools.call",state="STARTED"}': "1+0x60",
+            OLDEST % "UNCLOSED": "0+60x60",
+        },
+    ),
+    Case(
+        "RemitHoldsLeaked",
+        # A busy mesh: attempts stand open at all times, what they hold swings, some 5000 are lost.
+        fires={
+            "remit_ledger_held_nanos": swinging(9000, 7000, 8200),
+            'remit_holds_open_nanos{action="tools.call"}': swinging(1000, 1100, 900),
+            'remit_holds_open_nanos{action="models.generate"}': swinging(2500, 1400, 2000),
+            'remit_effects_standing{action="tools.call",state="STARTED"}': "3+0x60",
+            'remit_effects_standing{action="tools.call",state="CLAIMED"}': "1+0x60",
+            OLDEST % "CLAIMED": "1+0x60",
+            OLDEST % "STARTED": "300+0x60",
+        },
+        says="the ledger holds 4500 nano-USD that no open effect accounts for",
+        # As busy, and nothing lost: the ledger is often looked at before the attempts are.
+        quiet={
+            "remit_ledger_held_nanos": swinging(4000, 3000, 3500),
+            'remit_holds_open_nanos{action="tools.call"}': swinging(1000, 1100, 900),
+            'remit_holds_open_nanos{action="models.generate"}': swinging(2500, 2000, 2500),
+            'remit_effects_standing{action="tools.call",state="STARTED"}': "3+0x60",
         },
     ),
     Case(
@@ -176,9 +234,9 @@ CASES: Final = (
     ),
     Case(
         "RemitUndecided",
-        fires={'remit_policy_decisions_total{kind="tool",decision="INTERNAL"}': "0+1x60"},
-        says="policy cannot decide: INTERNAL",
-        labels={"decision": "INTERNAL"},
+        fires={'remit_policy_decisions_total{kind="tool",decision="UNDECIDED"}': "0+1x60"},
+        says="policy cannot decide: UNDECIDED",
+        labels={"decision": "UNDECIDED"},
         quiet={
             'remit_policy_decisions_total{kind="tool",decision="DENY"}': "0+1x60",
             'remit_policy_decisions_total{kind="tool",decision="ALLOW"}': "0+1x60",
@@ -190,7 +248,11 @@ CASES: Final = (
         fires={'up{job="agent",instance="h:1"}': "1+0x30 0+0x10"},
         says="agent h:1 does not answer Prometheus",
         labels={"job": "agent", "instance": "h:1"},
-        quiet={'up{job="agent",instance="h:1"}': "1+0x60", 'up{job="other"}': "0+0x60"},
+        quiet={
+            'up{job="agent",instance="h:1"}': "1+0x60",
+            'up{job="agent",instance="starting"}': "_x37 0 0 1",
+            'up{job="other"}': "0+0x60",
+        },
     ),
     Case(
         "RemitServiceNotReady",
@@ -202,10 +264,16 @@ CASES: Final = (
     ),
     Case(
         "RemitServiceMissing",
-        fires={f'remit_ready{{area="{area}"}}': "1+0x60" for area in AREAS if area != "tools"},
+        fires={**NOT_READY, 'remit_ready{area="tools"}': "_x60", GATEWAY: "1+0x60"},
         says="there is no replica of tools",
         labels={"area": "tools"},
-        quiet={f'remit_ready{{area="{area}"}}': "0+0x60" for area in AREAS},
+        quiet={**NOT_READY, GATEWAY: "0+0x60"},
+    ),
+    Case(
+        "RemitServiceMissing",
+        fires=NOT_READY,
+        says="there is no replica of gateway",
+        labels={"area": "gateway", "job": "gateway"},
     ),
     Case(
         "RemitRpcErrors",
@@ -221,16 +289,38 @@ CASES: Final = (
         },
     ),
     Case(
-        "RemitBreakerOpen",
-        fires={
-            'envoy_cluster_circuit_breakers_high_rq_open{envoy_cluster_name="mesh_cost"}': "1+0x60"
-        },
-        says="the gateway refuses calls to mesh_cost",
-        labels={"envoy_cluster_name": "mesh_cost"},
+        "RemitOverloaded",
+        fires={'remit_rpc_overloaded_total{method="/m"}': "0+60x60"},
+        says="/m refuses 1 calls a second for want of room",
+        labels={"method": "/m"},
+        # A burst that is over, and a budget that is used up.
         quiet={
-            'envoy_cluster_circuit_breakers_default_rq_open{envoy_cluster_name="a"}': "0+0x60",
-            'envoy_cluster_circuit_breakers_default_cx_open{envoy_cluster_name="a"}': "1+0x60",
+            'remit_rpc_overloaded_total{method="/m"}': "0+0x34 500+0x10",
+            'remit_rpc_requests_total{method="/m",code="RESOURCE_EXHAUSTED"}': "0+60x60",
         },
+    ),
+    Case(
+        "RemitBreakerOpen",
+        # Open between the scrapes, and at none of them.
+        fires={
+            f"envoy_cluster_upstream_rq_active_overflow{{{MESH_COST}}}": "0+60x60",
+            f"envoy_cluster_upstream_rq_pending_overflow{{{MESH_COST}}}": "0+0x60",
+            f"envoy_cluster_circuit_breakers_default_rq_open{{{MESH_COST}}}": "0+0x60",
+        },
+        says="the gateway refuses 1 calls a second to mesh_cost",
+        labels={"envoy_cluster_name": "mesh_cost"},
+        # A burst that is over, in a cluster whose connections were all in use.
+        quiet={
+            f"envoy_cluster_upstream_rq_active_overflow{{{MESH_COST}}}": "0+0x34 500+0x10",
+            f"envoy_cluster_circuit_breakers_default_cx_open{{{MESH_COST}}}": "1+0x60",
+        },
+    ),
+    Case(
+        "RemitBreakerOpen",
+        # No connection could be made, and too many calls waited for one.
+        fires={f"envoy_cluster_upstream_rq_pending_overflow{{{MESH_COST}}}": "0+60x60"},
+        says="the gateway refuses 1 calls a second to mesh_cost",
+        labels={"envoy_cluster_name": "mesh_cost"},
     ),
     Case(
         "RemitRetriesHigh",
@@ -262,9 +352,11 @@ CASES: Final = (
 
 
 def promtool_file() -> dict[str, Any]:
-    """The cases in the form of `promtool test rules`."""
+    """The cases in the form of `promtool test rules`; the first also where the runbook is told."""
     tests = [_test(case.fires, case, [_fired(case)]) for case in CASES]
     tests += [_test(case.quiet, case, []) for case in CASES if case.quiet]
+    told = _test(CASES[0].fires, CASES[0], [_fired(CASES[0], READ_AT)])
+    tests.append(told | {"external_labels": {alerts.RUNBOOK_LABEL: READ_AT}})
     return {"rule_files": [str(alerts.FILE)], "evaluation_interval": "1m", "tests": tests}
 
 
@@ -277,13 +369,13 @@ def _test(series: Series, case: Case, fired: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def _fired(case: Case) -> dict[str, Any]:
+def _fired(case: Case, runbook: str = alerts.RUNBOOK) -> dict[str, Any]:
     alert = next(alert for alert in alerts.ALERTS if alert.name == case.alert)
     return {
         "exp_labels": {**case.labels, "severity": alert.severity},
         "exp_annotations": {
             "summary": case.says,
             "description": case.explains or alert.description,
-            "runbook_url": f"{alerts.RUNBOOK}#{alert.anchor}",
+            "runbook_url": f"{runbook}#{alert.anchor}",
         },
     }

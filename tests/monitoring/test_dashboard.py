@@ -22,7 +22,9 @@ FEATURES = {
     "Token consumption by type": {"agent_tokens_total"},
     "Errors by type": {"agent_errors_total"},
     "Queue and runs at work": {"agent_queue_length", "agent_running"},
+    # Runs that wait for approval are not among them: docs/MONITORING.md says what they will need.
     "Waiting runs by reason": {"agent_runs_waiting"},
+    "Time to first chunk": {"gen_ai_client_operation_time_to_first_chunk_seconds_bucket"},
     "Effects in doubt": {"remit_effects_total", "remit_claims_lapsed_total"},
     "Open holds": {"remit_holds_open"},
     "Spend per hour by item": {"remit_spent_nanos_total"},
@@ -33,6 +35,12 @@ FEATURES = {
     "Circuit breakers open": {
         "envoy_cluster_circuit_breakers_default_rq_open",
         "envoy_cluster_circuit_breakers_high_rq_open",
+        "envoy_cluster_circuit_breakers_default_rq_pending_open",
+        "envoy_cluster_circuit_breakers_high_rq_pending_open",
+    },
+    "Calls refused by breakers": {
+        "envoy_cluster_upstream_rq_active_overflow",
+        "envoy_cluster_upstream_rq_pending_overflow",
     },
     "Retries by cluster": {
         "envoy_cluster_upstream_rq_retry",

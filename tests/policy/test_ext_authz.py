@@ -7,6 +7,7 @@ import json
 
 import pytest
 from google.rpc import status_pb2
+from structlog.testing import capture_logs
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
@@ -19,6 +20,7 @@ from remit.postgres import Database
 from remit.rpc.contracts import STANDARD_CONTRACTS, all_contracts
 from remit.rpc.envoy import AuthorizationStub
 from remit.rpc.errors import RemitError, reason_contract
+from tests.monitoring.values import gained
 from tests.policy.world import ALICE, CACHE_S, MovedClock, World
 
 LIST_AGENTS = "/remit.api.agent.v1.AgentCatalogService/ListAgents"
@@ -166,6 +168,26 @@ async def test_new_policies_hold_at_the_edge_within_the_cache_s_time(
     clock.move(CACHE_S)
     error = error_of(await check(world, authorization=f"Bearer {secret}"))
     assert error.metadata["policy_ids"] == "stop"
+
+
+async def test_what_no_policy_could_decide_at_the_edge_is_refused_and_counted(
+    world: World, clock: MovedClock
+) -> None:
+    secret = await world.admin_secret()
+    source = world.policies.book.source
+    fails = "9223372036854775807 + 1 > 0"
+    broken = f'@id("broken") forbid(principal, action, resource) when {{ {fails} }};'
+    await Policies.open(
+        world.store, PolicySource({**source.files, "broken.cedar": broken}, source.schema)
+    )
+    clock.move(CACHE_S)
+    undecided = gained("remit_policy_decisions_total", kind="other", decision="UNDECIDED")
+    with capture_logs() as logs:
+        error = error_of(await check(world, authorization=f"Bearer {secret}"))
+    assert error.reason == error_reason_pb2.ERROR_REASON_PERMISSION_DENIED
+    assert undecided() == 1
+    (failure,) = [line for line in logs if line["event"] == "decision_failed"]
+    assert (failure["policies"], failure["action"]) == (["broken"], "agents.list")
 
 
 async def test_without_its_database_the_edge_admits_nobody_and_says_why(

@@ -113,6 +113,7 @@ def test_a_forbid_that_fails_to_evaluate_denies() -> None:
     decision = book.decide(tool(ADMIN, EXECUTE))
     assert not decision.allow
     assert decision.errors
+    assert decision.failed_policies == ("overflows",)
     assert book.decide(Question(ADMIN, "runs.create", "orgs/acme")).allow
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import struct_pb2
+from structlog.testing import capture_logs
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
@@ -17,7 +18,9 @@ from remit.api.policy.v1 import permission_pb2, policy_service_pb2
 from remit.policy.epochs import Policies
 from remit.policy.rules import PolicySource, Principal
 from remit.policy.service import MAX_BATCH
+from remit.postgres import Database
 from remit.rpc.errors import RemitError
+from tests.monitoring.values import gained
 from tests.policy.world import ALICE, MovedClock, World
 
 ALLOW, DENY = permission_pb2.DECISION_ALLOW, permission_pb2.DECISION_DENY
@@ -108,6 +111,65 @@ async def test_a_denial_is_an_answer_with_its_reason(world: World) -> None:
         assert (fields, answer.decision) == (fields, DENY)
         assert reason in answer.reason
         assert answer.valid_for.ToNanoseconds() == 0
+
+
+BROKEN = """
+    @id("overflows") forbid (principal, action, resource)
+    when { resource is Tool && resource.permission_class * 9223372036854775807 > 0 };
+    @id("overflows-early") forbid (principal, action == Action::"agents.run", resource)
+    when { 9223372036854775807 + 1 > 0 };
+"""
+"""Policies that the schema admits and that fail when they are asked."""
+
+
+async def break_policies(world: World) -> None:
+    source = world.policies.book.source
+    await Policies.open(
+        world.store, PolicySource({**source.files, "broken.cedar": BROKEN}, source.schema)
+    )
+
+
+async def test_what_could_not_be_decided_is_no_denial_in_metrics_and_named_in_the_log(
+    world: World,
+) -> None:
+    remit = await issue(world, new_run())
+    await break_policies(world)
+    denied = gained("remit_policy_decisions_total", kind="tool", decision="DENY")
+    undecided = gained("remit_policy_decisions_total", kind="tool", decision="UNDECIDED")
+    questions = [check(remit, permission_class=EXECUTE)] * 2
+    with capture_logs() as logs:
+        await world.hot().CheckPermission(questions[0])
+        await world.hot().BatchCheckPermissions(
+            policy_service_pb2.BatchCheckPermissionsRequest(requests=questions)
+        )
+    assert (denied(), undecided()) == (0, 3)
+    failures = [line for line in logs if line["event"] == "decision_failed"]
+    assert [line["policies"] for line in failures] == [["overflows"]] * 3
+    assert {line["decision"] for line in failures} == {f"decisions/{CLAIM.partition('/')[2]}-1"}
+    assert "9223372036854775807" not in str(failures), "no value that a policy failed with"
+
+
+async def test_a_run_that_no_policy_could_decide_about_is_counted_so(world: World) -> None:
+    await break_policies(world)
+    undecided = gained("remit_policy_decisions_total", kind="other", decision="UNDECIDED")
+    error = await refused(issue(world, new_run()))
+    assert error.reason == error_reason_pb2.ERROR_REASON_PERMISSION_DENIED
+    assert undecided() == 1
+
+
+async def test_a_question_that_could_not_be_asked_is_counted_by_its_reason(
+    world: World, policy_database: Database
+) -> None:
+    run = await issue(world, new_run())
+    invalid = gained("remit_policy_decisions_total", kind="tool", decision="REMIT_INVALID")
+    away = gained("remit_policy_decisions_total", kind="tool", decision="DEPENDENCY_UNAVAILABLE")
+    await refused(world.hot(AGENT).CheckPermission(check(run)))
+    assert (invalid(), away()) == (1, 0)
+    await policy_database._pool.close()
+    questions = policy_service_pb2.BatchCheckPermissionsRequest(requests=[check(run)] * 2)
+    await refused(world.hot().CheckPermission(check(run)))
+    await refused(world.hot().BatchCheckPermissions(questions))
+    assert (invalid(), away()) == (1, 3)
 
 
 async def test_a_clients_own_remit_is_decided_by_the_rules_alone(world: World) -> None:

@@ -32,10 +32,12 @@ from remit.rpc.mesh import Mesh, known_contract
 from remit.rpc.parties import caller_label
 from remit.rpc.remits import RemitVerifier
 from remit.settings import ServiceSettings
+from tests.monitoring.values import gained
 from tests.rpc.conftest import Identities
 from tests.waiting import eventually
 
 RESERVE = cost_service_pb2.ReserveBudgetRequest()
+RESERVE_BUDGET = "/remit.api.cost.v1.CostService/ReserveBudget"
 SETTLE = cost_service_pb2.SettleReservationRequest()
 
 
@@ -274,12 +276,14 @@ async def test_closing_calls_have_room_when_opening_ones_are_shed(
 ) -> None:
     async with running(tls_folder, max_in_flight=10) as run, client(run, identity, "tools") as cost:
         run.servicer.go_on.clear()
+        shed = gained("remit_rpc_overloaded_total", method=RESERVE_BUDGET)
         calls = [asyncio.ensure_future(cost.ReserveBudget(RESERVE)) for _ in range(8)]
         await eventually(lambda: run.servicer.in_flight == 8)
         with pytest.raises(RemitError) as caught:
             await cost.ReserveBudget(RESERVE)
         assert caught.value.reason == error_reason_pb2.ERROR_REASON_OVERLOADED
         assert caught.value.retry_after_s
+        assert shed() == 1
         await cost.SettleReservation(SETTLE)
         run.servicer.go_on.set()
         await asyncio.gather(*calls)

@@ -66,6 +66,7 @@ class BuiltinRulesEngine:
         progress.owed = True
         turn = await self._planned(request)
         for piece in _PIECE.findall(turn.message.text):
+            progress.chunk_received()
             progress.generated_bytes += len(piece.encode())
             yield TextDelta(piece)
             # Gives other calls their turn on the event loop.

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from google.protobuf import json_format, struct_pb2
@@ -18,6 +18,7 @@ from google.protobuf import json_format, struct_pb2
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
 from remit.api.inference.v1.message_pb2 import ROLE_TOOL, FinishReason, Message, ToolDefinition
 from remit.api.usage.v1.usage_pb2 import Usage
+from remit.rpc.clock import Clock, SystemClock
 
 # What a provider's chat template puts around a prompt, in tokens, generously: the published
 # templates use 3 to 8 tokens a message and under 20 for the tool preamble.
@@ -59,6 +60,14 @@ class Progress:
     """UTF-8 bytes of what was generated so far, tool calls and reasoning included."""
     reported: Usage | None = None
     """What the provider says that it used."""
+    clock: Clock = field(default_factory=SystemClock)
+    first_chunk_time: float | None = None
+    """When the stream's first chunk came, by the monotonic clock; None while none has."""
+
+    def chunk_received(self) -> None:
+        """Told of each chunk of the stream, whether it holds text or not."""
+        if self.first_chunk_time is None:
+            self.first_chunk_time = self.clock.monotonic()
 
 
 class Engine(Protocol):

@@ -80,11 +80,12 @@ class Generation:
         model: DeclaredModel,
         request: GenerateTextRequest,
         on_text: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._model = model
         self._request = limited(model, request)
         self._on_text = on_text
-        self._progress = Progress()
+        self._progress = progress
         self._generated: Turn | None = None
 
     async def __call__(self, permit: Permit) -> EffectResult:

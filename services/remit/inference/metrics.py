@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from prometheus_client import Histogram
 
 from remit.effects import EffectResult, Permit
+from remit.inference.engine import Progress
 from remit.inference.generation import Generation
 from remit.inference.models import DeclaredModel
 from remit.rpc.clock import Clock
@@ -28,7 +29,8 @@ def labels_of(*attributes: str) -> list[str]:
 
 
 _CALL: Final = (table.GEN_AI_OPERATION, table.GEN_AI_PROVIDER, table.GEN_AI_REQUEST_MODEL)
-# The bucket boundaries are those that the conventions state.
+# The bucket boundaries are those that the conventions state; of both times they are the same.
+_SECONDS_BUCKETS: Final = tuple(0.01 * 2**power for power in range(14))
 TOKENS: Final = Histogram(
     "gen_ai_client_token_usage",
     "Tokens of one model call, by kind; estimated where the provider reports none.",
@@ -39,7 +41,14 @@ SECONDS: Final = Histogram(
     "gen_ai_client_operation_duration_seconds",
     "Time of one model call in seconds; `error_type` is the reason of one that failed.",
     labels_of(*_CALL, table.ERROR_TYPE),
-    buckets=tuple(0.01 * 2**power for power in range(14)),
+    buckets=_SECONDS_BUCKETS,
+)
+FIRST_CHUNK_SECONDS: Final = Histogram(
+    "gen_ai_client_operation_time_to_first_chunk_seconds",
+    "Time from a model call's start until the first chunk of its answer came, in seconds; of"
+    " answers that come as a stream, also of those that fail later.",
+    labels_of(*_CALL),
+    buckets=_SECONDS_BUCKETS,
 )
 TOKENS_PER_SECOND: Final = Histogram(
     "remit_generation_tokens_per_second",
@@ -58,8 +67,11 @@ class _Series(NamedTuple):
 class Measured:
     """A generation that is counted when it ends, however it ends."""
 
-    def __init__(self, generation: Generation, model: DeclaredModel, clock: Clock) -> None:
+    def __init__(
+        self, generation: Generation, model: DeclaredModel, progress: Progress, clock: Clock
+    ) -> None:
         self._generation = generation
+        self._progress = progress
         self._model = model.declaration.name
         self._provider = model.declaration.engine
         self._clock = clock
@@ -69,6 +81,9 @@ class Measured:
         started = self._clock.monotonic()
         result = await self._generation(permit)
         self._count(result, self._clock.monotonic() - started)
+        first = self._progress.first_chunk_time
+        if first is not None:
+            _first_chunk(self._provider, self._model).observe(first - started)
         return result
 
     def _count(self, result: EffectResult, seconds: float) -> None:
@@ -86,6 +101,11 @@ class Measured:
 @functools.cache
 def _seconds(provider: str, model: str, error: str) -> Histogram:
     return SECONDS.labels(table.CHAT, provider, model, error)
+
+
+@functools.cache
+def _first_chunk(provider: str, model: str) -> Histogram:
+    return FIRST_CHUNK_SECONDS.labels(table.CHAT, provider, model)
 
 
 @functools.cache

@@ -119,6 +119,7 @@ class OpenAIEngine:
         )
 
     def _keep_up(self, progress: Progress, answer: Answer) -> None:
+        progress.chunk_received()
         progress.generated_bytes = answer.generated_bytes
         progress.reported = answer.usage
         if answer.generated_bytes > self._max_answer_bytes:

@@ -23,6 +23,7 @@ from remit.api.inference.v1.model_service_pb2 import (
     ListModelsResponse,
 )
 from remit.effects import EffectGate, EffectOutcome
+from remit.inference.engine import Progress
 from remit.inference.generation import Generation, effect_request, response_of
 from remit.inference.metrics import Measured
 from remit.inference.models import DeclaredModel, ModelCatalog, model_not_found
@@ -92,8 +93,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self, model: DeclaredModel, request: GenerateTextRequest, deltas: Deltas
     ) -> EffectOutcome:
         effect = effect_request(current_call(), current_remit(), model, request)
-        generation = Generation(model, request, deltas.add)
-        return await self._gate.perform(effect, Measured(generation, model, self._clock))
+        progress = Progress(clock=self._clock)
+        generation = Generation(model, request, deltas.add, progress)
+        measured = Measured(generation, model, progress, self._clock)
+        return await self._gate.perform(effect, measured)
 
     def _model(self, request: GenerateTextRequest, *, prefix: str) -> DeclaredModel:
         """The model of a correct request.

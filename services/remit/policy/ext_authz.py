@@ -15,7 +15,6 @@ from urllib.parse import quote
 import grpc
 from google.rpc import status_pb2
 
-from remit import telemetry
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CALLER_NOT_ALLOWED,
     ERROR_REASON_CREDENTIAL_INVALID,
@@ -26,7 +25,7 @@ from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
 from remit.policy.credentials import Credentials, Session
 from remit.policy.epochs import Policies
-from remit.policy.metrics import count_edge
+from remit.policy.metrics import count_edge, note_undecided
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import MethodContract, contract_of, method_unknown
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
@@ -38,7 +37,6 @@ AUTHORIZATION: Final = "authorization"
 API_KEY: Final = "x-api-key"
 _BEARER: Final = "bearer "
 _GRPC: Final = "application/grpc"
-log = telemetry.logger(__name__)
 
 
 class EdgeAuthorization:
@@ -77,8 +75,7 @@ class EdgeAuthorization:
         decision = session.decide(self._policies.book, contract.permission)
         if decision.allow:
             return
-        if decision.errors:
-            log.error("decision_failed", action=contract.permission, errors=decision.errors)
+        note_undecided(decision, contract.permission, session.principal.org, errors=decision.errors)
         raise RemitError(
             ERROR_REASON_PERMISSION_DENIED,
             f"{session.principal.user} may not perform {contract.permission}: {decision.reason}",

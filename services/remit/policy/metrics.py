@@ -1,19 +1,27 @@
-"""What operators watch of policy: decisions by what was asked, and calls at the edge."""
+"""What operators watch of policy: decisions by what was asked, and calls at the edge.
+
+A question that the rules could not decide is denied, and yet it is no DENY: nobody meant it. It is
+counted apart and logged, wherever it was asked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from prometheus_client import Counter
 
-from remit import names
+from remit import names, telemetry
+from remit.policy.rules import Decision
 from remit.rpc.errors import RemitError
 
 DECISIONS: Final = Counter(
     "remit_policy_decisions_total",
     "Decisions about effects, by kind of resource (model, tool, other) and decision: ALLOW, DENY,"
-    " or the reason why there was none.",
+    " UNDECIDED where a policy failed, or the reason why nothing was asked. UNDECIDED counts"
+    " questions of runs and of the edge too.",
     ["kind", "decision"],
 )
 EDGE: Final = Counter(
@@ -23,11 +31,35 @@ EDGE: Final = Counter(
 )
 _KINDS: Final = ("model", "tool")
 
+log = telemetry.logger(__name__)
+
 
 def count_decision(resource: str, decision: str) -> None:
     """Counts a decision. What was asked for is counted by its kind alone: it is the caller's."""
     kind = next((kind for kind in _KINDS if names.is_name(kind, resource)), "other")
     _decisions(kind, decision).inc()
+
+
+@contextlib.contextmanager
+def unasked_counted(resources: Iterable[str]) -> Iterator[None]:
+    """Counts a decision for each of these with the error that the body raises."""
+    try:
+        yield
+    except RemitError as error:
+        for resource in resources:
+            count_decision(resource, error.reason_name)
+        raise
+
+
+def note_undecided(answer: Decision, action: str, resource: str, **facts: object) -> None:
+    """Counts and logs a question that the rules could not decide; says nothing of any other.
+
+    The log names the policies that failed. What they failed with may quote arguments.
+    """
+    if answer.errors:
+        count_decision(resource, "UNDECIDED")
+        failed = list(answer.failed_policies)
+        log.error("decision_failed", action=action, policies=failed, epoch=answer.epoch, **facts)
 
 
 def count_edge(error: RemitError | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +36,7 @@ _TYPES: Final = {
 }
 # PermissionClass: none, read, write, execute. UNSPECIFIED is no class, and never the lowest.
 _TOOL_CLASSES: Final = range(1, 5)
+_FAILED: Final = re.compile(r"error while evaluating policy `([^`]*)`")
 _IN_ORG: Final = frozenset({"Team", "User", "ApiKey"})
 
 
@@ -65,13 +67,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer. `errors` are Cedar's own words, for the log alone: they may quote arguments."""
+    """The answer. `errors` say that there is none, which denies.
+
+    They are Cedar's own words and may quote arguments; `failed_policies` names whose they are.
+    """
 
     allow: bool
     policy_ids: tuple[str, ...]
     reason: str
     epoch: int
     errors: tuple[str, ...] = ()
+    failed_policies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class RuleBook:
         self._schema = _parse_schema(source.schema)
         self._reasons = _check(source, self._schema)
         self._policies = cedarpy.PolicySet.from_str(source.text)
+        self._ids = _ids_by_position(self._policies)
         # Parsing the entities is a third of a decision, and runs ask about the same few again and
         # again. What is kept are the facts of the question, never its answer.
         self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
@@ -137,7 +144,15 @@ class RuleBook:
 
     def _undecided(self, errors: tuple[str, ...]) -> Decision:
         reason = "the policies could not be evaluated for this question, which denies it"
-        return Decision(allow=False, policy_ids=(), reason=reason, epoch=self.epoch, errors=errors)
+        positions = (match[1] for error in errors if (match := _FAILED.match(error)))
+        return Decision(
+            allow=False,
+            policy_ids=(),
+            reason=reason,
+            epoch=self.epoch,
+            errors=errors,
+            failed_policies=tuple(self._ids.get(position, position) for position in positions),
+        )
 
     def _decided(self, question: Question, answer: cedarpy.AuthzResult) -> Decision:
         identifiers = tuple(sorted(answer.diagnostics.id_annotations_by_reason.values()))
@@ -202,6 +217,12 @@ def _annotations(name: str, text: str) -> dict[str, str]:
             raise _invalid(f"{name}: {position} needs an @id of its own")
         found[identifier] = policy.annotations.get("reason") or identifier
     return found
+
+
+def _ids_by_position(policies: cedarpy.PolicySet) -> dict[str, str]:
+    """The `@id` of each policy by the name that Cedar gives it in its errors."""
+    static = policies.to_pst().static_policies
+    return {position: policy.annotations["id"] or position for position, policy in static.items()}
 
 
 def _request(question: Question) -> dict[str, object]:

@@ -15,7 +15,7 @@ from uuid import UUID
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from remit import names, telemetry
+from remit import names
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_FENCED,
     ERROR_REASON_PERMISSION_DENIED,
@@ -35,7 +35,7 @@ from remit.policy.checks import (
 )
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
-from remit.policy.metrics import count_decision
+from remit.policy.metrics import count_decision, note_undecided, unasked_counted
 from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Principal, Question, RuleBook
 from remit.policy.runs import Fences, Registration, RunStore, fenced, registered_otherwise
@@ -52,8 +52,6 @@ MAX_BATCH: Final = 256
 """Questions in one BatchCheckPermissions, as its contract states."""
 _MAX_GRANTS: Final = 256
 _KNOWN_RUNS: Final = 4096
-
-log = telemetry.logger(__name__)
 
 
 class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
@@ -83,9 +81,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self, request: policy_service_pb2.CheckPermissionRequest, context: Context
     ) -> policy_service_pb2.CheckPermissionResponse:
         """Decide one action."""
-        remit = await self._admitted(request)
-        fences = await self._runs.fences([remit.run] if remit.is_run else [])
-        return self._answer(await self._policies.at_least(fences.epoch), fences, remit, request)
+        with unasked_counted([request.resource]):
+            remit = await self._admitted(request)
+            fences = await self._runs.fences([remit.run] if remit.is_run else [])
+            book = await self._policies.at_least(fences.epoch)
+            return self._answer(book, fences, remit, request)
 
     async def BatchCheckPermissions(
         self, request: policy_service_pb2.BatchCheckPermissionsRequest, context: Context
@@ -94,10 +94,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise invalid_request([Violation("requests", f"must hold 1 to {MAX_BATCH} questions")])
         remits = [await self._admitted_or_error(item) for item in request.requests]
-        fences = await self._runs.fences(
-            remit.run for remit in remits if isinstance(remit, Remit) and remit.is_run
-        )
-        book = await self._policies.at_least(fences.epoch)
+        with unasked_counted(item.resource for item in request.requests):
+            fences = await self._runs.fences(
+                remit.run for remit in remits if isinstance(remit, Remit) and remit.is_run
+            )
+            book = await self._policies.at_least(fences.epoch)
         response = policy_service_pb2.BatchCheckPermissionsResponse()
         for remit, item in zip(remits, request.requests, strict=True):
             response.results.append(self._result(book, fences, remit, item))
@@ -163,11 +164,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         request: policy_service_pb2.CheckPermissionRequest,
     ) -> policy_service_pb2.CheckPermissionResult:
         try:
-            if isinstance(remit, RemitError):
-                raise remit
-            answer = self._answer(book, fences, remit, request)
+            with unasked_counted([request.resource]):
+                if isinstance(remit, RemitError):
+                    raise remit
+                answer = self._answer(book, fences, remit, request)
         except RemitError as error:
-            count_decision(request.resource, error.reason_name)
             return policy_service_pb2.CheckPermissionResult(error=error.to_status())
         return policy_service_pb2.CheckPermissionResult(response=answer)
 
@@ -180,10 +181,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.CheckPermissionResponse:
         _check_fence(fences, remit)
         decision = _decide(book, remit, request)
-        count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         if decision.errors:
-            log.error("decision_failed", decision=name, action=request.action)
+            note_undecided(decision, request.action, request.resource, decision=name)
+        else:
+            count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
         return answer_of(decision, name, self._decision_valid_s)
 
     # ----------------------------------------------------------------------------------- runs
@@ -215,6 +217,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         _check_party(client, current_call().caller)
         principal = principal_of(client)
         decision = book.decide(Question(principal, RUN_AGENT, request.agent))
+        note_undecided(decision, RUN_AGENT, request.agent)
         if not decision.allow:
             raise _denied(client, request.agent, decision)
         return _registration(principal, request)

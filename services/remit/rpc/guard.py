@@ -119,6 +119,8 @@ class Guard:
             yield
         except RemitError as error:
             code = error.code
+            if error.reason == error_reason_pb2.ERROR_REASON_OVERLOADED:
+                metrics.rpc_overloaded(contract.path)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED

@@ -26,6 +26,11 @@ RPC_SECONDS: Final = Histogram(
     ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
 )
+RPC_OVERLOADED: Final = Counter(
+    "remit_rpc_overloaded_total",
+    "RPCs refused with OVERLOADED, by method: the service or its queue is full.",
+    ["method"],
+)
 RPC_IN_FLIGHT: Final = Gauge("remit_rpc_in_flight", "RPCs being served now, by method.", ["method"])
 READY: Final = Gauge(
     "remit_ready", "1 while the service can do its work, 0 while it cannot, by area.", ["area"]
@@ -67,6 +72,11 @@ def rpc_ended(method: str, code: str, seconds: float) -> None:
     _in_flight[method] -= 1
     _requests(method, code).inc()
     _seconds(method).observe(seconds)
+
+
+def rpc_overloaded(method: str) -> None:
+    """Counts an RPC that was refused because there was no room. Its code would not say so alone."""
+    RPC_OVERLOADED.labels(method).inc()
 
 
 @functools.cache
