@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.decisions import AskModel, CallTools, End, Rest, next_action
-from remit.agent.journal import TERMINAL, Progress, apply, fold
+from remit.agent.journal import TERMINAL, Progress, Tally, apply, fold
 from remit.agent.logbook import Draft
-from remit.agent.summary import cost_nanos, run_of
+from remit.agent.summary import run_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
@@ -31,6 +31,10 @@ def test_every_prefix_folds_and_says_what_comes_next(events: list[run_pb2.RunEve
         assert (run.state in TERMINAL) == is_last
         assert (event.percent == 100) == is_last
     assert events[-1].ended.run == run_of(progress)
+    whole = Tally()
+    for turn in progress.turns:
+        whole = whole.with_turn(turn)
+    assert progress.tally == whole
 
 
 @given(histories())
@@ -76,7 +80,7 @@ def test_the_cost_is_that_of_the_effects_that_count(events: list[run_pb2.RunEven
         elif event.HasField("tool_call_ended"):
             ended = event.tool_call_ended
             by_effect[ended.step, ended.call_id] = ended.cost_nanos
-    assert cost_nanos(fold(events)) == sum(by_effect.values())
+    assert fold(events).tally.cost_nanos == sum(by_effect.values())
 
 
 def test_asking_again_begins_the_text_anew() -> None:

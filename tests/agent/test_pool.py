@@ -154,7 +154,7 @@ async def test_a_draining_replica_ends_its_streams_and_takes_no_run(
     with pytest.raises(RemitError) as caught:
         await watching
     assert caught.value.reason == reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
-    assert not made.parts.pool.reserve()
+    assert not made.parts.pool.reserve("orgs/acme")
 
 
 async def test_a_run_created_while_its_replica_drains_is_handed_over(
@@ -170,7 +170,7 @@ async def test_a_run_created_while_its_replica_drains_is_handed_over(
 
     monkeypatch.setattr(first.parts.runs.creator.store, "create", create_late)
     creating = asyncio.create_task(first.client().create())
-    await eventually(lambda: first.parts.pool._reserved == 1)
+    await eventually(lambda: first.parts.pool._reserved.total() == 1)
     await first.parts.pool.drain()
     drained.set()
     run = await creating
@@ -190,8 +190,8 @@ async def test_a_run_granted_while_its_replica_drains_is_handed_over(
     second = await replica(lease_s=60, replica="second", running=False)
     claim, pool = second.parts.pool._leases.claim, second.parts.pool
 
-    async def claim_late(limit: int) -> Any:
-        grants = await claim(limit)
+    async def claim_late(limit: int, **bounds: Any) -> Any:
+        grants = await claim(limit, **bounds)
         if grants:
             await pool.drain()
         return grants

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.definitions import load_catalog
 from remit.agent.validation import check_create, check_name, check_request_id, resolve_limits
-from remit.api.agent.v1 import run_pb2
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import request
 
 ASSISTANT = load_catalog(None).get("agents/assistant")
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def checked(asked: agent_service_pb2.CreateRunRequest) -> None:
+    """Checks a request that comes now."""
+    check_create(asked, NOW)
 
 
 def violations(error: RemitError) -> set[str]:
@@ -22,7 +30,7 @@ def violations(error: RemitError) -> set[str]:
 
 
 def test_a_plain_request_passes() -> None:
-    check_create(request("What is 17 * 23?", context={"unit": "apples", "note": "a < b, on time"}))
+    checked(request("What is 17 * 23?", context={"unit": "apples", "note": "a < b, on time"}))
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 65, "x\0", "x\n"])
@@ -41,7 +49,7 @@ def test_every_violation_is_reported_at_once() -> None:
         limits=run_pb2.RunLimits(max_steps=0, max_cost_nanos=-1),
     )
     with pytest.raises(RemitError) as caught:
-        check_create(wrong)
+        checked(wrong)
     assert caught.value.reason == reasons.ERROR_REASON_INVALID_REQUEST
     assert violations(caught.value) == {
         "agent",
@@ -75,7 +83,7 @@ def test_markup_that_a_browser_would_run_is_refused(text: str) -> None:
         (request("ok", context={"key": text}), "context[key]"),
     ):
         with pytest.raises(RemitError) as caught:
-            check_create(wrong)
+            checked(wrong)
         assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
         assert violations(caught.value) == {field}
 
@@ -91,19 +99,19 @@ def test_markup_that_a_browser_would_run_is_refused(text: str) -> None:
     ],
 )
 def test_ordinary_text_passes(text: str) -> None:
-    check_create(request(text))
+    checked(request(text))
 
 
 def test_the_bounds_of_the_task_are_exact() -> None:
-    check_create(request("x" * 10_000))
+    checked(request("x" * 10_000))
     with pytest.raises(RemitError, match="10001 characters"):
-        check_create(request("x" * 10_001))
+        checked(request("x" * 10_001))
 
 
 def test_too_many_facts_are_refused() -> None:
-    check_create(request(context={str(i): "" for i in range(50)}))
+    checked(request(context={str(i): "" for i in range(50)}))
     with pytest.raises(RemitError, match="51 entries"):
-        check_create(request(context={str(i): "" for i in range(51)}))
+        checked(request(context={str(i): "" for i in range(51)}))
 
 
 @given(st.text(max_size=2_000))
@@ -111,7 +119,7 @@ def test_checking_ends_and_refuses_only_by_contract(text: str) -> None:
     asked = request(text, context={text[:100]: text})
     refused = None
     try:
-        check_create(asked)
+        checked(asked)
     except RemitError as error:
         refused = error
     assert refused is None or refused.violations
@@ -150,3 +158,42 @@ def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(RemitError) as caught:
         check_name("run", "name", name)
     assert violations(caught.value) == {"name"}
+
+
+def at(moment: datetime) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+@pytest.mark.parametrize("priority", [0, 1, 3, 5])
+def test_priorities_that_there_are(priority: int) -> None:
+    checked(request(priority=priority))
+
+
+@pytest.mark.parametrize("priority", [-1, 6, 2**31 - 1])
+def test_a_priority_that_there_is_not_is_refused(priority: int) -> None:
+    with pytest.raises(RemitError) as caught:
+        checked(request(priority=priority))
+    assert violations(caught.value) == {"priority"}
+
+
+def test_a_run_may_be_scheduled_within_thirty_days() -> None:
+    checked(request(schedule_time=at(NOW + timedelta(days=30))))
+    checked(request(schedule_time=at(NOW - timedelta(days=9999))))
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        at(NOW + timedelta(days=30, microseconds=1)),
+        timestamp_pb2.Timestamp(seconds=2**63 - 1),
+        timestamp_pb2.Timestamp(seconds=-(2**63)),
+        timestamp_pb2.Timestamp(nanos=-1),
+        timestamp_pb2.Timestamp(nanos=1_000_000_000),
+    ],
+)
+def test_what_is_no_time_or_too_far_is_refused(stamp: timestamp_pb2.Timestamp) -> None:
+    with pytest.raises(RemitError) as caught:
+        checked(request(schedule_time=stamp))
+    assert violations(caught.value) == {"schedule_time"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit.cli.parameters import Length, Moment, Pair, Usd, duration, full_name, timestamp
+from remit.cli.parameters import Length, Moment, Pair, Start, Usd, duration, full_name, timestamp
 from remit.cli.wording import usd
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -89,3 +89,16 @@ def test_absent_values_stay_absent() -> None:
     assert length is not None
     assert moment.ToJsonString() == "2026-11-23T15:00:00Z"
     assert length.ToJsonString() == "1.500s"
+
+
+@pytest.mark.parametrize("text", ["2h", "120min"])
+def test_a_length_to_come_counts_from_now(text: str) -> None:
+    assert Start(lambda: NOW).convert(text, None, None) == NOW + timedelta(hours=2)
+
+
+def test_a_start_may_be_a_moment() -> None:
+    stated = datetime(2030, 1, 1, 9, tzinfo=UTC)
+    assert Start(lambda: NOW).convert("2030-01-01T09:00:00Z", None, None) == stated
+    assert Start(lambda: NOW).convert(stated, None, None) == stated
+    with pytest.raises(click.BadParameter):
+        Start(lambda: NOW).convert("tomorrow", None, None)

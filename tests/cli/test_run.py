@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,33 @@ def test_what_was_not_asked_for_is_absent(remit: Remit, edge: EdgeServer) -> Non
     assert not request.limits.HasField("max_steps")
     assert not request.limits.HasField("max_duration")
     assert 1 <= len(request.request_id) <= 64
+
+
+def test_a_detached_run_is_named_and_left(remit: Remit, edge: EdgeServer) -> None:
+    accepted = run_pb2.Run(name=RUN, state=run_pb2.RUN_STATE_QUEUED, priority=1)
+    edge.answers["CreateRun"] = lambda _: agent_service_pb2.CreateRunResponse(run=accepted)
+    begun = datetime.now(UTC)
+    outcome = remit("run", "Do it.", "--detach", "--priority", "1", "--at", "2h")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"{RUN}\n", "")
+    (request,) = edge.requests("CreateRun")
+    assert request.priority == 1
+    later_s = request.schedule_time.ToDatetime(UTC) - begun
+    assert timedelta(hours=2) <= later_s < timedelta(hours=3)
+    (document,) = remit("run", "Do it.", "--detach", "--json").documents
+    assert document["run"]["name"] == RUN
+    assert not edge.requests("CreateRun")[1].HasField("schedule_time")
+
+
+def test_a_priority_that_there_is_not_is_a_wrong_command_line(remit: Remit) -> None:
+    assert remit("run", "Do it.", "--priority", "6").code == 2
+
+
+def test_a_scheduled_run_says_when_it_starts(remit: Remit, edge: EdgeServer) -> None:
+    events = journal()
+    events[0].created.run.schedule_time.FromJsonString("2026-11-23T15:00:00Z")
+    edge.answers["StreamRun"] = lambda request: responses(events, request.after_sequence)
+    outcome = remit("run", "Do it.", "--at", "2026-11-23T15:00:00Z")
+    assert "starts at 2026-11-23" in outcome.out
 
 
 def test_the_task_may_come_from_standard_input(

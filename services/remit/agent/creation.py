@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from remit import names, telemetry
@@ -27,7 +28,7 @@ from remit.agent.spans import traceparent_of_call
 from remit.agent.store import NewRun, RunStore, queue_full
 from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
-from remit.agent.validation import check_create, resolve_limits
+from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.clock import Clock
@@ -87,7 +88,7 @@ class Creator:
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        check_create(request)
+        check_create(request, self.clock.now())
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         known = await self.reader.run_of_request(
             remit.org, remit.subject, request.request_id, digest
@@ -102,10 +103,11 @@ class Creator:
 
     async def _create(self, order: _Order, client_remit: str) -> Created:
         telemetry.name_runs(order.run.name)
-        has_place = self.pool.reserve()
+        is_later = order.run.HasField("schedule_time")
+        has_place = not is_later and self.pool.reserve(order.remit.org)
         tenure: Tenure | None = None
         try:
-            if not has_place and self.pool.queue_length >= self.settings.max_queued_runs:
+            if not (has_place or is_later) and self.pool.is_queue_full:
                 raise queue_full(self.settings.max_queued_runs)
             issued = await self.desk.issue(
                 order.run, FIRST_TOKEN, order.definition, client_remit=client_remit
@@ -113,7 +115,7 @@ class Creator:
             created, tenure = await self._store(order, issued, has_place=has_place)
         finally:
             if has_place and tenure is None:
-                self.pool.give_up_place()
+                self.pool.give_up_place(order.remit.org)
         if has_place and tenure is not None:
             await self.pool.start(tenure)
         return created
@@ -137,6 +139,7 @@ class Creator:
             grant_time=asked,
             lease_s=self.settings.lease_s,
             deadline=asked + new.max_duration_s,
+            org=order.remit.org,
             head=Head(draft.progress, order.definition, issued, offer),
             traceparent=new.traceparent,
         )
@@ -163,6 +166,7 @@ class Creator:
             fencing_token=FIRST_TOKEN,
             traceparent=traceparent_of_call(),
             offer=pinned(offer) if offer is not None else None,
+            schedule_time=_time_of(order.run),
         )
 
     def _accepted(
@@ -181,6 +185,15 @@ class Creator:
             state=run_pb2.RUN_STATE_QUEUED,
             limits=resolve_limits(request.limits, definition),
             last_sequence=1,
+            priority=request.priority or DEFAULT_PRIORITY,
         )
-        run.create_time.FromDatetime(self.clock.now())
+        now = self.clock.now()
+        run.create_time.FromDatetime(now)
+        if request.HasField("schedule_time") and request.schedule_time.ToDatetime(UTC) > now:
+            run.schedule_time.CopyFrom(request.schedule_time)
         return run
+
+
+def _time_of(run: run_pb2.Run) -> datetime | None:
+    """When a run may start; None: at once."""
+    return run.schedule_time.ToDatetime(UTC) if run.HasField("schedule_time") else None

@@ -7,7 +7,7 @@ begins the text anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -18,6 +18,7 @@ from google.rpc import status_pb2
 from remit.agent.failures import is_told_to_model
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.api.tools.v1 import tool_pb2
 from remit.rpc.errors import RemitError
 
 TERMINAL: Final = frozenset(
@@ -59,6 +60,13 @@ class Turn:
         return tuple(call for call in self.calls if call.ended is None)
 
     @property
+    def effects(self) -> Iterator[run_pb2.ModelCallEnded | run_pb2.ToolCallEnded]:
+        """How its effects ended, those that did."""
+        if self.ended is not None:
+            yield self.ended
+        yield from (call.ended for call in self.calls if call.ended is not None)
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing of the turn is left to do."""
         return self.is_recorded and not self.pending
@@ -76,6 +84,47 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """What effects of a run used, cost and made."""
+
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    calls: int = 0
+    estimated: bool = False
+    cost_nanos: int = 0
+    last_leaf_index: int | None = None
+    """Index of the newest intent of an effect; None while there is none."""
+    artifacts: tuple[tool_pb2.Artifact, ...] = ()
+    """By name; a later file of the same name replaces the earlier."""
+
+    def with_turn(self, turn: Turn | None) -> Tally:
+        """The tally with what ended in a turn."""
+        tally = self
+        for effect in turn.effects if turn is not None else ():
+            tally = tally.with_effect(effect)
+        return tally
+
+    def with_effect(self, ended: run_pb2.ModelCallEnded | run_pb2.ToolCallEnded) -> Tally:
+        """The tally with one more effect."""
+        used, artifacts = ended.usage, self.artifacts
+        if isinstance(ended, run_pb2.ToolCallEnded) and ended.artifacts:
+            by_name = {artifact.name: artifact for artifact in (*artifacts, *ended.artifacts)}
+            artifacts = tuple(by_name[name] for name in sorted(by_name))
+        leaves = (self.last_leaf_index, ended.intent_leaf_index if ended.claim else None)
+        return Tally(
+            self.input_tokens + used.input_tokens,
+            self.cached_input_tokens + used.cached_input_tokens,
+            self.output_tokens + used.output_tokens,
+            self.calls + used.calls,
+            self.estimated or used.estimated,
+            self.cost_nanos + ended.cost_nanos,
+            max((leaf for leaf in leaves if leaf is not None), default=None),
+            artifacts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands: the fold of its journal."""
 
@@ -87,6 +136,9 @@ class Progress:
     """Token of the newest worker; 0 before the first."""
     stage: str = ""
     turns: tuple[Turn, ...] = ()
+    tally_before: Tally = field(default_factory=Tally)
+    """Of all turns but the newest, which may be asked for again. With it the summary that every
+    entry of the journal stores takes the same time at step 1 and at step 100."""
     retry_time: datetime | None = None
     """When the step that waits may be tried again; None if none waits."""
     cancelled_by: str = ""
@@ -97,6 +149,11 @@ class Progress:
     def turn(self) -> Turn | None:
         """The newest turn."""
         return self.turns[-1] if self.turns else None
+
+    @property
+    def tally(self) -> Tally:
+        """What the run's effects used, cost and made so far."""
+        return self.tally_before.with_turn(self.turn)
 
     @property
     def max_steps(self) -> int:
@@ -117,7 +174,9 @@ class Progress:
         """Completed turns in percent of the step limit; 100 exactly at the end."""
         if self.ended is not None:
             return 100
-        done = sum(turn.is_complete for turn in self.turns)
+        # Only the newest turn may be open: the next one begins when it is complete.
+        turn = self.turn
+        done = len(self.turns) - 1 + turn.is_complete if turn is not None else 0
         return min(99, 100 * done // max(self.max_steps, 1))
 
 
@@ -181,7 +240,13 @@ def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress
     asked = Turn(step, progress.fencing_token)
     if turn is None or turn.is_complete:
         _require(step == len(progress.turns) + 1, event, "skips a step")
-        return _after(progress, event, turns=(*progress.turns, asked), retry_time=None)
+        return _after(
+            progress,
+            event,
+            turns=(*progress.turns, asked),
+            tally_before=progress.tally,
+            retry_time=None,
+        )
     _require(step == turn.step and not turn.is_recorded, event, "asks for another step")
     return _with_turn(progress, event, asked)
 

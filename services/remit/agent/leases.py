@@ -7,7 +7,7 @@ makes two workers write: the newer token wins in every transaction, and at polic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +15,10 @@ import asyncpg
 
 from remit import names
 from remit.agent.records import run_id
-from remit.agent.store import CHANNEL, QUEUED
+from remit.agent.store import CHANNEL, IS_DUE, QUEUED
 from remit.postgres import Database
+
+_MANY: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,25 @@ class Grant:
     """Seconds until the run's own deadline; not positive when it has passed."""
     is_orphan: bool
     """Whether another worker held it before, which let its lease lapse or was stopped."""
+    org: str
+    """`orgs/{org}`."""
     traceparent: str = ""
     """The trace that created it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for a worker."""
+
+    by_org: Mapping[str, int]
+    """Runs whose time has come, by org."""
+    next_due_s: float | None
+    """Seconds until the next run's time comes; None if none waits for its time."""
+
+    @property
+    def queue_length(self) -> int:
+        """Runs that wait for a worker and nothing else."""
+        return sum(self.by_org.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +68,29 @@ class LeaseStore:
         self.owner = owner
         self.lease_s = lease_s
 
-    async def claim(self, limit: int) -> list[Grant]:
+    async def claim(
+        self,
+        limit: int,
+        *,
+        at_work_here: Mapping[str, int] | None = None,
+        most_of_an_org: int = _MANY,
+    ) -> list[Grant]:
         """Takes up to `limit` runs that wait for a worker or whose worker is gone.
 
-        Fair between orgs: the next run goes to the org with the fewest at work. Raises
-        DEPENDENCY_UNAVAILABLE.
+        Fair between orgs: the next run goes to the org with the fewest at work; within an org by
+        priority, then by age. Of an org no more than `most_of_an_org`, what this replica works on
+        (`at_work_here`) counted in. Raises DEPENDENCY_UNAVAILABLE.
         """
-        rows = await self._database.fetch(_CLAIM, self.owner, self.lease_s, limit)
+        here = at_work_here or {}
+        rows = await self._database.fetch(
+            _CLAIM,
+            self.owner,
+            self.lease_s,
+            limit,
+            list(here),
+            list(here.values()),
+            most_of_an_org,
+        )
         return [_grant(row) for row in rows]
 
     async def seize(self, run: str) -> Grant | None:
@@ -82,10 +117,12 @@ class LeaseStore:
         )
         await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
 
-    async def queue_length(self) -> int:
-        """Runs that wait for a worker."""
-        length: int = await self._database.fetchval("SELECT count(*) FROM runs WHERE state = 1")
-        return length
+    async def waiting(self) -> Waiting:
+        """What waits for a worker."""
+        rows = await self._database.fetch(_WAITING)
+        due = [row["next_due_s"] for row in rows if row["next_due_s"] is not None]
+        by_org = {row["org"]: row["runs"] for row in rows if row["runs"]}
+        return Waiting(by_org, min(due, default=None))
 
 
 def _grant(row: asyncpg.Record) -> Grant:
@@ -94,23 +131,37 @@ def _grant(row: asyncpg.Record) -> Grant:
         row["fencing_token"],
         row["remaining_s"],
         row["is_orphan"],
+        row["org"],
         row["traceparent"] or "",
     )
 
 
+_WAITING: Final = f"""
+SELECT org, count(*) FILTER (WHERE {IS_DUE}) AS runs,
+       extract(
+           epoch FROM min(schedule_time) FILTER (WHERE NOT {IS_DUE}) - clock_timestamp()
+       )::float8 AS next_due_s
+FROM runs WHERE state = 1 GROUP BY org
+"""  # noqa: S608 - made of constants
+
 # The outer WHERE is checked again on the locked row, so that two replicas never take the same run.
-_CLAIM: Final = """
+_CLAIM: Final = f"""
 WITH at_work AS (
     SELECT org, count(*) AS runs FROM runs
     WHERE state < 3 AND lease_expire_time > clock_timestamp() GROUP BY org
 ), ranked AS (
-    SELECT w.run, coalesce(at_work.runs, 0)
-           + row_number() OVER (PARTITION BY w.org ORDER BY w.state DESC, w.run) AS turn
-    FROM runs w LEFT JOIN at_work USING (org)
-    WHERE w.state < 3
-      AND (w.lease_expire_time IS NULL OR w.lease_expire_time <= clock_timestamp())
+    SELECT run, org, row_number() OVER (
+        PARTITION BY org ORDER BY state DESC, priority, run
+    ) AS place
+    FROM runs
+    WHERE state < 3 AND {IS_DUE}
+      AND (lease_expire_time IS NULL OR lease_expire_time <= clock_timestamp())
 ), candidates AS (
-    SELECT run, turn FROM ranked ORDER BY turn, run LIMIT 2 * $3::bigint
+    SELECT run, coalesce(at_work.runs, 0) + place AS turn
+    FROM ranked LEFT JOIN at_work USING (org)
+         LEFT JOIN unnest($4::text[], $5::int[]) AS here (org, runs) USING (org)
+    WHERE place <= $6 - coalesce(here.runs, 0)
+    ORDER BY turn, run LIMIT 2 * $3::bigint
 ), picked AS (
     SELECT r.run, r.owner FROM runs r JOIN candidates c USING (run)
     WHERE r.state < 3
@@ -125,8 +176,8 @@ UPDATE runs SET
 FROM picked WHERE runs.run = picked.run
 RETURNING runs.run, runs.fencing_token,
           extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s,
-          picked.owner IS NOT NULL AS is_orphan, runs.traceparent
-"""
+          picked.owner IS NOT NULL AS is_orphan, runs.org, runs.traceparent
+"""  # noqa: S608 - made of constants
 
 _SEIZE: Final = """
 UPDATE runs SET
@@ -136,7 +187,7 @@ UPDATE runs SET
 WHERE run = $1 AND state < 3
 RETURNING run, fencing_token,
           extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s,
-          true AS is_orphan, traceparent
+          true AS is_orphan, org, traceparent
 """
 
 _RENEW: Final = """

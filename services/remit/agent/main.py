@@ -106,6 +106,7 @@ async def open_parts(
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         max_queued_runs=settings.max_queued_runs,
+        max_scheduled_runs=settings.max_scheduled_runs,
     )
     feed = Feed(
         reader,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,8 @@ from remit.rpc.errors import RemitError
 _RENEWALS_A_LEASE: Final = 3
 _LOOKS_A_LEASE: Final = 20
 """How often a lease is looked at to see whether its holder must stop."""
+_LEAST_PAUSE_S: Final = 0.01
+"""Between two looks at the queue: a run whose time has come may be another replica's to take."""
 _PUT_BACK_S: Final = 1.0
 """Pause before a run that cannot be worked on now may be claimed again: what fails at once must not
 go round and round."""
@@ -54,12 +57,14 @@ class RunPool:
         self._settings = settings
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()
+        """Places taken for runs about to be created, by org."""
+        self._waiting: Counter[str] = Counter()
+        """Runs that waited for a worker at the last look, by org."""
+        self._next_due_s: float | None = None
         self._backlog = False
         self._draining = False
         self._wake = asyncio.Event()
-        self.queue_length = 0
-        """Runs that waited for a worker at the last look."""
 
     @property
     def owner(self) -> str:
@@ -71,19 +76,28 @@ class RunPool:
         """Runs being worked on."""
         return len(self._jobs)
 
-    def reserve(self) -> bool:
-        """Takes a place for a run about to be created; False where it must queue.
+    @property
+    def is_queue_full(self) -> bool:
+        """Whether no run may wait for a worker any more, as of the last look."""
+        return self._waiting.total() >= self._settings.max_queued_runs
 
-        Nobody overtakes: while runs wait for a worker, a new one queues behind them.
+    def reserve(self, org: str) -> bool:
+        """Takes a place for a run of an org about to be created; False where it must queue.
+
+        Nobody overtakes: while runs of its org wait for a worker, or any for a place, a new one
+        queues with them.
         """
-        if self._backlog or self._draining or self._free <= 0:
+        if self._backlog or self._draining or self._free <= 0 or self._waiting[org]:
             return False
-        self._reserved += 1
+        if self._at_work[org] >= self._settings.max_running_per_org:
+            self._waiting[org] += 1  # until the next look, which finds it in the queue
+            return False
+        self._reserved[org] += 1
         return True
 
-    def give_up_place(self) -> None:
+    def give_up_place(self, org: str) -> None:
         """Frees a reserved place that was not used."""
-        self._reserved -= 1
+        self._reserved[org] -= 1
         self.wake()
 
     async def start(self, tenure: Tenure) -> None:
@@ -91,7 +105,7 @@ class RunPool:
 
         Where a drain began since, the run is handed over instead.
         """
-        self._reserved -= 1
+        self._reserved[tenure.org] -= 1
         await self._take_up([tenure])
 
     def wake(self) -> None:
@@ -111,7 +125,7 @@ class RunPool:
             with _outage_logged("claim"):
                 await self._claim_all()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.claim_poll_s):
+                async with asyncio.timeout(self._until_next_look_s):
                     await self._wake.wait()
 
     async def renew_leases(self) -> None:
@@ -148,23 +162,44 @@ class RunPool:
 
     @property
     def _free(self) -> int:
-        return self._settings.max_running - len(self._jobs) - self._reserved
+        return self._settings.max_running - len(self._jobs) - self._reserved.total()
+
+    @property
+    def _at_work(self) -> Counter[str]:
+        """Places in use, by org."""
+        return self._reserved + Counter(job.tenure.org for job in self._jobs.values())
+
+    @property
+    def _until_next_look_s(self) -> float:
+        due_s = self._settings.claim_poll_s if self._next_due_s is None else self._next_due_s
+        return max(_LEAST_PAUSE_S, min(due_s, self._settings.claim_poll_s))
 
     async def _claim_all(self) -> None:
         while not self._draining:
-            self.queue_length = await self._leases.queue_length()
-            QUEUE_LENGTH.set(self.queue_length)
+            await self._look()
             count = min(self._free, self._settings.claim_batch)
             if count <= 0:
-                self._backlog = self.queue_length > 0
+                self._backlog = bool(self._waiting)
                 return
             asked = self._clock.monotonic()
-            grants = await self._leases.claim(count)
+            grants = await self._leases.claim(
+                count,
+                at_work_here=self._at_work,
+                most_of_an_org=self._settings.max_running_per_org,
+            )
+            self._waiting -= Counter(grant.org for grant in grants)
             await self._take_up([self._tenure(grant, asked) for grant in grants])
             count_claimed(grant.is_orphan for grant in grants)
             self._backlog = len(grants) == count
             if not self._backlog:
                 return
+
+    async def _look(self) -> None:
+        """Sees what waits for a worker."""
+        waiting = await self._leases.waiting()
+        self._waiting = Counter(waiting.by_org)
+        self._next_due_s = waiting.next_due_s
+        QUEUE_LENGTH.set(waiting.queue_length)
 
     def _tenure(self, grant: Grant, asked: float) -> Tenure:
         return Tenure(
@@ -173,6 +208,7 @@ class RunPool:
             grant_time=asked,
             lease_s=self._settings.lease_s,
             deadline=asked + grant.remaining_s,
+            org=grant.org,
             traceparent=grant.traceparent,
         )
 
@@ -220,7 +256,7 @@ class RunPool:
         if not job.task.cancelled() and (error := job.task.exception()) is not None:
             kind = type(error).__name__
             log.error("worker_failed", run=job.tenure.run, error_type=kind)
-        if self._backlog:
+        if self._backlog or self._waiting[job.tenure.org]:
             self.wake()
 
     async def _renew(self) -> None:

@@ -22,11 +22,20 @@ class AgentSettings(ServiceSettings):
     max_running: int = Field(
         default=64, ge=1, le=4096, description="Runs that a replica works on at once."
     )
+    max_running_per_org: int = Field(
+        default=64, ge=1, le=4096, description="Runs of one org that a replica works on at once."
+    )
     max_queued_runs: int = Field(
         default=1000,
         ge=0,
         le=1_000_000,
         description="Runs that wait for a worker, over all replicas; beyond it OVERLOADED.",
+    )
+    max_scheduled_runs: int = Field(
+        default=10_000,
+        ge=0,
+        le=1_000_000,
+        description="Runs that wait for their time, over all replicas; beyond it OVERLOADED.",
     )
     lease_s: float = Field(
         default=10.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -45,6 +45,8 @@ class NewRun:
     offer: Content | None = None
     traceparent: str = ""
     """The trace that creates it."""
+    schedule_time: datetime | None = None
+    """When it may start; None: at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,11 @@ class RunStore:
         max_batch: int,
         max_queue: int,
         max_queued_runs: int,
+        max_scheduled_runs: int,
     ) -> None:
         self._origin = origin
         self._max_queued_runs = max_queued_runs
+        self._max_scheduled_runs = max_scheduled_runs
         self._commit: GroupCommit[Item, Outcome] = GroupCommit(
             database,
             self._write,
@@ -163,12 +167,18 @@ class RunStore:
     async def _refused_by_queue(
         self, connection: Connection, items: Sequence[Item]
     ) -> dict[int, RemitError]:
-        queued = [item for item in items if isinstance(item, NewRun) and not item.owner]
-        if not queued:
+        waiting = [item for item in items if isinstance(item, NewRun) and not item.owner]
+        if not waiting:
             return {}
-        length = await connection.fetchval("SELECT count(*) FROM runs WHERE state = 1")
-        room = max(0, self._max_queued_runs - int(length))
-        return {id(n): queue_full(self._max_queued_runs) for n in queued[room:]}
+        found = await connection.fetchrow(COUNT_WAITING)
+        queued, scheduled = (found["queued"], found["scheduled"]) if found else (0, 0)
+        due = [new for new in waiting if new.schedule_time is None]
+        later = [new for new in waiting if new.schedule_time is not None]
+        room, room_later = self._max_queued_runs - queued, self._max_scheduled_runs - scheduled
+        full = {id(new): queue_full(self._max_queued_runs) for new in due[max(0, room) :]}
+        return full | {
+            id(new): schedule_full(self._max_scheduled_runs) for new in later[max(0, room_later) :]
+        }
 
 
 @dataclass
@@ -223,6 +233,8 @@ class _Batch:
             *_columns(events, 7),
             *_columns(self.notices, 2),
             [new.traceparent or None for new in runs],
+            [new.run.priority for new in runs],
+            [new.schedule_time for new in runs],
         )
         return {row["run"] for row in rows}
 
@@ -309,6 +321,22 @@ def queue_full(limit: int) -> RemitError:
     )
 
 
+def schedule_full(limit: int) -> RemitError:
+    """OVERLOADED about runs whose time has not come."""
+    return RemitError(
+        reasons.ERROR_REASON_OVERLOADED, f"{limit} runs wait for their time, the limit"
+    )
+
+
+IS_DUE: Final = "(schedule_time IS NULL OR schedule_time <= clock_timestamp())"
+"""Condition on a run that it may start now."""
+
+COUNT_WAITING: Final = f"""
+SELECT count(*) FILTER (WHERE {IS_DUE}) AS queued,
+       count(*) FILTER (WHERE NOT {IS_DUE}) AS scheduled
+FROM runs WHERE state = 1
+"""  # noqa: S608 - made of constants
+
 FIND_REQUEST: Final = """
 SELECT run, body_digest FROM runs WHERE org = $1 AND subject = $2 AND request_id = $3
 """
@@ -320,20 +348,21 @@ WITH fresh AS (
     INSERT INTO runs (
         run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
         deadline_time, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-        lease_expire_time, traceparent
+        lease_expire_time, traceparent, priority, schedule_time
     )
     SELECT run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
-           clock_timestamp() + make_interval(secs => max_duration_s), summary, content_digest,
-           last_sequence, offer_digest, fencing_token, owner,
-           clock_timestamp() + make_interval(secs => lease_s), traceparent
+           greatest(clock_timestamp(), schedule_time) + make_interval(secs => max_duration_s),
+           summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
+           clock_timestamp() + make_interval(secs => lease_s), traceparent, priority, schedule_time
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[],
         $8::smallint[], $9::timestamptz[], $10::float8[], $11::bytea[], $12::bytea[],
-        $13::bigint[], $14::bytea[], $15::bigint[], $16::text[], $17::float8[], $39::text[]
+        $13::bigint[], $14::bytea[], $15::bigint[], $16::text[], $17::float8[], $39::text[],
+        $40::smallint[], $41::timestamptz[]
     ) AS new (
         run, org, subject, agent, agent_version, request_id, body_digest, state, create_time,
         max_duration_s, summary, content_digest, last_sequence, offer_digest, fencing_token, owner,
-        lease_s, traceparent
+        lease_s, traceparent, priority, schedule_time
     )
     ON CONFLICT (org, subject, request_id) DO NOTHING
     RETURNING run

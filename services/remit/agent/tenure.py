@@ -37,6 +37,8 @@ class Tenure:
     lease_s: float
     deadline: float
     """Monotonic seconds at which the run itself must end."""
+    org: str
+    """`orgs/{org}` that it counts for."""
     head: Head | None = None
     traceparent: str = ""
     """The trace that created the run."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Final
+
+from google.protobuf import timestamp_pb2
 
 from remit import names
 from remit.agent.definitions import AgentDefinition
@@ -24,6 +27,14 @@ MAX_CONTEXT_VALUE_CHARS: Final = 10_000
 MAX_REQUEST_ID_CHARS: Final = 64
 MAX_STEPS: Final = 100
 MAX_DURATION_S: Final = 86_400
+FIRST_PRIORITY: Final = 1
+DEFAULT_PRIORITY: Final = 3
+LAST_PRIORITY: Final = 5
+MAX_SCHEDULE_AHEAD: Final = timedelta(days=30)
+
+_NANOS: Final = 1_000_000_000
+_EARLIEST_S: Final = -62_135_596_800
+"""0001-01-01T00:00:00Z, the least that a Timestamp may say."""
 
 # Browsers ignore control characters inside `javascript:`, and lenient parsers ignore spaces between
 # `<` and `script`.
@@ -40,13 +51,19 @@ _SUSPICIOUS: Final = (
 )
 
 
-def check_create(request: agent_service_pb2.CreateRunRequest) -> None:
-    """Checks the shape and the text of a request.
+def check_create(request: agent_service_pb2.CreateRunRequest, now: datetime) -> None:
+    """Checks the shape and the text of a request that came at `now`.
 
     Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
     first because a malformed request is malformed whatever its text says.
     """
-    shape = [*_names(request), *_task(request.task), *_context(request), *_limits(request.limits)]
+    shape = [
+        *_names(request),
+        *_task(request.task),
+        *_context(request),
+        *_limits(request.limits),
+        *_place_in_queue(request, now),
+    ]
     suspicious = list(_suspicious(request))
     if shape:
         raise invalid_request([*shape, *suspicious])
@@ -148,6 +165,23 @@ def _limits(limits: run_pb2.RunLimits) -> Iterator[Violation]:
             yield Violation("limits.max_duration", "must be more than 0 s and at most 24 h")
     if limits.HasField("max_cost_nanos") and limits.max_cost_nanos < 0:
         yield Violation("limits.max_cost_nanos", "must not be negative")
+
+
+def _place_in_queue(
+    request: agent_service_pb2.CreateRunRequest, now: datetime
+) -> Iterator[Violation]:
+    if request.priority and not FIRST_PRIORITY <= request.priority <= LAST_PRIORITY:
+        yield Violation("priority", f"must be from {FIRST_PRIORITY} to {LAST_PRIORITY}, or 0")
+    if not request.HasField("schedule_time"):
+        return
+    latest = timestamp_pb2.Timestamp()
+    latest.FromDatetime(now + MAX_SCHEDULE_AHEAD)
+    asked = request.schedule_time
+    # Compared as they came: a time beyond what a datetime holds is refused and crashes nothing.
+    if not 0 <= asked.nanos < _NANOS or asked.seconds < _EARLIEST_S:
+        yield Violation("schedule_time", "is not a time")
+    elif (asked.seconds, asked.nanos) > (latest.seconds, latest.nanos):
+        yield Violation("schedule_time", f"must be within {MAX_SCHEDULE_AHEAD.days} days")
 
 
 def _above_own(asked: run_pb2.RunLimits, definition: AgentDefinition) -> Iterator[Violation]:

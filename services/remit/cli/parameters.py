@@ -107,6 +107,27 @@ class Moment(click.ParamType[datetime]):
             )
 
 
+class Start(click.ParamType[datetime]):
+    """A point in time to come: RFC 3339, a local date or time, or a length from now."""
+
+    name = "TIME"
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+
+    def convert(
+        self,
+        value: object,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> datetime:
+        """The moment of `2026-11-23T15:00:00Z`, or of `10min` from now."""
+        text = str(value).strip()
+        if isinstance(value, str) and _LENGTH.fullmatch(text) and not text.isdigit():
+            return self._now() + Length().convert(text, param, ctx)
+        return Moment(self._now).convert(value, param, ctx)
+
+
 class Pair(click.ParamType[tuple[str, str]]):
     """A `KEY=VALUE` pair."""
 

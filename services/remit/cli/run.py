@@ -7,18 +7,19 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import click
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
-from remit.cli import exit_codes
+from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Session, client_options, new_request_id
 from remit.cli.follow import Follower, RunResponse
-from remit.cli.parameters import Length, Pair, Usd, duration, full_name
+from remit.cli.parameters import Length, Pair, Start, Usd, duration, full_name, timestamp
 from remit.cli.run_display import Display, display_for
+from remit.cli.run_view import when
 from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.errors import RemitError
 
@@ -32,6 +33,7 @@ _NAME_WAIT_S: Final = 5.0
     "  remit run 'What is 17 * 23?'\n"
     "  remit run --agent researcher -c topic=tides 'Summarise the notes on the topic.'\n"
     "  remit run --max-cost 0.05 --timeout 2min - < task.txt\n"
+    "  remit run --detach --at 2h --priority 4 'Summarise what came in today.'\n"
     "  remit run --json 'What time is it in UTC?' | jq -r 'select(.type==\"summary\").result'"
     "\n\n" + exit_codes.help_text()
 )
@@ -49,6 +51,15 @@ _NAME_WAIT_S: Final = 5.0
 @click.option("--max-steps", type=click.IntRange(min=1), help="Most model turns.")
 @click.option("--timeout", type=Length(), help="Most time, such as 90s, 5min or 2h.")
 @click.option(
+    "--priority",
+    type=click.IntRange(1, 5),
+    help="Which of your org's waiting runs go first: 1 before 5.  [default: 3]",
+)
+@click.option(
+    "--at", "start_time", type=Start(), help="Start no sooner, such as 2h (from now) or a time."
+)
+@click.option("--detach", is_flag=True, help="Only start it: print its name and end.")
+@click.option(
     "--request-id",
     default="",
     help="Names this request: given again with the same task, it follows the same run.",
@@ -63,6 +74,9 @@ def command(  # noqa: PLR0913 - one parameter an option
     max_cost_nanos: int | None,
     max_steps: int | None,
     timeout: timedelta | None,
+    priority: int | None,
+    start_time: datetime | None,
+    detach: bool,
     request_id: str,
 ) -> int:
     """Run an agent on TASK (`-` reads it from standard input) and follow it to its end.
@@ -82,12 +96,31 @@ def command(  # noqa: PLR0913 - one parameter an option
             max_cost_nanos=max_cost_nanos, max_steps=max_steps, max_duration=duration(timeout)
         ),
         request_id=request_id or new_request_id(),
+        priority=priority or 0,
+        schedule_time=timestamp(start_time),
     )
+    if detach:
+        _tell_accepted(session, session.run(lambda edge: _accepted(edge, request)))
+        return exit_codes.OK
     with display_for(session.output) as display:
         run = session.run(lambda edge: execute(edge, request, display))
         code = exit_code_of(run)
         display.end(run, code)
     return code
+
+
+async def _accepted(edge: Edge, request: agent_service_pb2.CreateRunRequest) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    return (await stub.CreateRun(request, metadata=edge.metadata)).run
+
+
+def _tell_accepted(session: Session, run: run_pb2.Run) -> None:
+    if session.output.as_json:
+        session.output.document({"run": documents.of_message(run)})
+        return
+    session.output.line(run.name)
+    if session.output.is_terminal:  # a script wants the name alone
+        session.output.line(f"  {when(run)}; remit runs watch {run.name}", "dim")
 
 
 async def execute(

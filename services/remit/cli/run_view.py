@@ -65,6 +65,9 @@ class RunView:
     def _created(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.run = event.created.run
         yield Line(f"{event.run}  {last_part(self.run.agent)}", "bold")
+        if self.run.HasField("schedule_time"):
+            self.stage = "waiting for its time"
+            yield Line(f"  {when(self.run)}", "dim")
 
     def _started(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.stage = "running"
@@ -175,6 +178,16 @@ def state_name(state: run_pb2.RunState.ValueType) -> str:
     """The state in lower case, such as `succeeded`."""
     known = run_pb2.RunState.DESCRIPTOR.values_by_number.get(state)
     return known.name.removeprefix(_STATE_PREFIX).lower() if known else f"state {state}"
+
+
+def when(run: run_pb2.Run) -> str:
+    """When a run that was accepted starts, and how soon."""
+    start = "starts at once"
+    if run.HasField("schedule_time"):
+        start = f"starts at {local_time(run.schedule_time)}"
+    elif run.state == run_pb2.RUN_STATE_QUEUED:
+        start = "waits for a worker"
+    return f"{start}, with priority {run.priority or 3}"
 
 
 def tokens(usage: usage_pb2.Usage) -> str:

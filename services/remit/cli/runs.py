@@ -166,6 +166,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("task", run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
             ("created", local_time(run.create_time)),
+            *_place_in_queue(run),
             ("started", local_time(run.start_time)),
             ("ended", local_time(run.end_time)),
             ("limits", _limits(run.limits)),
@@ -173,6 +174,12 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
         )
     )
     output.lines(ending(run))
+
+
+def _place_in_queue(run: run_pb2.Run) -> tuple[tuple[str, str], ...]:
+    if run.HasField("schedule_time"):
+        return (("priority", str(run.priority)), ("not before", local_time(run.schedule_time)))
+    return (("priority", str(run.priority)),)
 
 
 def _limits(limits: run_pb2.RunLimits) -> str:

@@ -6,6 +6,7 @@ The agent service: runs."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from remit.api.agent.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
@@ -50,12 +51,16 @@ class CreateRunRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """`agents/{agent}`."""
     task: _builtins.str
     """The task; 1 to 10,000 characters."""
     request_id: _builtins.str
     """Names this request: the same id and body get the same run; 1 to 64 characters."""
+    priority: _builtins.int
+    """Which of its org's waiting runs go first: 1 before 5; 0 means 3. Orgs take turns whatever it says."""
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts given with the task; at most 50, each key up to 100 and each value up to 10,000 characters."""
@@ -63,6 +68,12 @@ class CreateRunRequest(_message.Message):
     @_builtins.property
     def limits(self) -> _run_pb2.RunLimits:
         """Limits below the agent's own."""
+
+    @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """When it may start, at most 30 days ahead; unset, or in the past: at once. Its time limit counts from
+        then.
+        """
 
     def __init__(
         self,
@@ -72,10 +83,12 @@ class CreateRunRequest(_message.Message):
         context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         limits: _run_pb2.RunLimits | None = ...,
         request_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "schedule_time", b"schedule_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "limits", b"limits", "request_id", b"request_id", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "limits", b"limits", "priority", b"priority", "request_id", b"request_id", "schedule_time", b"schedule_time", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,7 +34,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     """Never sent."""
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
-    """Waits for a worker."""
+    """Waits for a worker, or for its time."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """A worker has it."""
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 3
@@ -50,7 +50,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Never sent."""
 RUN_STATE_QUEUED: RunState.ValueType  # 1
-"""Waits for a worker."""
+"""Waits for a worker, or for its time."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """A worker has it."""
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 3
@@ -105,6 +105,8 @@ class Run(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`; {run} is a UUIDv7."""
     agent: _builtins.str
@@ -125,6 +127,8 @@ class Run(_message.Message):
     """Sequence of its newest event."""
     last_leaf_index: _builtins.int
     """Index of the newest intent of its effects in the log; absent while it has none."""
+    priority: _builtins.int
+    """Which of its org's waiting runs go first, 1 before 5."""
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts given with the task; the model sees them."""
@@ -157,6 +161,10 @@ class Run(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """When it may start; unset: at once."""
+
     def __init__(
         self,
         *,
@@ -178,10 +186,12 @@ class Run(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "result", b"result", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
@@ -204,7 +214,7 @@ class RunLimits(_message.Message):
     """Most money in nano-USD, at least 0."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Most time from creation to end, up to 24 h."""
+        """Most time from creation, or from `schedule_time`, to the end; up to 24 h."""
 
     def __init__(
         self,
