@@ -127,6 +127,20 @@ class Client:
         )
         return response.run
 
+    async def pause(self, name: str, request_id: str = "halt") -> run_pb2.Run:
+        response = await self.runs.PauseRun(
+            agent_service_pb2.PauseRunRequest(name=name, request_id=request_id),
+            metadata=self.metadata,
+        )
+        return response.run
+
+    async def resume(self, name: str, request_id: str = "go") -> run_pb2.Run:
+        response = await self.runs.ResumeRun(
+            agent_service_pb2.ResumeRunRequest(name=name, request_id=request_id),
+            metadata=self.metadata,
+        )
+        return response.run
+
 
 def request(task: str = "What is 17 * 23?", **more: Any) -> agent_service_pb2.CreateRunRequest:
     facts = {"agent": "agents/assistant", "request_id": SystemIds().uuid7()} | more

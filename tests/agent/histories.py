@@ -79,14 +79,26 @@ class Player:
             elif isinstance(action, CallTools):
                 self._call(action)
 
+    def _pause(self) -> None:
+        """Somebody pauses the run and lets it go on, and another worker takes it."""
+        self.draft.add(run_pb2.RunPaused(subject="orgs/acme/users/alice"))
+        assert isinstance(next_action(self.draft.progress), Rest)
+        if self._draw(st.booleans()):
+            self.draft.add(run_pb2.RunResumed(subject="orgs/acme/users/alice"))
+            self.adopt()
+        else:
+            self.draft.add(run_pb2.CancelRequested(subject="orgs/acme/users/alice"))
+
     def _disturb(self) -> None:
-        what = self._draw(st.sampled_from(["", "", "", "adopt", "wait", "cancel"]))
+        what = self._draw(st.sampled_from(["", "", "", "adopt", "wait", "pause", "cancel"]))
         if what == "adopt":
             self.adopt()
         elif self.draft.progress.cancelled_by:
             return
         elif what == "wait":
             self.draft.add(run_pb2.RunWaiting())
+        elif what == "pause":
+            self._pause()
         elif what == "cancel" and self._draw(st.booleans()):
             self.draft.add(run_pb2.CancelRequested(subject="orgs/a/users/b"))
 

@@ -27,7 +27,8 @@ def test_every_prefix_folds_and_says_what_comes_next(events: list[run_pb2.RunEve
         run = run_of(progress)
         assert run.last_sequence == number
         is_last = number == len(events)
-        assert isinstance(next_action(progress), Rest) == is_last
+        is_paused = run.state == run_pb2.RUN_STATE_PAUSED
+        assert isinstance(next_action(progress), Rest) == (is_last or is_paused)
         assert (run.state in TERMINAL) == is_last
         assert (event.percent == 100) == is_last
     assert events[-1].ended.run == run_of(progress)
@@ -66,6 +67,8 @@ def test_from_any_prefix_an_adopter_brings_the_run_to_an_end(
 ) -> None:
     cut = data.draw(st.integers(min_value=1, max_value=len(events) - 1))
     draft = Draft(RUN, fold(events[:cut]), FixedClock())
+    if draft.progress.paused_by:
+        draft.add(run_pb2.RunResumed(subject="orgs/acme/users/alice"))
     player = Player(data.draw, draft)
     player.play()
     assert fold(draft.events, fold(events[:cut])).ended is not None
@@ -212,3 +215,18 @@ def test_a_fatal_tool_error_ends_the_run_and_another_is_told() -> None:
             ended,
         )
         assert isinstance(next_action(draft.progress), expected)
+
+
+def test_a_paused_run_goes_on_only_when_it_is_resumed_or_cancelled() -> None:
+    draft = begin()
+    draft.add(run_pb2.RunPaused(subject="orgs/acme/users/alice"))
+    halted = draft.progress
+    for body in (run_pb2.RunStarted(fencing_token=9), run_pb2.RunPaused(), run_pb2.TextDelta()):
+        later = Draft(RUN, halted, FixedClock())
+        with pytest.raises(RemitError, match="follows a pause"):
+            later.add(body)
+    with pytest.raises(RemitError, match="is not paused"):
+        begin().add(run_pb2.RunResumed(subject="orgs/acme/users/alice"))
+    cancelled = Draft(RUN, halted, FixedClock())
+    cancelled.add(run_pb2.CancelRequested(subject="orgs/acme/users/alice"))
+    assert isinstance(next_action(cancelled.progress), End)

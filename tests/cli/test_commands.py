@@ -150,6 +150,20 @@ def test_runs_cancel(remit: Remit, edge: EdgeServer) -> None:
     assert edge.requests("CancelRun")[1].request_id != request.request_id
 
 
+@pytest.mark.parametrize(("verb", "method"), [("pause", "PauseRun"), ("resume", "ResumeRun")])
+def test_runs_pause_and_resume(remit: Remit, edge: EdgeServer, verb: str, method: str) -> None:
+    state = run_pb2.RUN_STATE_PAUSED if verb == "pause" else run_pb2.RUN_STATE_QUEUED
+    response = getattr(agent_service_pb2, f"{method}Response")
+    edge.answers[method] = lambda _: response(run=run_pb2.Run(name=RUN, state=state))
+    words = run_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower()
+    assert remit("runs", verb, RUN_ID).out == f"{RUN} is {words}\n"
+    (document,) = remit("runs", verb, RUN_ID, "--json").documents
+    assert document["run"]["name"] == RUN
+    first, second = edge.requests(method)
+    assert first.name == RUN
+    assert first.request_id != second.request_id
+
+
 def test_runs_artifact(remit: Remit, edge: EdgeServer, tmp_path: Path) -> None:
     found = agent_service_pb2.GetArtifactResponse(media_type="text/plain", content=b"hello\n")
     edge.answers["GetArtifact"] = lambda _: found

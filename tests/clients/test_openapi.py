@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -50,6 +51,8 @@ OF_A_RUN = {f"{AGENTS}/{name}" for name in ("StreamRun", "GetRun", "WatchRun", "
 CHANGES = {
     f"{AGENTS}/CreateRun",
     f"{AGENTS}/CancelRun",
+    f"{AGENTS}/PauseRun",
+    f"{AGENTS}/ResumeRun",
     f"{COST}/SetBudget",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
@@ -154,6 +157,26 @@ async def test_changes(rest: Rest) -> None:
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})
+
+
+async def test_a_run_is_paused_and_goes_on(rest: Rest) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    body = {
+        "agent": "agents/assistant",
+        "task": "What is 2 + 3?",
+        "requestId": new_id(),
+        "scheduleTime": later,
+        "priority": 1,
+    }
+    run = (await rest(f"{AGENTS}/CreateRun", body=body)).content["run"]["name"]
+    name = {"run": run.removeprefix("runs/")}
+    for method, state in (("PauseRun", "RUN_STATE_PAUSED"), ("ResumeRun", "RUN_STATE_QUEUED")):
+        answer = await rest(f"{AGENTS}/{method}", name, body={"requestId": new_id()})
+        assert fits(f"{AGENTS}/{method}", answer)["run"]["state"] == state
+    refused = await rest(f"{AGENTS}/ResumeRun", name, body={"requestId": new_id()})
+    assert refused.status == 400
+    assert fits(f"{AGENTS}/ResumeRun", refused)["details"][0]["reason"] == "INVALID_STATE"
+    await rest(f"{AGENTS}/CancelRun", name, body={"requestId": new_id()})
 
 
 async def test_a_run_is_cancelled(rest: Rest) -> None:

@@ -41,7 +41,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The run has ended; nothing is left to do."""
+    """The run has ended or is paused; there is nothing to do."""
 
 
 Action: TypeAlias = AskModel | CallTools | End | Rest
@@ -53,6 +53,8 @@ def next_action(progress: Progress) -> Action:
         return Rest()
     if progress.cancelled_by:
         return _cancelled(progress)
+    if progress.paused_by:
+        return Rest()
     turn = progress.turn
     if turn is None:
         return AskModel(1, is_journalled=False)

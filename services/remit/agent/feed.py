@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import asyncpg
 
 from remit import names, telemetry
 from remit.agent.reading import RunReader
-from remit.agent.store import CHANNEL, QUEUED
+from remit.agent.store import CHANNEL, PAUSED, QUEUED, STOPPED
 from remit.api.agent.v1 import run_pb2
 from remit.postgres import unavailable
 
@@ -152,23 +152,34 @@ class Feed:
                 self._topics.pop(run, None)
 
 
+class Orders(Protocol):
+    """Who works on runs and must hear what others do to them."""
+
+    def wake(self) -> None:
+        """A run may be waiting for a worker."""
+        ...
+
+    def token_raised(self, run: str, fencing_token: int) -> None:
+        """A run's token is at least this."""
+        ...
+
+    def paused(self, run: str, fencing_token: int) -> None:
+        """A run was paused under this token."""
+        ...
+
+    def stopped(self, run: str, fencing_token: int) -> None:
+        """A run was cancelled under this token."""
+        ...
+
+
 class Listener:
     """Hears of every replica's commits over a connection of its own."""
 
-    def __init__(
-        self,
-        dsn: str,
-        feed: Feed,
-        *,
-        origin: str,
-        queued: Callable[[], None],
-        token_raised: Callable[[str, int], None],
-    ) -> None:
+    def __init__(self, dsn: str, feed: Feed, *, origin: str, orders: Orders) -> None:
         self._dsn = dsn
         self._feed = feed
         self._origin = origin
-        self._queued = queued
-        self._token_raised = token_raised
+        self._orders = orders
         self.connected = asyncio.Event()
 
     async def listen(self) -> None:
@@ -188,7 +199,7 @@ class Listener:
             self.connected.set()
             # Whatever was told while nobody listened is looked for.
             self._feed.wake_all()
-            self._queued()
+            self._orders.wake()
             while True:
                 await asyncio.sleep(_PING_S)
                 await connection.execute("SELECT 1", timeout=_PING_S)
@@ -196,15 +207,22 @@ class Listener:
             connection.terminate()
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: Any) -> None:  # noqa: ANN401
-        if payload == QUEUED:
-            self._queued()
-            return
-        run_id, sequence, token, origin = str(payload).split(" ", 3)
+        first, *rest = str(payload).split(" ", 3)
+        if first == QUEUED:
+            self._orders.wake()
+        elif first == PAUSED:
+            self._orders.paused(names.run_name(rest[0]), int(rest[1]))
+        elif first == STOPPED:
+            self._orders.stopped(names.run_name(rest[0]), int(rest[1]))
+        else:
+            self._committed(first, *rest)
+
+    def _committed(self, run_id: str, sequence: str, token: str, origin: str) -> None:
         run = names.run_name(run_id)
         if origin != self._origin:
             # What was committed here is published here, with the events themselves.
             self._feed.announce(run, int(sequence))
-        self._token_raised(run, int(token))
+        self._orders.token_raised(run, int(token))
 
 
 async def _within(event: asyncio.Event, limit_s: float) -> bool:

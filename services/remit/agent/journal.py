@@ -142,6 +142,8 @@ class Progress:
     retry_time: datetime | None = None
     """When the step that waits may be tried again; None if none waits."""
     cancelled_by: str = ""
+    paused_by: str = ""
+    """Who halted the run; empty while it may go on."""
     start_time: datetime | None = None
     ended: run_pb2.Run | None = None
 
@@ -165,6 +167,8 @@ class Progress:
         """The run's state as clients see it."""
         if self.ended is not None:
             return self.ended.state
+        if self.paused_by:
+            return run_pb2.RUN_STATE_PAUSED
         if self.fencing_token:
             return run_pb2.RUN_STATE_RUNNING
         return run_pb2.RUN_STATE_QUEUED
@@ -199,6 +203,8 @@ def apply(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     )
     if progress.cancelled_by:
         _require(kind in {"started", "ended", "cancel_requested"}, event, "follows a cancellation")
+    elif progress.paused_by:
+        _require(kind in {"resumed", "cancel_requested", "ended"}, event, "follows a pause")
     _require(kind in _APPLY, event, "has no content")
     return _APPLY[kind or ""](progress, event)
 
@@ -290,7 +296,16 @@ def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
 
 
 def _cancel_requested(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    return _after(progress, event, cancelled_by=event.cancel_requested.subject)
+    return _after(progress, event, cancelled_by=event.cancel_requested.subject, paused_by="")
+
+
+def _paused(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    return _after(progress, event, paused_by=event.paused.subject)
+
+
+def _resumed(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    _require(progress.paused_by, event, "resumes a run that is not paused")
+    return _after(progress, event, paused_by="")
 
 
 def _ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -309,6 +324,8 @@ _APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
     "tool_call_ended": _tool_call_ended,
     "waiting": _waiting,
     "cancel_requested": _cancel_requested,
+    "paused": _paused,
+    "resumed": _resumed,
     "ended": _ended,
 }
 

@@ -94,7 +94,7 @@ class LeaseStore:
         return [_grant(row) for row in rows]
 
     async def seize(self, run: str) -> Grant | None:
-        """Takes a run from whoever has it, as a cancellation must; None if it has ended."""
+        """Takes a run from whoever has it, as whoever controls it must; None if it has ended."""
         row = await self._database.fetchrow(_SEIZE, run_id(run), self.owner, self.lease_s)
         return _grant(row) if row else None
 
@@ -141,7 +141,7 @@ SELECT org, count(*) FILTER (WHERE {IS_DUE}) AS runs,
        extract(
            epoch FROM min(schedule_time) FILTER (WHERE NOT {IS_DUE}) - clock_timestamp()
        )::float8 AS next_due_s
-FROM runs WHERE state = 1 GROUP BY org
+FROM runs WHERE state = 1 AND pause_time IS NULL GROUP BY org
 """  # noqa: S608 - made of constants
 
 # The outer WHERE is checked again on the locked row, so that two replicas never take the same run.
@@ -154,7 +154,7 @@ WITH at_work AS (
         PARTITION BY org ORDER BY state DESC, priority, run
     ) AS place
     FROM runs
-    WHERE state < 3 AND {IS_DUE}
+    WHERE state < 3 AND pause_time IS NULL AND {IS_DUE}
       AND (lease_expire_time IS NULL OR lease_expire_time <= clock_timestamp())
 ), candidates AS (
     SELECT run, coalesce(at_work.runs, 0) + place AS turn
@@ -164,7 +164,7 @@ WITH at_work AS (
     ORDER BY turn, run LIMIT 2 * $3::bigint
 ), picked AS (
     SELECT r.run, r.owner FROM runs r JOIN candidates c USING (run)
-    WHERE r.state < 3
+    WHERE r.state < 3 AND r.pause_time IS NULL
       AND (r.lease_expire_time IS NULL OR r.lease_expire_time <= clock_timestamp())
     ORDER BY c.turn, c.run LIMIT $3::bigint
     FOR UPDATE OF r SKIP LOCKED

@@ -19,7 +19,7 @@ from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
 from remit.agent.spans import record_run
-from remit.agent.store import Entry, RunStore, fenced
+from remit.agent.store import Control, Entry, RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -37,6 +37,8 @@ Body: TypeAlias = (
     | run_pb2.ToolCallEnded
     | run_pb2.RunWaiting
     | run_pb2.CancelRequested
+    | run_pb2.RunPaused
+    | run_pb2.RunResumed
     | run_pb2.RunEnded
 )
 
@@ -60,6 +62,8 @@ _FIELD_OF: Final[dict[type, str]] = {
     run_pb2.ToolCallEnded: "tool_call_ended",
     run_pb2.RunWaiting: "waiting",
     run_pb2.CancelRequested: "cancel_requested",
+    run_pb2.RunPaused: "paused",
+    run_pb2.RunResumed: "resumed",
     run_pb2.RunEnded: "ended",
 }
 
@@ -144,6 +148,7 @@ class Logbook:
         offer: Content | None = None,
         artifacts: Sequence[Content] = (),
         cancel_request_id: str = "",
+        control: Control | None = None,
     ) -> None:
         """Commits a draft. Waits for a database that is away; raises FENCED to who lost the run.
 
@@ -158,6 +163,7 @@ class Logbook:
             offer=offer,
             artifacts=tuple(artifacts),
             cancel_request_id=cancel_request_id,
+            control=control,
         )
         self._committing = asyncio.create_task(self._commit(entry, draft.progress))
         await asyncio.shield(self._committing)

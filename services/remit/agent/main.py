@@ -16,6 +16,7 @@ from remit.agent.leases import LeaseStore
 from remit.agent.logbook import Books
 from remit.agent.loop import RunWorker, Workshop
 from remit.agent.offers import Offers
+from remit.agent.pausing import Pauser
 from remit.agent.pool import RunPool
 from remit.agent.reading import DefinitionStore, RunReader
 from remit.agent.run_remit import RemitDesk
@@ -122,13 +123,13 @@ async def open_parts(
     pool = RunPool(leases, worker.work, settings, clock)
     creator = Creator(catalog, store, reader, desk, outside.offers, pool, settings, clock, ids)
     return AgentParts(
-        runs=AgentService(creator, Canceller(books, leases, desk), reader, feed),
+        runs=AgentService(
+            creator, Canceller(books, leases, desk), Pauser(books, leases, desk), reader, feed
+        ),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=feed,
-        listener=Listener(
-            database.dsn, feed, origin=owner, queued=pool.wake, token_raised=pool.token_raised
-        ),
+        listener=Listener(database.dsn, feed, origin=owner, orders=pool),
         store=store,
     )
 

@@ -57,6 +57,8 @@ class RunPool:
         self._settings = settings
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
+        self._leaving: dict[asyncio.Task[None], _Job] = {}
+        """Of runs that were paused: what is under way ends, and nothing follows it."""
         self._reserved: Counter[str] = Counter()
         """Places taken for runs about to be created, by org."""
         self._waiting: Counter[str] = Counter()
@@ -118,6 +120,25 @@ class RunPool:
         if job is not None and job.tenure.fencing_token < fencing_token:
             job.task.cancel()
 
+    def paused(self, run: str, fencing_token: int) -> None:
+        """Says that a run was paused under this token: its worker here ends what is under way."""
+        job = self._jobs.get(run)
+        if job is None or job.tenure.fencing_token >= fencing_token:
+            return
+        job.tenure.handing_over = True
+        del self._jobs[run]
+        if not job.task.done():
+            self._leaving[job.task] = job
+            job.task.add_done_callback(self._leaving.pop)
+        RUNNING.set(len(self._jobs))
+        self.wake()
+
+    def stopped(self, run: str, fencing_token: int) -> None:
+        """Says that a run was cancelled under this token: whatever works on it here stops."""
+        for job in [*self._jobs.values(), *self._leaving.values()]:
+            if job.tenure.run == run and job.tenure.fencing_token < fencing_token:
+                job.task.cancel()
+
     async def claim_runs(self) -> None:
         """Claims waiting and orphaned runs while there are places; runs until cancelled."""
         while True:
@@ -151,7 +172,7 @@ class RunPool:
         jobs = list(self._jobs.values())
         for job in jobs:
             job.tenure.handing_over = True
-        tasks = [job.task for job in jobs]
+        tasks = [job.task for job in jobs] + list(self._leaving)
         if tasks:
             await asyncio.wait(tasks, timeout=self._settings.hand_over_s)
         for task in tasks:

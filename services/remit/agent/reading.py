@@ -25,6 +25,9 @@ class StoredRun:
     run: run_pb2.Run
     org: str
     cancel_request_id: str
+    control_request: str
+    """The pause or its end that was asked for last: its kind and request id."""
+    fencing_token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,13 @@ class RunReader:
         row = await self._database.fetchrow(f"{_SELECT_RUN} WHERE run = $1", run_id(name))
         if row is None:
             raise not_found(name)
-        return StoredRun(_run(row), row["org"], row["cancel_request_id"] or "")
+        return StoredRun(
+            _run(row),
+            row["org"],
+            row["cancel_request_id"] or "",
+            row["control_request"] or "",
+            row["fencing_token"],
+        )
 
     async def run_of_request(
         self, org: str, subject: str, request_id: str, body_digest: bytes
@@ -155,7 +164,8 @@ def _event_row(row: asyncpg.Record) -> EventRow:
 
 
 _SELECT_RUN: Final = """
-SELECT runs.summary, runs.org, runs.cancel_request_id, content.bytes
+SELECT runs.summary, runs.org, runs.cancel_request_id, runs.control_request, runs.fencing_token,
+       content.bytes
 FROM runs JOIN content ON content.digest = runs.content_digest
 """
 
@@ -164,7 +174,8 @@ _LIST_RUNS: Final = f"""
 WHERE org = $1
   AND ($2::text IS NULL OR subject = $2)
   AND ($3::text IS NULL OR agent = $3)
-  AND ($4::smallint IS NULL OR state = $4)
+  AND ($4::smallint IS NULL
+       OR $4 = CASE WHEN state < 3 AND pause_time IS NOT NULL THEN 6 ELSE state END)
   AND ($5::uuid IS NULL OR run < $5)
 ORDER BY run DESC LIMIT $6
 """

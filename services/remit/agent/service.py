@@ -16,6 +16,7 @@ from remit.agent.creation import Creator
 from remit.agent.definitions import did_you_mean
 from remit.agent.feed import Feed
 from remit.agent.journal import TERMINAL
+from remit.agent.pausing import Pauser
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
 from remit.agent.validation import check_name, check_request_id
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
@@ -40,6 +41,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
 
     creator: Creator
     canceller: Canceller
+    pauser: Pauser
     reader: RunReader
     feed: Feed
 
@@ -125,6 +127,28 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         stored = await self._visible(request.name, "name")
         run = await self.canceller.cancel(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.CancelRunResponse(run=run)
+
+    async def PauseRun(
+        self,
+        request: agent_service_pb2.PauseRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.PauseRunResponse:
+        """Halts a run."""
+        check_request_id(request.request_id)
+        stored = await self._visible(request.name, "name")
+        run = await self.pauser.pause(stored, current_remit().subject, request.request_id)
+        return agent_service_pb2.PauseRunResponse(run=run)
+
+    async def ResumeRun(
+        self,
+        request: agent_service_pb2.ResumeRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ResumeRunResponse:
+        """Lets a paused run go on."""
+        check_request_id(request.request_id)
+        stored = await self._visible(request.name, "name")
+        run = await self.pauser.resume(stored, current_remit().subject, request.request_id)
+        return agent_service_pb2.ResumeRunResponse(run=run)
 
     async def GetArtifact(
         self,

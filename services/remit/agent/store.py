@@ -7,7 +7,7 @@ nothing, and an entry that was committed although its writer never heard so is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -25,6 +25,10 @@ CHANNEL: Final = "remit_runs"
 """Postgres channel: every commit tells `<run> <last sequence> <fencing token> <origin>` on it."""
 QUEUED: Final = "queued"
 """Payload on the channel that says a run waits for a worker."""
+PAUSED: Final = "paused"
+"""First word of `paused <run> <fencing token>`: its worker ends what is under way, and leaves."""
+STOPPED: Final = "stopped"
+"""First word of `stopped <run> <fencing token>`: whoever works on the run stops at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,15 @@ class CreatedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A pause or its end, written with the entry that journals it. Either gives the lease back."""
+
+    request: str
+    """Who asked, by kind and request id, such as `pause r1`."""
+    is_pause: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Events to append to one run's journal, all or none."""
 
@@ -69,6 +82,7 @@ class Entry:
     offer: Content | None = None
     artifacts: tuple[Content, ...] = ()
     cancel_request_id: str = ""
+    control: Control | None = None
 
     @property
     def run_id(self) -> UUID:
@@ -208,6 +222,7 @@ class _Batch:
             self.entries.append(item)
             for artifact in item.artifacts:
                 self._keep(run, artifact)
+            self.notices += [(run, notice) for notice in _orders(item)]
         last = f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}"
         self.notices.append((run, last))
 
@@ -235,8 +250,19 @@ class _Batch:
             [new.traceparent or None for new in runs],
             [new.run.priority for new in runs],
             [new.schedule_time for new in runs],
+            [entry.control.request if entry.control else None for entry in self.entries],
+            [entry.control.is_pause if entry.control else None for entry in self.entries],
         )
         return {row["run"] for row in rows}
+
+
+def _orders(entry: Entry) -> Iterator[str]:
+    """What replicas must do beside reading the journal. Goes out before the raised token does."""
+    if entry.cancel_request_id:
+        yield f"{STOPPED} {entry.run_id} {entry.fencing_token}"
+    if entry.control is not None:
+        is_pause = entry.control.is_pause
+        yield f"{PAUSED} {entry.run_id} {entry.fencing_token}" if is_pause else QUEUED
 
 
 def _run_of(item: Item) -> UUID:
@@ -301,13 +327,18 @@ def _update_row(entry: Entry) -> tuple[object, ...]:
         entry.run_id,
         entry.fencing_token,
         entry.follows,
-        entry.summary.state,
+        _stored_state(entry.summary.state),
         entry.summary.SerializeToString(deterministic=True),
         entry.events[-1].sequence,
         entry.offer.digest if entry.offer else None,
         entry.cancel_request_id or None,
         entry.summary.state in TERMINAL,
     )
+
+
+def _stored_state(state: run_pb2.RunState.ValueType) -> int:
+    """A paused run keeps a state of those that go on; `pause_time` says that it does not now."""
+    return run_pb2.RUN_STATE_RUNNING if state == run_pb2.RUN_STATE_PAUSED else state
 
 
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
@@ -334,7 +365,7 @@ IS_DUE: Final = "(schedule_time IS NULL OR schedule_time <= clock_timestamp())"
 COUNT_WAITING: Final = f"""
 SELECT count(*) FILTER (WHERE {IS_DUE}) AS queued,
        count(*) FILTER (WHERE NOT {IS_DUE}) AS scheduled
-FROM runs WHERE state = 1
+FROM runs WHERE state = 1 AND pause_time IS NULL
 """  # noqa: S608 - made of constants
 
 FIND_REQUEST: Final = """
@@ -369,10 +400,10 @@ WITH fresh AS (
 ), entry AS MATERIALIZED (
     SELECT * FROM unnest(
         $18::uuid[], $19::bigint[], $20::bigint[], $21::smallint[], $22::bytea[], $23::bigint[],
-        $24::bytea[], $25::text[], $26::boolean[]
+        $24::bytea[], $25::text[], $26::boolean[], $42::text[], $43::boolean[]
     ) AS e (
         run, fencing_token, follows, state, summary, last_sequence, offer_digest,
-        cancel_request_id, ends
+        cancel_request_id, ends, control_request, pauses
     )
 ), locked AS MATERIALIZED (
     SELECT run, fencing_token, last_sequence, state FROM runs
@@ -404,11 +435,19 @@ WITH fresh AS (
         last_sequence = e.last_sequence,
         offer_digest = coalesce(e.offer_digest, runs.offer_digest),
         cancel_request_id = coalesce(e.cancel_request_id, runs.cancel_request_id),
-        owner = CASE WHEN e.ends THEN NULL ELSE runs.owner END,
-        lease_expire_time = CASE WHEN e.ends THEN NULL ELSE runs.lease_expire_time END
+        control_request = coalesce(e.control_request, runs.control_request),
+        deadline_time = runs.deadline_time
+            + CASE WHEN e.pauses THEN interval '0'
+                   ELSE coalesce(clock_timestamp() - runs.pause_time, interval '0') END,
+        pause_time = CASE WHEN e.pauses THEN coalesce(runs.pause_time, clock_timestamp()) END,
+        owner = CASE WHEN e.ends OR e.pauses IS NOT NULL THEN NULL ELSE runs.owner END,
+        lease_expire_time =
+            CASE WHEN e.ends OR e.pauses IS NOT NULL THEN NULL ELSE runs.lease_expire_time END
     FROM entry e JOIN held USING (run)
     WHERE runs.run = e.run
 )
 SELECT run, pg_notify('remit_runs', notice)
-FROM unnest($37::uuid[], $38::text[]) AS n (run, notice) JOIN written USING (run)
+FROM unnest($37::uuid[], $38::text[]) WITH ORDINALITY AS n (run, notice, place)
+     JOIN written USING (run)
+ORDER BY place
 """

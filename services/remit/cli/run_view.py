@@ -27,6 +27,7 @@ STATE_STYLES: Final = {
     run_pb2.RUN_STATE_SUCCEEDED: "green",
     run_pb2.RUN_STATE_FAILED: "bold red",
     run_pb2.RUN_STATE_CANCELLED: "yellow",
+    run_pb2.RUN_STATE_PAUSED: "yellow",
 }
 _STATE_PREFIX: Final = "RUN_STATE_"
 
@@ -52,6 +53,8 @@ class RunView:
             "tool_call_ended": self._tool_ended,
             "waiting": self._waiting,
             "cancel_requested": self._cancel,
+            "paused": self._paused,
+            "resumed": self._resumed,
             "ended": self._ended,
         }
 
@@ -122,6 +125,14 @@ class RunView:
     def _cancel(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.stage = "stopping"
         yield Line(f"  cancellation asked for by {event.cancel_requested.subject}", "yellow")
+
+    def _paused(self, event: run_pb2.RunEvent) -> Iterator[Line]:
+        self.stage = "paused"
+        yield Line(f"  paused by {event.paused.subject}; remit runs resume {event.run}", "yellow")
+
+    def _resumed(self, event: run_pb2.RunEvent) -> Iterator[Line]:
+        self.stage = "waiting for a worker"
+        yield Line(f"  resumed by {event.resumed.subject}", "yellow")
 
     def _ended(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.run = event.ended.run

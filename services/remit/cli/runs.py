@@ -20,7 +20,7 @@ from remit.cli.run_view import ending, state_name
 from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
 from remit.rpc.clock import SystemClock
 
-_STATES: Final = ("queued", "running", "succeeded", "failed", "cancelled")
+_STATES: Final = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 _TASK_CHARS: Final = 60
 _COLUMNS: Final = (
     Column[run_pb2.Run]("run", lambda r: last_part(r.name), keep=True),
@@ -37,7 +37,7 @@ _COLUMNS: Final = (
     "  remit runs watch 01981a2b-...\n  remit runs cancel 01981a2b-..."
 )
 def command() -> None:
-    """List, show, watch and cancel runs."""
+    """List, show, watch, pause, resume and cancel runs."""
 
 
 @command.command(
@@ -104,11 +104,30 @@ def cancel(*, session: Session, name: str) -> None:
     Nothing new starts after the answer; what is under way is asked to stop, and is billed for what
     it used.
     """
-    run = session.run(lambda edge: _cancelled(edge, full_name("runs", name)))
-    if session.output.as_json:
-        session.output.document({"run": documents.of_message(run)})
-    else:
-        session.output.line(f"{run.name} is {state_name(run.state)}")
+    _tell_state(session, session.run(lambda edge: _cancelled(edge, full_name("runs", name))))
+
+
+@command.command(
+    "pause", epilog="\b\nExamples:\n  remit runs pause 01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
+)
+@click.argument("name")
+@client_options
+def pause(*, session: Session, name: str) -> None:
+    """Halt the run NAME until it is resumed; its time limit stands still.
+
+    Nothing new starts after the answer. A tool call under way ends and is not made again.
+    """
+    _tell_state(session, session.run(lambda edge: _paused(edge, full_name("runs", name))))
+
+
+@command.command(
+    "resume", epilog="\b\nExamples:\n  remit runs resume 01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
+)
+@click.argument("name")
+@client_options
+def resume(*, session: Session, name: str) -> None:
+    """Let the paused run NAME go on where it stood."""
+    _tell_state(session, session.run(lambda edge: _resumed(edge, full_name("runs", name))))
 
 
 @command.command(
@@ -136,6 +155,13 @@ def artifact(*, session: Session, name: str, file: str, out: Path | None) -> Non
         click.echo(found.content, nl=False)
     else:
         session.output.line(f"{out}: {len(found.content)} bytes, {found.media_type}")
+
+
+def _tell_state(session: Session, run: run_pb2.Run) -> None:
+    if session.output.as_json:
+        session.output.document({"run": documents.of_message(run)})
+    else:
+        session.output.line(f"{run.name} is {state_name(run.state)}")
 
 
 def _write_new(path: Path, content: bytes) -> None:
@@ -209,6 +235,18 @@ async def _cancelled(edge: Edge, name: str) -> run_pb2.Run:
     stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
     request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
     return (await stub.CancelRun(request, metadata=edge.metadata)).run
+
+
+async def _paused(edge: Edge, name: str) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    request = agent_service_pb2.PauseRunRequest(name=name, request_id=new_request_id())
+    return (await stub.PauseRun(request, metadata=edge.metadata)).run
+
+
+async def _resumed(edge: Edge, name: str) -> run_pb2.Run:
+    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
+    request = agent_service_pb2.ResumeRunRequest(name=name, request_id=new_request_id())
+    return (await stub.ResumeRun(request, metadata=edge.metadata)).run
 
 
 async def _artifact(edge: Edge, run: str, artifact: str) -> agent_service_pb2.GetArtifactResponse:

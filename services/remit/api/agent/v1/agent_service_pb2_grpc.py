@@ -65,6 +65,16 @@ class AgentServiceStub:
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/PauseRun',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/ResumeRun',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/remit.api.agent.v1.AgentService/GetArtifact',
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.GetArtifactRequest.SerializeToString,
@@ -119,6 +129,22 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
+        its result is there when the run goes on; a model turn under way may be asked for again. The run's
+        time limit stands still.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Lets a paused run go on where it stood.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """Returns the content of a file that a run made.
         """
@@ -158,6 +184,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -328,6 +364,60 @@ class AgentService:
             '/remit.api.agent.v1.AgentService/CancelRun',
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunRequest.SerializeToString,
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/PauseRun',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/ResumeRun',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,6 +30,13 @@ class AgentServiceStub:
     """Asks a run to stop. Nothing new starts after the answer; what is under way is asked to stop and is
     billed for what it used.
     """
+    PauseRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.PauseRunRequest, _agent_service_pb2.PauseRunResponse]
+    """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
+    its result is there when the run goes on; a model turn under way may be asked for again. The run's
+    time limit stands still.
+    """
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResumeRunRequest, _agent_service_pb2.ResumeRunResponse]
+    """Lets a paused run go on where it stood."""
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
     """Returns the content of a file that a run made."""
 
@@ -85,6 +92,25 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks a run to stop. Nothing new starts after the answer; what is under way is asked to stop and is
         billed for what it used.
         """
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _agent_service_pb2.PauseRunRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.PauseRunRequest, _abc.Awaitable[_agent_service_pb2.PauseRunResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.PauseRunResponse]:
+        """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
+        its result is there when the run goes on; a model turn under way may be asked for again. The run's
+        time limit stands still.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _agent_service_pb2.ResumeRunRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ResumeRunRequest, _abc.Awaitable[_agent_service_pb2.ResumeRunResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ResumeRunResponse]:
+        """Lets a paused run go on where it stood."""
 
     @_abc_1.abstractmethod
     def GetArtifact(

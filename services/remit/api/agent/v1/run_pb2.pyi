@@ -43,6 +43,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Ended without."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 5
     """Ended on request."""
+    RUN_STATE_PAUSED: _RunState.ValueType  # 6
+    """Halted on request; it goes on when it is resumed."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """RunState is where a run stands. SUCCEEDED, FAILED and CANCELLED are final."""
@@ -59,6 +61,8 @@ RUN_STATE_FAILED: RunState.ValueType  # 4
 """Ended without."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 5
 """Ended on request."""
+RUN_STATE_PAUSED: RunState.ValueType  # 6
+"""Halted on request; it goes on when it is resumed."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
@@ -259,6 +263,8 @@ class RunEvent(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Run that it belongs to."""
     sequence: _builtins.int
@@ -313,6 +319,14 @@ class RunEvent(_message.Message):
     def ended(self) -> Global___RunEnded:
         """The run ended."""
 
+    @_builtins.property
+    def paused(self) -> Global___RunPaused:
+        """The run halts until it is resumed."""
+
+    @_builtins.property
+    def resumed(self) -> Global___RunResumed:
+        """The run may go on."""
+
     def __init__(
         self,
         *,
@@ -331,12 +345,14 @@ class RunEvent(_message.Message):
         waiting: Global___RunWaiting | None = ...,
         cancel_requested: Global___CancelRequested | None = ...,
         ended: Global___RunEnded | None = ...,
+        paused: Global___RunPaused | None = ...,
+        resumed: Global___RunResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "resumed", b"resumed", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "percent", b"percent", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "percent", b"percent", "resumed", b"resumed", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended", "paused", "resumed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -673,6 +689,50 @@ class CancelRequested(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRequested: _TypeAlias = CancelRequested  # noqa: Y015
+
+@_typing.final
+class RunPaused(_message.Message):
+    """RunPaused says who asked for the halt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """`orgs/{org}/users/{user}`."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPaused: _TypeAlias = RunPaused  # noqa: Y015
+
+@_typing.final
+class RunResumed(_message.Message):
+    """RunResumed says who let the run go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """`orgs/{org}/users/{user}`."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunResumed: _TypeAlias = RunResumed  # noqa: Y015
 
 @_typing.final
 class RunEnded(_message.Message):
