@@ -21,6 +21,7 @@ from tests.agent.outside import (
     says,
 )
 from tests.monitoring.values import gained
+from tests.waiting import eventually
 
 CREATE_RUN = "/remit.api.agent.v1.AgentService/CreateRun"
 JOURNAL = [
@@ -157,6 +158,7 @@ async def test_a_silent_stream_sends_heartbeats(replica: StartReplica, world: Wo
     world.inference.effects.hold = asyncio.Event()
     client = (await replica(heartbeat_s=0.05)).client()
     run = await client.create()
+    await eventually(lambda: world.inference.effects.held == 1)  # its four events are journalled
     heartbeats = 0
     async for response in client.runs.WatchRun(
         agent_service_pb2.WatchRunRequest(name=run.name), metadata=client.metadata
