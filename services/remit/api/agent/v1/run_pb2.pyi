@@ -218,7 +218,7 @@ class RunLimits(_message.Message):
     """Most money in nano-USD, at least 0."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Most time from creation, or from `schedule_time`, to the end; up to 24 h."""
+        """Most time from creation, or from `schedule_time`, to the end, pauses left out; up to 24 h."""
 
     def __init__(
         self,
