@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 # Asked of each chunk of answers before it is passed on: whether the connection is cut here.
@@ -21,6 +21,8 @@ class Relay:
 
     target: str
     pending: list[Cut]
+    ready: Callable[[], Awaitable[object]]
+    """Waited for before a cut: a browser throws away what it received and has not handed out."""
     address: str = ""
     cuts: int = 0
     connections: int = 0
@@ -44,7 +46,9 @@ class Relay:
         reader, writer = await asyncio.open_connection(host, int(port))
         self._writers |= {up, writer}
         upwards = asyncio.create_task(_pass(down, writer, _never))
-        self.cuts += await _pass(reader, up, cut)
+        if await _pass(reader, up, cut):
+            await self.ready()
+            self.cuts += 1
         writer.transport.abort()
         # What was passed on must arrive: a reset would overtake it, so the client closes first.
         with contextlib.suppress(ConnectionError, TimeoutError):
@@ -54,11 +58,17 @@ class Relay:
         await asyncio.gather(upwards, return_exceptions=True)
 
 
+async def _at_once() -> None:
+    """Waits for nothing."""
+
+
 @contextlib.asynccontextmanager
-async def relay(target: str, *cuts: int | Cut) -> AsyncIterator[Relay]:
+async def relay(
+    target: str, *cuts: int | Cut, ready: Callable[[], Awaitable[object]] = _at_once
+) -> AsyncIterator[Relay]:
     """A relay to `host:port` whose first connections are cut; a number: after so many bytes."""
     pending = [after_bytes(cut) if isinstance(cut, int) else cut for cut in cuts]
-    made = Relay(target, pending)
+    made = Relay(target, pending, ready)
     server = await asyncio.start_server(made.accept, _HOST, 0)
     made.address = f"{_HOST}:{server.sockets[0].getsockname()[1]}"
     try:

@@ -30,11 +30,26 @@ from tests.programs import program
 # The first test installs packages where the cache has none.
 pytestmark = pytest.mark.timeout(300)
 DRIVE_TIMEOUT_S = 90.0
+SEEN = "/seen"
+"""What the page asks its own server for when it has its first event."""
+SEEN_TIMEOUT_S = 30.0
 CONNECTIONS = 16
 """More than a browser opens to one host."""
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _Pages(http.server.SimpleHTTPRequestHandler):
+    """Serves the page's files, and hears that it has seen an event."""
+
+    seen = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path != SEEN:
+            super().do_GET()
+            return
+        self.seen.set()
+        self.send_response(http.HTTPStatus.NO_CONTENT)
+        self.end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's own name
         """Says nothing."""
 
@@ -56,7 +71,7 @@ def served(site: Path) -> Iterator[Callable[[int], str]]:
     servers: list[http.server.ThreadingHTTPServer] = []
 
     def serve(port: int) -> str:
-        handler = functools.partial(_Quiet, directory=site)
+        handler = functools.partial(_Pages, directory=site)
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
@@ -119,7 +134,13 @@ async def test_a_page_of_a_listed_origin_runs_an_agent(
 ) -> None:
     page = served(mesh.pages_port)
     cut = once(before(b"tools/calculator"))
-    async with relay(mesh.address, *[cut] * CONNECTIONS) as broken:
+    _Pages.seen.clear()
+
+    async def seen() -> None:
+        """Until the page has an event: cut sooner, its browser might hand out none."""
+        assert await asyncio.to_thread(_Pages.seen.wait, SEEN_TIMEOUT_S)
+
+    async with relay(mesh.address, *[cut] * CONNECTIONS, ready=seen) as broken:
         told = await visited(page, broken.address, mesh.api_key, "What is 17 * 23?")
     assert told["origin"] in mesh.topology.cors.origins
     web = told["grpcWeb"]

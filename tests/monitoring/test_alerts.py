@@ -96,7 +96,7 @@ def test_reasons_in_rules_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["k8s/components/observability/prometheus.yaml", "docker-compose.yml"]
+    "file", ["k8s/components/observability/prometheus.yaml", "compose/prometheus.yaml"]
 )
 def test_the_shipped_scrape_jobs_are_those_that_alerts_know(file: str) -> None:
     jobs = re.findall(r"job_name: (\S+)", (alerts.ROOT / file).read_text())
