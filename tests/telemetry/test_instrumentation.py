@@ -19,6 +19,8 @@ from opentelemetry.trace.status import StatusCode
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
+from remit.rpc.forms import GRPC, REST, Form
+from remit.rpc.rest import retry_after
 from remit.telemetry import call_failed, parse, table
 from remit.telemetry.spans import served
 from tests.telemetry.tracing import Recorder, recorded
@@ -96,23 +98,38 @@ async def test_garbage_begins_a_new_trace(garbage: str) -> None:
     assert parse(garbage) is None
 
 
-async def test_a_failure_is_marked_and_its_text_is_not_kept() -> None:
+@pytest.mark.parametrize("form", [GRPC, REST], ids=["grpc", "rest"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        error_reason_pb2.ERROR_REASON_INTERNAL,
+        error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE,
+    ],
+)
+async def test_a_failure_is_marked_and_its_text_is_not_kept(
+    form: Form, reason: error_reason_pb2.ErrorReason.ValueType
+) -> None:
     text = "a text that quotes the request"
-    error = RemitError(error_reason_pb2.ERROR_REASON_INTERNAL, text)
+    error = RemitError(reason, text)
 
     async def method(_request: bytes, context: Any) -> bytes:
         call_failed(error)
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        await form.abort(context, error)
         raise AssertionError
 
     with recorded() as recorder:
         async with serving(recorder, method) as address:
-            with pytest.raises(grpc.aio.AioRpcError):
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await call(address)
         made = recorder.spans()[PATH]
     assert made.status.status_code is StatusCode.ERROR
-    assert dict(made.attributes or {})[table.ERROR_TYPE] == "INTERNAL"
+    assert made.status.description is None
+    assert dict(made.attributes or {})[table.ERROR_TYPE] == error.reason_name
     assert text not in made.to_json()
+    told = RemitError.from_rpc(failure.value)
+    assert (told.reason, told.message, told.code) == (reason, text, failure.value.code())
+    trailers = dict(failure.value.trailing_metadata() or ())
+    assert trailers.get("retry-after") == (retry_after(error) if form is REST else None)
 
 
 async def test_the_instrumentation_loses_the_span_of_a_call_that_is_cancelled() -> None:

@@ -7,6 +7,7 @@ is read, how its stream is written, and how its error ends it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
@@ -20,6 +21,7 @@ from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 Context = grpc.aio.ServicerContext[Any, Any]
 Serializer = Callable[[Any], bytes] | None
 Headers = tuple[tuple[str, str], ...]
+Trailers = tuple[tuple[str, str | bytes], ...]
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
@@ -121,7 +123,17 @@ class _Rest:
         delay = rest.retry_after(error)
         if delay is not None:
             trailers.append(("retry-after", delay))
-        await context.abort(error.code, error.message, tuple(trailers))
+        # `abort` is the instrumentation's, which would put the message on the call's span.
+        await context.abort_with_status(_Status(error.code, error.message, tuple(trailers)))
+
+
+@dataclass(frozen=True)
+class _Status(grpc.Status):
+    """A status with trailers of its own."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: Trailers
 
 
 class _AsItIs:
