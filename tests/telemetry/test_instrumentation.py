@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 from remit.rpc.forms import GRPC, REST, Form
 from remit.rpc.rest import retry_after
 from remit.telemetry import call_failed, parse, table
@@ -126,10 +127,13 @@ async def test_a_failure_is_marked_and_its_text_is_not_kept(
     assert made.status.description is None
     assert dict(made.attributes or {})[table.ERROR_TYPE] == error.reason_name
     assert text not in made.to_json()
-    told = RemitError.from_rpc(failure.value)
-    assert (told.reason, told.message, told.code) == (reason, text, failure.value.code())
+    assert (failure.value.code(), failure.value.details()) == (error.code, error.plain_message)
     trailers = dict(failure.value.trailing_metadata() or ())
+    details = status_pb2.Status.FromString(cast("bytes", trailers[STATUS_DETAILS_KEY]))
+    told = RemitError.from_status(details)
+    assert (told.reason, told.message, told.code) == (reason, text, error.code)
     assert trailers.get("retry-after") == (retry_after(error) if form is REST else None)
+    assert (details.message == text) is (form is REST or not error.quotes), "a body says it all"
 
 
 async def test_the_instrumentation_loses_the_span_of_a_call_that_is_cancelled() -> None:

@@ -25,9 +25,12 @@ from remit.api.agent.v1 import (
     agent_service_pb2_grpc,
     run_pb2,
 )
+from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.contracts import AREAS
+from remit.rpc.errors import RemitError
 from remit.telemetry import table
 from remit.telemetry.export import SEND_EVERY_S
+from tests import rest
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
@@ -40,6 +43,7 @@ SETTINGS = {
     "REMIT_AGENT_LOG_LEVEL": "debug",
 }
 SERVICES = {"remit-gateway", *(f"remit-{area}" for area in AREAS)}
+TOOL_FAILED = "TOOL_FAILED"
 ARRIVAL_S = 60.0
 """Spans are sent once a second; a busy machine may need several of gRPC's attempts to connect."""
 CLOSING = {"remit-inference", "remit-tools", "remit-gateway", "remit-audit"}
@@ -289,6 +293,8 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
     mesh = traced.mesh
     await run_in(traced, client, f"What is 2 + 3? {canary}")
     await run_in(traced, client, f"Write a file {canary}.txt with the text {canary}")
+    await run_in(traced, client, f"Read the file {canary}-2.txt")
+    await a_tool_quotes(traced, client, canary)
     async with channel(mesh.address) as edge:
         stub = agent_service_pb2_grpc.AgentServiceStub(edge)
         for request, metadata in (
@@ -304,12 +310,14 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
                 assert error.code() is not grpc.StatusCode.INTERNAL  # noqa: PT017
     await whole(traced, client)
 
-    def three_runs() -> bool:
+    def all_runs() -> bool:
         spans = traced.collector.trace(client.trace_id)
         runs = [s for s in spans if s.name.startswith(table.INVOKE_AGENT)]
-        return len(runs) == 3 and not missing(spans, client)
+        return len(runs) == 4 and not missing(spans, client)
 
-    await eventually(three_runs, 20)
+    await eventually(all_runs, 20)
+    failed = [s for s in traced.collector.trace(client.trace_id) if TOOL_FAILED in s.text]
+    assert {s.service for s in failed} >= {"remit-gateway", "remit-tools", "remit-agent"}
     secret = mesh.api_key
     for part in (*(f"{area}-0" for area in AREAS), "envoy", "postgres"):
         assert canary not in mesh.log(part), part
@@ -317,6 +325,26 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
     for span in traced.collector.everything():
         assert canary not in span.text, span.name
         assert secret not in span.text, span.name
+
+
+async def a_tool_quotes(traced: Traced, client: Client, canary: str) -> None:
+    """Has a tool fail with the canary in its words, which the caller is told in either form."""
+    mesh = traced.mesh
+    arguments = {"path": f"{canary}-3.txt"}
+    request = tool_service_pb2.CallToolRequest(tool="tools/read_file", request_id="quoting-1")
+    request.arguments.update(arguments)
+    async with channel(mesh.address) as edge:
+        stub = tool_service_pb2_grpc.ToolServiceStub(edge)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stub.CallTool(request, metadata=client.metadata(mesh), timeout=20)
+    assert canary not in (failure.value.details() or "")
+    answer = await rest.Client(mesh.address, dict(client.metadata(mesh))).post(
+        "/v1/tools/read_file:call", {"arguments": arguments, "requestId": "quoting-2"}
+    )
+    for told in (RemitError.from_rpc(failure.value), answer.error()):
+        assert told.reason_name == TOOL_FAILED
+        assert told.message == f"tools/read_file: {canary}-3.txt does not exist"
+    assert canary in answer.json()["message"]
 
 
 async def test_a_trace_that_is_not_sampled_is_in_the_logs_and_nowhere_else(traced: Traced) -> None:

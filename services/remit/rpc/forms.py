@@ -92,7 +92,7 @@ class _Grpc:
 
     async def abort(self, context: Context, error: RemitError) -> None:
         """Status and details."""
-        await context.abort_with_status(rpc_status.to_status(error.to_status()))
+        await context.abort_with_status(rpc_status.to_status(error.to_trailers()))
 
 
 class _Rest:
@@ -117,14 +117,17 @@ class _Rest:
         return httpbody_pb2.HttpBody.SerializeToString
 
     async def abort(self, context: Context, error: RemitError) -> None:
-        """Status and details, and `retry-after` among the trailers, which become headers."""
+        """Status and details, and `retry-after` among the trailers, which become headers.
+
+        The body is made of the details, where no proxy looks: they hold the whole message.
+        """
         status = error.to_status()
         trailers: list[tuple[str, str | bytes]] = [(STATUS_DETAILS_KEY, status.SerializeToString())]
         delay = rest.retry_after(error)
         if delay is not None:
             trailers.append(("retry-after", delay))
         # `abort` is the instrumentation's, which would put the message on the call's span.
-        await context.abort_with_status(_Status(error.code, error.message, tuple(trailers)))
+        await context.abort_with_status(_Status(error.code, error.plain_message, tuple(trailers)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import structlog
 
-from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.telemetry.trace import current
 
@@ -26,13 +25,6 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 WITHHELD: Final = "(text withheld)"
 _MAX_CAUSES: Final = 8
-_OF_OTHERS: Final = frozenset(
-    {
-        reasons.ERROR_REASON_PROVIDER_FAILED,
-        reasons.ERROR_REASON_PROVIDER_UNAVAILABLE,
-        reasons.ERROR_REASON_TOOL_FAILED,
-    }
-)
 
 
 def configure(*, area: str, replica: str, level: str, content: bool) -> None:
@@ -98,7 +90,7 @@ def add_place(_logger: object, _name: str, event: Event) -> Event:
 
 def own_text(error: RemitError) -> str:
     """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent."""
-    return WITHHELD if error.reason in _OF_OTHERS else error.message
+    return WITHHELD if error.quotes else error.message
 
 
 class Exceptions:
