@@ -99,6 +99,23 @@ async def test_garbage_begins_a_new_trace(garbage: str) -> None:
     assert parse(garbage) is None
 
 
+@pytest.mark.parametrize("state", ["=,;=,secret" * 20, "secret=1"], ids=["garbage", "valid"])
+async def test_a_tracestate_is_not_read(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def method(_request: bytes, _context: Any) -> bytes:
+        return b"done"
+
+    with recorded() as recorder:
+        async with serving(recorder, method) as address:
+            headers = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", state))
+            assert await call(address, *headers) == b"done"
+        made = recorder.spans()[PATH]
+    assert made.parent is not None
+    assert f"{made.parent.trace_id:032x}" == TRACE
+    assert not made.context.trace_state
+    assert not made.parent.trace_state
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("form", [GRPC, REST], ids=["grpc", "rest"])
 @pytest.mark.parametrize(
     "reason",

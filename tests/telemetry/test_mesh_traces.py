@@ -85,6 +85,8 @@ GARBAGE = [
     (("traceparent", "x" * 4000),),
     (("baggage", ",,;;=%zz" + "a" * 4000), ("tracestate", "=,=,;;" * 100)),
 ]
+STATES = ["=,=,statecanary;;" * 100, "statecanary=1"]
+"""One that the W3C calls invalid, and a valid one."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +387,29 @@ async def test_garbage_begins_a_new_trace_and_changes_nothing_else(
     listed = {s.service: s for s in spans if s.name.endswith("/ListAgents")}
     assert listed["remit-gateway"].parent_id == ""
     assert listed["remit-agent"].parent_id == listed["remit-gateway"].span_id
+
+
+@pytest.mark.parametrize("state", STATES, ids=["invalid", "valid"])
+async def test_a_tracestate_beside_a_valid_traceparent_is_not_read(
+    traced: Traced, state: str
+) -> None:
+    client = Client.new()
+    async with channel(traced.mesh.address) as edge:
+        stub = agent_catalog_service_pb2_grpc.AgentCatalogServiceStub(edge)
+        request = agent_catalog_service_pb2.ListAgentsRequest()
+        metadata = (*client.metadata(traced.mesh), ("tracestate", state))
+        await stub.ListAgents(request, metadata=metadata, timeout=20)
+
+    def arrived() -> list[Seen]:
+        spans = traced.collector.trace(client.trace_id)
+        return spans if {"remit-gateway", "remit-agent"} <= {s.service for s in spans} else []
+
+    spans = await eventually(arrived, 20)
+    assert not [span for span in spans if "statecanary" in span.text]
+    for part in (*(f"{area}-0" for area in AREAS), "envoy"):
+        assert "statecanary" not in traced.mesh.log(part), part
+    lines = [x for area in AREAS for x in log_lines(traced.mesh, area)]
+    assert not [x for x in lines if x["logger"].startswith("opentelemetry.trace")]
 
 
 async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) -> None:

@@ -21,6 +21,7 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.propagators.textmap import CarrierT, Getter, default_getter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
@@ -31,6 +32,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.trace.status import Status, StatusCode
 
 from remit import telemetry
+from remit.rpc.calls import TRACE_KEY
 from remit.rpc.metrics import SPANS_LOST
 from remit.telemetry import table
 from remit.telemetry.spans import UNRECORDED, Kind, Span, Value
@@ -162,14 +164,13 @@ def open_tracer(area: str, replica: str, options: TraceOptions) -> Tracer:
     """The tracer of a service, whose spans go to the collector of `options`."""
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # `Losses` says it, once in a while
-    # Baggage of clients is nobody's business here, and malformed baggage would be logged.
-    propagate.set_global_textmap(TraceContextTextMapPropagator())
     exporter = OTLPSpanExporter(endpoint=options.endpoint, timeout=SEND_TIMEOUT_S)
     return tracer_to(exporter, area, replica, options)
 
 
 def tracer_to(exporter: SpanExporter, area: str, replica: str, options: TraceOptions) -> Tracer:
     """The tracer of a service over an exporter."""
+    propagate.set_global_textmap(TraceparentAlone())
     ids = ChosenIds()
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(options.ratio)),
@@ -185,6 +186,36 @@ def tracer_to(exporter: SpanExporter, area: str, replica: str, options: TraceOpt
     losses = Losses(area, options.endpoint)
     provider.add_span_processor(_Queue(Reporting(exporter, losses), losses, options.queue))
     return Tracer(provider, ids, options.content_chars)
+
+
+class TraceparentAlone(TraceContextTextMapPropagator):
+    """Reads `traceparent` of a call, and nothing else.
+
+    What clients send as baggage or `tracestate` is nobody's business here: it would stand on spans,
+    and where it is malformed, in the log.
+    """
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """The context of a call."""
+        return super().extract(carrier, context, _OfOne(getter))
+
+
+class _OfOne(Getter[CarrierT]):
+    """Knows no header but `traceparent`."""
+
+    def __init__(self, getter: Getter[CarrierT]) -> None:
+        self._getter = getter
+
+    def get(self, carrier: CarrierT, key: str) -> list[str] | None:
+        return self._getter.get(carrier, key) if key == TRACE_KEY else None
+
+    def keys(self, carrier: CarrierT) -> list[str]:
+        return [key for key in self._getter.keys(carrier) if key == TRACE_KEY]
 
 
 class _NamesService(SpanProcessor):
