@@ -37,6 +37,8 @@ with within(Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", runs=(
 with within(for_runs(None, ["runs/a", "runs/b"])):
     log.info("of_a_batch")
     log.info("of_one_item", run="runs/b")
+from remit.telemetry.logs import own_text
+log.info("of_a_tool", error=own_text(RemitError(reasons.ERROR_REASON_TOOL_FAILED, "secret")))
 telemetry.name_service("audit")
 log.info("of_another_service")
 """
@@ -95,3 +97,5 @@ def test_an_exception_of_a_call_keeps_its_stack_and_loses_its_text() -> None:
 
 def test_with_content_the_text_stays() -> None:
     assert "secret" in logged(content=True)["broke_in_a_call"]["exception"]
+    assert logged(content=True)["of_a_tool"]["error"] == "secret"
+    assert logged()["of_a_tool"]["error"] == "(text withheld)"

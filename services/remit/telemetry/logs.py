@@ -2,7 +2,8 @@
 
 No content: events are named, their fields are names, counts and reasons. The text of an exception
 may quote what a user sent, so of one that a call or a run causes the log keeps its types and its
-stack; texts of our own errors, which are written for whoever reads them, stay.
+stack; texts of our own errors, which are written for whoever reads them, stay. Where content is
+asked for, all texts do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
@@ -27,8 +29,19 @@ WITHHELD: Final = "(text withheld)"
 _MAX_CAUSES: Final = 8
 
 
+@dataclass
+class _Asked:
+    """What this process was told to log; a process has one log."""
+
+    content: bool = False
+
+
+_asked: Final = _Asked()
+
+
 def configure(*, area: str, replica: str, level: str, content: bool) -> None:
     """Sends structlog and the standard library's records to standard error as JSON lines."""
+    _asked.content = content
     least = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         functools.partial(_add_service, {"service": area, "replica": replica}),
@@ -89,8 +102,11 @@ def add_place(_logger: object, _name: str, event: Event) -> Event:
 
 
 def own_text(error: RemitError) -> str:
-    """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent."""
-    return WITHHELD if error.quotes else error.message
+    """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent.
+
+    Where content is asked for, the text of any.
+    """
+    return WITHHELD if error.quotes and not _asked.content else error.message
 
 
 class Exceptions:
