@@ -36,7 +36,7 @@ from remit.rpc.calls import TRACE_KEY
 from remit.rpc.metrics import SPANS_LOST
 from remit.telemetry import table
 from remit.telemetry.spans import UNRECORDED, Kind, Span, Value
-from remit.telemetry.trace import Trace, within
+from remit.telemetry.trace import MAX_LINKS, Trace, within
 
 SEND_TIMEOUT_S: Final = 5.0
 """Longest that one batch may take; a collector that never answers costs a thread this long."""
@@ -180,7 +180,7 @@ def tracer_to(exporter: SpanExporter, area: str, replica: str, options: TraceOpt
         shutdown_on_exit=False,
         id_generator=ids,
         # An event would be an exception with its text, which may quote what a user sent.
-        span_limits=SpanLimits(max_events=0),
+        span_limits=SpanLimits(max_events=0, max_links=MAX_LINKS),
     )
     provider.add_span_processor(_NamesService(area))
     losses = Losses(area, options.endpoint)
