@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from remit.telemetry.spans import Span, annotate, call_failed, name_runs, served, span
+from remit.telemetry.spans import (
+    Span,
+    annotate,
+    call_failed,
+    name_runs,
+    served,
+    span,
+    work_failed,
+)
 from remit.telemetry.trace import Trace, current, enter, fresh, parse, resumed, within
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "served",
     "span",
     "within",
+    "work_failed",
 ]
 
 
