@@ -42,7 +42,7 @@ _asked: Final = _Asked()
 def configure(*, area: str, replica: str, level: str, content: bool) -> None:
     """Sends structlog and the standard library's records to standard error as JSON lines."""
     _asked.content = content
-    least = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         functools.partial(_add_service, {"service": area, "replica": replica}),
         add_place,
