@@ -78,6 +78,7 @@ def load_settings(area: str, replica: str | None = None) -> ServiceSettings:
 
 async def _serve(settings: dict[str, ServiceSettings]) -> None:
     """Runs every service until a signal; one that fails ends all, for a supervisor to restart."""
+    telemetry.watch_loop()
     stop = stop_on_signals()
     tasks = [
         asyncio.create_task(_serve_area(area, own, stop), name=area)

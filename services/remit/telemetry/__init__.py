@@ -36,6 +36,7 @@ __all__ = [
     "resumed",
     "served",
     "span",
+    "watch_loop",
     "within",
     "work_failed",
 ]
@@ -49,6 +50,15 @@ def configure_logging(*, area: str, replica: str, level: str, content: bool = Fa
     from remit.telemetry.logs import configure  # noqa: PLC0415 - structlog takes long to import
 
     configure(area=area, replica=replica, level=level, content=content)
+
+
+def watch_loop() -> None:
+    """Logs what fails in the running event loop and nobody waits for, without its words."""
+    import asyncio  # noqa: PLC0415 - see above
+
+    from remit.telemetry.logs import unhandled  # noqa: PLC0415 - see above
+
+    asyncio.get_running_loop().set_exception_handler(unhandled)
 
 
 def name_service(area: str) -> None:

@@ -8,6 +8,7 @@ asked for, all texts do.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import sys
@@ -19,14 +20,17 @@ from typing import Any, Final
 
 import structlog
 
+from remit import telemetry
 from remit.rpc.errors import RemitError
-from remit.telemetry.trace import current
+from remit.telemetry.trace import current, within
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 WITHHELD: Final = "(text withheld)"
 _MAX_CAUSES: Final = 8
+
+log = telemetry.logger(__name__)
 
 
 @dataclass
@@ -107,6 +111,35 @@ def own_text(error: RemitError) -> str:
     Where content is asked for, the text of any.
     """
     return WITHHELD if error.quotes and not _asked.content else error.message
+
+
+def unhandled(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Says that something failed for which nobody waited; asyncio's own line quotes it.
+
+    The loop learns of it in the context of whoever runs when it is collected, so it is of no trace.
+    """
+    error = context.get("exception")
+    task = context.get("task") or context.get("future")
+    facts = {
+        "what": _what(str(context.get("message", ""))),
+        "task": task.get_name() if isinstance(task, asyncio.Task) else None,
+        "error_type": None if error is None else type(error).__name__,
+        "exception": None if error is None else _rendered(error),
+    }
+    with within(None):
+        log.error("unhandled", **{key: value for key, value in facts.items() if value})
+
+
+def _what(message: str) -> str:
+    """What asyncio says happened, up to where it shows a callback with its arguments."""
+    head, callback, _ = message.partition(" callback")
+    return head + callback
+
+
+def _rendered(error: BaseException) -> str:
+    if _asked.content:
+        return "".join(traceback.format_exception(error)).rstrip()
+    return "\n".join(_without_texts(error)).rstrip()
 
 
 class Exceptions:
