@@ -267,6 +267,15 @@ async def test_every_service_writes_the_ids_of_the_trace_and_the_run(traced: Tra
 
 
 async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) -> None:
+    # Effects share an RPC where they wait for it together, which a busy machine may delay.
+    for _ in range(5):
+        if await _shared_by_eight_runs(traced):
+            return
+    raise AssertionError("no RPC of eight runs side by side served two of them, five times")
+
+
+async def _shared_by_eight_runs(traced: Traced) -> list[Seen]:
+    """The RPCs that served several of eight runs, which must be well linked."""
     clients = [Client.new() for _ in range(8)]
     await asyncio.gather(*(run_in(traced, c, f"What is {n} * 7?") for n, c in enumerate(clients)))
     outside = {client.span_id for client in clients}
@@ -278,8 +287,12 @@ async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) 
         return spans if len(runs) == 8 and not orphans(spans, outside=(*outside,)) else []
 
     spans = await eventually(arrived, 20)
-    places = {(span.trace_id, span.span_id) for span in spans}
-    assert {link for span in spans for link in span.links} <= places
+    by_place = {(span.trace_id, span.span_id): span for span in spans}
+    assert {link for span in spans for link in span.links} <= by_place.keys()
+    shared = [s for s in spans if s.links and s.name.startswith("/remit.api.")]
+    others = [by_place[link] for rpc in shared for link in rpc.links]
+    assert not [span for span in others if not span.name.startswith("effect ")]
+    return [rpc for rpc in shared if {trace for trace, _ in rpc.links} - {rpc.trace_id}]
 
 
 async def test_spans_bear_names_of_the_table_alone(traced: Traced) -> None:
