@@ -332,6 +332,13 @@ SERVICES: Final = Row(
                 ),
             ),
         ),
+        Panel(
+            "Spans lost",
+            "The collector of traces is away, or slower than spans come: its queue is full."
+            " Nothing else suffers.",
+            COUNT,
+            (Query("sum by (area) (increase(remit_spans_lost_total[5m]))", "{{area}}"),),
+        ),
     ),
 )
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2, duration_pb2
 from google.rpc import code_pb2
 
+from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.api.options.v1 import options_pb2
+from remit.rpc.errors import QUOTING
 from scripts.protos import contracts, run_protoc
 
 ERRORS_HEAD = """# Errors
@@ -27,7 +29,14 @@ ERRORS_HEAD = """# Errors
 Every error of Remit carries a canonical gRPC code and a `google.rpc.ErrorInfo` with domain
 `remit.dev`, whose reason is one of these. The message names what is wrong; what to do next is the
 same for every error of a reason. Where it is apt the error also carries `BadRequest` (every field
-at fault), `QuotaFailure`, `PreconditionFailure` or `RetryInfo`."""
+at fault), `QuotaFailure`, `PreconditionFailure` or `RetryInfo`.
+
+Some messages quote what a provider, a tool or a model said, and so perhaps a user: those of
+
+{quoting}
+
+Proxies write the header `grpc-message` into traces, so in gRPC such a message stands in
+`ErrorInfo.metadata["message"]` instead, and the status says so; REST's body has it as `message`."""
 CONTRACTS_HEAD = """# Contracts
 
 <!-- Rendered from protos/ by `make golden`; not edited. -->
@@ -61,7 +70,8 @@ class Rpc:
 def errors_page() -> str:
     """Return the text of docs/ERRORS.md."""
     sections = [reason_section(reason) for reason in reasons()]
-    return "\n\n".join([ERRORS_HEAD, *sections]) + "\n"
+    quoting = "\n".join(f"- `{ErrorReason.Name(reason)}`" for reason in sorted(QUOTING))
+    return "\n\n".join([ERRORS_HEAD.format(quoting=quoting), *sections]) + "\n"
 
 
 def reason_section(reason: Reason) -> str:

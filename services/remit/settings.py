@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation
 
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 SECRETS_VARIABLE: Final = "REMIT_SECRETS_DIR"
 """Names a folder whose files are settings: the file's name is the variable's."""
 
@@ -41,7 +42,10 @@ class ServiceSettings(BaseSettings):
         default="127.0.0.1:7400", description="host:port of the gateway's mesh listener."
     )
     replica: str = Field(default="0", description="Name of this replica, for logs and journals.")
-    log_level: str = Field(default="info", description="Least level that is logged.")
+    log_level: LogLevel = Field(
+        default="info",
+        description="Least level that is logged: `debug`, `info`, `warning` or `error`.",
+    )
     max_in_flight: int = Field(
         default=1024,
         ge=10,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
+from remit.telemetry import fresh
+from remit.telemetry.logs import add_place
 from tests.agent.conftest import StartReplica, World
 from tests.agent.outside import away
 from tests.waiting import eventually
@@ -41,6 +45,21 @@ async def test_a_run_is_cancelled_from_another_replica(replica: StartReplica, wo
     await second.client().cancel(run.name)
     await eventually(lambda: first.parts.pool.running == 0)
     assert (await first.client().get(run.name)).state == run_pb2.RUN_STATE_CANCELLED
+
+
+async def test_a_cancelled_run_ends_in_its_own_trace(replica: StartReplica, world: World) -> None:
+    world.inference.effects.hold = asyncio.Event()
+    client = (await replica()).client()
+    own, callers = fresh().traceparent, fresh().traceparent
+    created = replace(client, metadata=(*client.metadata, ("traceparent", own)))
+    cancels = replace(client, metadata=(*client.metadata, ("traceparent", callers)))
+    run = await created.create()
+    await eventually(lambda: world.inference.effects.held == 1)
+    with capture_logs(processors=[add_place]) as logs:
+        await cancels.cancel(run.name)
+    (line,) = [line for line in logs if line["event"] == "agent_execution_completed"]
+    assert (line["run"], line["state"]) == (run.name, "CANCELLED")
+    assert line["trace_id"] in own
 
 
 async def test_a_queued_run_can_be_cancelled(replica: StartReplica, world: World) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 from google.protobuf import duration_pb2
+from structlog.testing import capture_logs
 
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import message_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2
 from remit.rpc.errors import RemitError, Violation
+from remit.telemetry.logs import add_place
 from tests.agent.conftest import Client, StartReplica, World
 from tests.agent.outside import Generate, Turn, away, fenced, results, says
+from tests.monitoring.values import value
 from tests.waiting import eventually
 
 AGENT = """\
@@ -46,15 +49,38 @@ async def test_a_service_that_is_away_is_waited_for(
 ) -> None:
     getattr(world, service).effects.failures = [away(service), away(service)]
     client = (await replica()).client()
-    run = await client.create()
-    events = await client.watch(run.name)
+    with capture_logs(processors=[add_place]) as logs:
+        run = await client.create()
+        events = await client.watch(run.name)
     assert waits(events) == 2
+    retries = [line for line in logs if line["event"] == "retrying_agent"]
+    assert [(line["attempt"], line["reason"]) for line in retries] == [
+        (1, "DEPENDENCY_UNAVAILABLE"),
+        (2, "DEPENDENCY_UNAVAILABLE"),
+    ]
+    assert all(line["delay_s"] >= 0.05 for line in retries), "the service's advice"
+    assert {line["run"] for line in retries} == {run.name}
     waiting = next(event.waiting for event in events if event.HasField("waiting"))
     assert (
         RemitError.from_status(waiting.reason).message == f"the {service} service cannot be reached"
     )
     assert waiting.retry_time.ToNanoseconds() > 0
     assert events[-1].ended.run.result == "The result is 391."
+
+
+async def test_a_run_that_was_taken_over_counts_as_waiting_while_it_waits(
+    replica: StartReplica, world: World
+) -> None:
+    waiting = {"reason": "DEPENDENCY_UNAVAILABLE"}
+    world.inference.effects.failures = [away("inference", retry_after_s=30)]
+    first = await replica(lease_s=1, retry_cap_s=30)
+    await first.client().create()
+    await eventually(lambda: value("agent_runs_waiting", **waiting) == 1)
+    await first.kill()
+    assert value("agent_runs_waiting", **waiting) == 0
+    second = await replica(lease_s=1, retry_cap_s=30)
+    await eventually(lambda: second.parts.pool.running == 1)
+    await eventually(lambda: value("agent_runs_waiting", **waiting) == 1)
 
 
 async def test_the_tools_service_away_at_the_start_is_waited_for(

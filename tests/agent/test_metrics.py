@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from remit.agent import metrics
 from remit.agent.journal import ToolCall, Turn
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.telemetry import logs
+from remit.telemetry.logs import WITHHELD
 from tests.monitoring.values import gained, value
 
 AGENT = "agents/measured"
@@ -76,6 +79,36 @@ def test_a_failed_run_gives_its_reason() -> None:
     run.error.CopyFrom(error.to_status())
     metrics.count_ended(run, [], [], NOW)
     assert failed() == 1
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_a_failed_run_has_its_line(*, content: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs._asked, "content", content)
+    run = an_ended_run(run_pb2.RUN_STATE_FAILED)
+    run.name, run.subject, run.cost_nanos = "runs/a", "orgs/acme/users/alice", 7
+    error = RemitError(error_reason_pb2.ERROR_REASON_PROVIDER_FAILED, "you wrote: secret")
+    run.error.CopyFrom(error.to_status())
+    call = ToolCall("c", "tools/t", run_pb2.ToolCallStarted().arguments)
+    with capture_logs() as lines:
+        metrics.count_ended(run, [Turn(1, 1, calls=(call,))], [], NOW)
+    assert lines == [
+        {
+            "event": "agent_execution_failed",
+            "log_level": "warning",
+            "logger_name": "remit.agent.metrics",
+            "error_type": "PROVIDER_FAILED",
+            "error": "you wrote: secret" if content else WITHHELD,
+            "run": "runs/a",
+            "agent": AGENT,
+            "user": "orgs/acme/users/alice",
+            "state": "FAILED",
+            "success": False,
+            "duration_s": 3.0,
+            "tool_calls": 1,
+            "output_tokens": 5,
+            "cost_nanos": 7,
+        }
+    ]
 
 
 def test_a_run_waits_for_a_reason_while_it_waits() -> None:

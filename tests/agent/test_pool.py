@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from remit.agent.journal import fold
 from remit.agent.logbook import Logbook
@@ -13,6 +15,8 @@ from remit.agent.loop import started
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
+from remit.telemetry import fresh
+from remit.telemetry.logs import add_place
 from tests.agent.conftest import Replica, StartReplica, World
 from tests.agent.outside import client_remit
 from tests.monitoring.values import gained
@@ -86,10 +90,10 @@ async def test_a_stale_token_is_refused_by_the_journal(replica: StartReplica, wo
     with pytest.raises(RemitError) as caught:
         await stale.commit(draft)
     assert caught.value.reason == reasons.ERROR_REASON_FENCED
-    fresh = Logbook(books, run.name, 2, progress)
-    draft = fresh.draft()
+    newest = Logbook(books, run.name, 2, progress)
+    draft = newest.draft()
     draft.add(started(2, "x"))
-    await fresh.commit(draft)
+    await newest.commit(draft)
     assert (await made.client().get(run.name)).last_sequence == progress.sequence + 1
 
 
@@ -106,6 +110,37 @@ async def test_a_worker_stops_when_its_lease_cannot_be_renewed(
     job = made.parts.pool._jobs[run.name].task
     await asyncio.wait([job], timeout=5)
     assert job.cancelled()
+
+
+@pytest.mark.parametrize("event", ["lease_lapsed", "lease_lost", "worker_failed"])
+async def test_what_the_pool_says_of_a_run_is_of_the_runs_trace(
+    event: str, replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await replica(lease_s=0.4)
+    pool, place = made.parts.pool, fresh()
+
+    async def renews_nothing(_: object) -> set[str]:
+        return set()
+
+    async def breaks(_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(pool, "reserve", lambda _: False)  # claimed, in no call's context
+
+    if event == "lease_lapsed":
+        monkeypatch.setattr(pool, "_renew", asyncio.Event().wait)
+    elif event == "lease_lost":
+        monkeypatch.setattr(pool._leases, "renew", renews_nothing)
+    else:
+        monkeypatch.setattr(pool, "_work", breaks)
+    world.inference.effects.hold = asyncio.Event()
+    client = made.client()
+    traced = replace(client, metadata=(*client.metadata, ("traceparent", place.traceparent)))
+    with capture_logs(processors=[add_place]) as logs:
+        run = await traced.create()
+        await eventually(lambda: [line for line in logs if line["event"] == event])
+    line = next(line for line in logs if line["event"] == event)
+    assert (line["run"], line.get("trace_id")) == (run.name, place.trace_id)
 
 
 async def test_a_lease_is_renewed_while_the_run_lasts(replica: StartReplica, world: World) -> None:

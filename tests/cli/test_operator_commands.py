@@ -10,8 +10,10 @@ import pytest
 
 from remit.cli import exit_codes
 from remit.cli.main import run
+from remit.cli.serve import load_settings, require_one_log
 from remit.gateway.topology import Topology
 from remit.local.state import StateDirectory, write_private
+from remit.rpc.contracts import AREAS
 from tests.ports import free_ports
 
 
@@ -113,6 +115,34 @@ def test_a_wrong_setting_is_named_by_its_variable(
     monkeypatch.setenv("REMIT_COST_PORT", "eighty")
     assert run(["serve", "cost"]) == exit_codes.CONFIGURATION
     assert "REMIT_COST_PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["verbose", "", "INFO"])
+def test_a_level_that_there_is_not_stops_the_start(
+    level: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REMIT_COST_LOG_LEVEL", level)
+    assert run(["serve", "cost"]) == exit_codes.CONFIGURATION
+    told = capsys.readouterr().err
+    assert "REMIT_COST_LOG_LEVEL" in told
+    assert "'debug', 'info', 'warning' or 'error'" in told
+
+
+@pytest.mark.parametrize(("setting", "value"), [("LOG_LEVEL", "debug"), ("TRACE_CONTENT", "true")])
+def test_services_of_one_process_have_one_log(
+    setting: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"REMIT_COST_{setting}", value)
+    assert run(["serve", "all"]) == exit_codes.CONFIGURATION
+    told = capsys.readouterr().err
+    assert f"REMIT_COST_{setting}={value}" in told
+    assert f"REMIT_AGENT_{setting}=" in told
+    for area in AREAS:
+        monkeypatch.setenv(f"REMIT_{area.upper()}_{setting}", value)
+    require_one_log({area: load_settings(area) for area in AREAS})
 
 
 def test_render_writes_what_the_topology_says(

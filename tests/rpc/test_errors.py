@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.rpc.errors import (
+    QUOTING,
     QuotaViolation,
     RemitError,
     Violation,
@@ -27,7 +28,7 @@ words = st.text(min_size=1, max_size=40)
     st.lists(st.builds(Violation, words, words), max_size=3),
     st.lists(st.builds(QuotaViolation, words, words), max_size=3),
     st.none() | st.integers(0, 10_000).map(lambda ms: ms / 1000),
-    st.dictionaries(words.filter(lambda w: w != "next_step"), words, max_size=3),
+    st.dictionaries(words.filter(lambda w: w not in {"next_step", "message"}), words, max_size=3),
 )
 def test_an_error_survives_the_wire(
     reason: ErrorReason.ValueType,
@@ -45,11 +46,21 @@ def test_an_error_survives_the_wire(
         retry_after_s=retry_after_s,
         metadata=metadata,
     )
-    data = sent.to_status().SerializeToString()
-    received = RemitError.from_status(status_pb2.Status.FromString(data))
-    for part in ("reason", "message", "violations", "quota", "metadata", "code"):
-        assert getattr(received, part) == getattr(sent, part), part
-    assert received.retry_after_s == pytest.approx(sent.retry_after_s)
+    for status in (sent.to_status(), sent.to_trailers()):
+        data = status.SerializeToString()
+        received = RemitError.from_status(status_pb2.Status.FromString(data))
+        for part in ("reason", "message", "violations", "quota", "metadata", "code"):
+            assert getattr(received, part) == getattr(sent, part), part
+        assert received.retry_after_s == pytest.approx(sent.retry_after_s)
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)
+def test_what_an_error_quotes_is_in_its_details_alone(reason: ErrorReason.ValueType) -> None:
+    error = RemitError(reason, "the provider said: secret")
+    status = error.to_trailers()
+    assert status.message == error.plain_message
+    assert ("secret" in status.message) is (reason not in QUOTING)
+    assert RemitError.from_status(status).message == error.message
 
 
 @pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,18 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from remit.telemetry import span
-from remit.telemetry.export import SAY_EVERY_S, Reporting, TraceOptions, open_tracer
+from remit.telemetry.export import (
+    SAY_EVERY_S,
+    Losses,
+    Reporting,
+    TraceOptions,
+    open_tracer,
+    tracer_to,
+)
+from remit.telemetry.logs import add_place
 from remit.telemetry.spans import use_tracer
 from remit.telemetry.trace import fresh, within
+from tests.monitoring.values import gained
 from tests.ports import free_ports
 from tests.telemetry.collector import running_collector
 from tests.waiting import eventually
@@ -99,7 +109,7 @@ def test_a_bad_collector_costs_no_time_and_no_memory(
     assert len(waiting) <= QUEUE
     assert longest_s < 1.0, "no span waits for the collector"
     assert closed_s < 2.0, "no exit waits for it"
-    assert len([line for line in logs if line["event"] == "spans_lost"]) <= 1
+    assert len([line for line in logs if line["event"] == "spans_lost"]) == 1
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
@@ -128,7 +138,7 @@ async def test_spans_arrive_with_the_services_name_and_again_after_an_outage() -
 def test_losses_are_told_once_in_a_while_and_their_end_once() -> None:
     now = 0.0
     exporter = Refusing()
-    reporting = Reporting(exporter, "http://collector:4317", lambda: now)
+    reporting = Reporting(exporter, Losses("test", "http://collector:4317", lambda: now))
     batch: Any = [None] * 10
     with capture_logs() as logs:
         for _ in range(100):
@@ -143,3 +153,69 @@ def test_losses_are_told_once_in_a_while_and_their_end_once() -> None:
         ("spans_lost", 1010),
         ("spans_taken_again", 1010),
     ]
+
+
+class Stuck(SpanExporter):
+    """Takes a batch when it is let go on, and says how many it has."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.taken = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.begun.set()
+        self.go_on.wait(20)
+        self.taken += len(spans)
+        return SpanExportResult.SUCCESS
+
+
+def test_spans_that_find_the_queue_full_are_counted_and_told() -> None:
+    exporter = Stuck()
+    lost = gained("remit_spans_lost_total", area="stuck")
+    tracer = tracer_to(exporter, "stuck", "0", TraceOptions("http://collector:1", 1.0, QUEUE))
+    use_tracer(tracer)
+    place = replace(fresh(), sampled=True)
+    try:
+        with capture_logs(processors=[add_place]) as logs, within(place):
+            for _ in range(QUEUE):  # as many as make a batch
+                _a_span()
+            assert exporter.begun.wait(20)
+            for _ in range(QUEUE):
+                _a_span()
+            assert lost() == 0
+            for _ in range(7):
+                _a_span()
+            assert lost() == 7
+            exporter.go_on.set()
+            tracer.flush()
+            _a_span()
+            tracer.flush()
+    finally:
+        use_tracer(None)
+        tracer.close(5.0)
+    assert exporter.taken == 2 * QUEUE + 1
+    told = [(line["event"], line["lost"]) for line in logs if line["event"] != "one"]
+    assert told == [("spans_lost", 1), ("spans_taken_again", 7)]
+    assert not [line for line in logs if "trace_id" in line], "of no call's making"
+
+
+def test_a_queue_that_is_full_now_and_then_is_told_once_in_a_while() -> None:
+    now = 0.0
+    losses = Losses("test", "http://collector:4317", lambda: now)
+    with capture_logs() as logs:
+        for _ in range(100):
+            losses.dropped()
+            losses.taken()
+            losses.taken()
+        now = SAY_EVERY_S
+        losses.dropped()
+    assert [(line["event"], line["lost"]) for line in logs] == [
+        ("spans_lost", 1),
+        ("spans_taken_again", 1),
+        ("spans_lost", 100),
+    ]
+
+
+def _a_span() -> None:
+    with span("one"):
+        pass

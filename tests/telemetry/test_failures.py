@@ -6,6 +6,7 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
+from remit.telemetry import logs
 from remit.telemetry.logs import WITHHELD, own_text
 
 
@@ -15,10 +16,18 @@ from remit.telemetry.logs import WITHHELD, own_text
         reasons.ERROR_REASON_PROVIDER_FAILED,
         reasons.ERROR_REASON_PROVIDER_UNAVAILABLE,
         reasons.ERROR_REASON_TOOL_FAILED,
+        reasons.ERROR_REASON_INVALID_TOOL_ARGUMENTS,
+        reasons.ERROR_REASON_EFFECT_IN_DOUBT,
     ],
 )
 def test_the_words_of_others_are_withheld(reason: reasons.ErrorReason.ValueType) -> None:
     assert own_text(RemitError(reason, "you wrote: secret")) == WITHHELD
+
+
+def test_where_content_is_asked_for_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs._asked, "content", True)
+    error = RemitError(reasons.ERROR_REASON_TOOL_FAILED, "you wrote: secret")
+    assert own_text(error) == "you wrote: secret"
 
 
 def test_our_own_words_are_logged() -> None:

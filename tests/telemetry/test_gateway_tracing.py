@@ -29,6 +29,7 @@ def test_without_a_collector_nothing_is_traced_and_garbage_is_removed_all_the_sa
     assert "opentelemetry" not in text
     assert "collector" not in {c["name"] for c in document["static_resources"]["clusters"]}
     assert '"remove": "baggage"' in text
+    assert '"remove": "tracestate"' in text
     assert "%CEL(" in text
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
+from remit.rpc.forms import GRPC, REST, Form
+from remit.rpc.rest import retry_after
 from remit.telemetry import call_failed, parse, table
 from remit.telemetry.spans import served
 from tests.telemetry.tracing import Recorder, recorded
@@ -96,23 +99,58 @@ async def test_garbage_begins_a_new_trace(garbage: str) -> None:
     assert parse(garbage) is None
 
 
-async def test_a_failure_is_marked_and_its_text_is_not_kept() -> None:
+@pytest.mark.parametrize("state", ["=,;=,secret" * 20, "secret=1"], ids=["garbage", "valid"])
+async def test_a_tracestate_is_not_read(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def method(_request: bytes, _context: Any) -> bytes:
+        return b"done"
+
+    with recorded() as recorder:
+        async with serving(recorder, method) as address:
+            headers = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", state))
+            assert await call(address, *headers) == b"done"
+        made = recorder.spans()[PATH]
+    assert made.parent is not None
+    assert f"{made.parent.trace_id:032x}" == TRACE
+    assert not made.context.trace_state
+    assert not made.parent.trace_state
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("form", [GRPC, REST], ids=["grpc", "rest"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        error_reason_pb2.ERROR_REASON_INTERNAL,
+        error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE,
+    ],
+)
+async def test_a_failure_is_marked_and_its_text_is_not_kept(
+    form: Form, reason: error_reason_pb2.ErrorReason.ValueType
+) -> None:
     text = "a text that quotes the request"
-    error = RemitError(error_reason_pb2.ERROR_REASON_INTERNAL, text)
+    error = RemitError(reason, text)
 
     async def method(_request: bytes, context: Any) -> bytes:
         call_failed(error)
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        await form.abort(context, error)
         raise AssertionError
 
     with recorded() as recorder:
         async with serving(recorder, method) as address:
-            with pytest.raises(grpc.aio.AioRpcError):
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await call(address)
         made = recorder.spans()[PATH]
     assert made.status.status_code is StatusCode.ERROR
-    assert dict(made.attributes or {})[table.ERROR_TYPE] == "INTERNAL"
+    assert made.status.description is None
+    assert dict(made.attributes or {})[table.ERROR_TYPE] == error.reason_name
     assert text not in made.to_json()
+    assert (failure.value.code(), failure.value.details()) == (error.code, error.plain_message)
+    trailers = dict(failure.value.trailing_metadata() or ())
+    details = status_pb2.Status.FromString(cast("bytes", trailers[STATUS_DETAILS_KEY]))
+    told = RemitError.from_status(details)
+    assert (told.reason, told.message, told.code) == (reason, text, error.code)
+    assert trailers.get("retry-after") == (retry_after(error) if form is REST else None)
+    assert (details.message == text) is (form is REST or not error.quotes), "a body says it all"
 
 
 async def test_the_instrumentation_loses_the_span_of_a_call_that_is_cancelled() -> None:

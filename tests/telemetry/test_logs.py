@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 LOGGING = """
 import logging
 from remit import telemetry
@@ -37,6 +39,8 @@ with within(Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", runs=(
 with within(for_runs(None, ["runs/a", "runs/b"])):
     log.info("of_a_batch")
     log.info("of_one_item", run="runs/b")
+from remit.telemetry.logs import own_text
+log.info("of_a_tool", error=own_text(RemitError(reasons.ERROR_REASON_TOOL_FAILED, "secret")))
 telemetry.name_service("audit")
 log.info("of_another_service")
 """
@@ -95,3 +99,56 @@ def test_an_exception_of_a_call_keeps_its_stack_and_loses_its_text() -> None:
 
 def test_with_content_the_text_stays() -> None:
     assert "secret" in logged(content=True)["broke_in_a_call"]["exception"]
+    assert logged(content=True)["of_a_tool"]["error"] == "secret"
+    assert logged()["of_a_tool"]["error"] == "(text withheld)"
+
+
+UNHANDLED = """
+import asyncio, gc
+import uvloop
+from remit import telemetry
+from remit.telemetry import fresh, within
+telemetry.configure_logging(area="cost", replica="0", level="info", content=CONTENT)
+
+def fails(text):
+    raise ValueError(text)
+
+async def fails_later():
+    fails("secret")
+
+async def main():
+    telemetry.watch_loop()
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(fails_later(), name="later")
+    loop.call_soon(fails, "secret")
+    await asyncio.wait([task])
+    with within(fresh()):
+        del task
+        gc.collect()
+    future = loop.create_future()
+    future.set_exception(ValueError("secret"))
+    del future
+    gc.collect()
+
+RUN(main())
+"""
+
+
+@pytest.mark.parametrize("run", ["asyncio.run", "uvloop.run"])
+@pytest.mark.parametrize("content", [False, True])
+def test_what_nobody_waited_for_is_told_by_its_type(*, content: bool, run: str) -> None:
+    script = UNHANDLED.replace("CONTENT", str(content)).replace("RUN", run)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line["what"], line.get("task")) for line in lines] == [
+        ("unhandled", "Exception in callback", None),
+        ("unhandled", "Task exception was never retrieved", "later"),
+        ("unhandled", "Future exception was never retrieved", None),
+    ]
+    assert {line["error_type"] for line in lines} == {"ValueError"}
+    assert not [line for line in lines if "trace_id" in line]
+    assert all("ValueError" in line["exception"] for line in lines)
+    assert ("secret" in done.stderr) is content
+    assert "in fails" in lines[0]["exception"]

@@ -25,9 +25,12 @@ from remit.api.agent.v1 import (
     agent_service_pb2_grpc,
     run_pb2,
 )
+from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.contracts import AREAS
+from remit.rpc.errors import RemitError
 from remit.telemetry import table
 from remit.telemetry.export import SEND_EVERY_S
+from tests import rest
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
@@ -40,6 +43,7 @@ SETTINGS = {
     "REMIT_AGENT_LOG_LEVEL": "debug",
 }
 SERVICES = {"remit-gateway", *(f"remit-{area}" for area in AREAS)}
+TOOL_FAILED = "TOOL_FAILED"
 ARRIVAL_S = 60.0
 """Spans are sent once a second; a busy machine may need several of gRPC's attempts to connect."""
 CLOSING = {"remit-inference", "remit-tools", "remit-gateway", "remit-audit"}
@@ -81,6 +85,8 @@ GARBAGE = [
     (("traceparent", "x" * 4000),),
     (("baggage", ",,;;=%zz" + "a" * 4000), ("tracestate", "=,=,;;" * 100)),
 ]
+STATES = ["=,=,statecanary;;" * 100, "statecanary=1"]
+"""One that the W3C calls invalid, and a valid one."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,15 @@ async def test_every_service_writes_the_ids_of_the_trace_and_the_run(traced: Tra
 
 
 async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) -> None:
+    # Effects share an RPC where they wait for it together, which a busy machine may delay.
+    for _ in range(5):
+        if await _shared_by_eight_runs(traced):
+            return
+    raise AssertionError("no RPC of eight runs side by side served two of them, five times")
+
+
+async def _shared_by_eight_runs(traced: Traced) -> list[Seen]:
+    """The RPCs that served several of eight runs, which must be well linked."""
     clients = [Client.new() for _ in range(8)]
     await asyncio.gather(*(run_in(traced, c, f"What is {n} * 7?") for n, c in enumerate(clients)))
     outside = {client.span_id for client in clients}
@@ -272,8 +287,12 @@ async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) 
         return spans if len(runs) == 8 and not orphans(spans, outside=(*outside,)) else []
 
     spans = await eventually(arrived, 20)
-    places = {(span.trace_id, span.span_id) for span in spans}
-    assert {link for span in spans for link in span.links} <= places
+    by_place = {(span.trace_id, span.span_id): span for span in spans}
+    assert {link for span in spans for link in span.links} <= by_place.keys()
+    shared = [s for s in spans if s.links and s.name.startswith("/remit.api.")]
+    others = [by_place[link] for rpc in shared for link in rpc.links]
+    assert not [span for span in others if not span.name.startswith("effect ")]
+    return [rpc for rpc in shared if {trace for trace, _ in rpc.links} - {rpc.trace_id}]
 
 
 async def test_spans_bear_names_of_the_table_alone(traced: Traced) -> None:
@@ -289,6 +308,8 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
     mesh = traced.mesh
     await run_in(traced, client, f"What is 2 + 3? {canary}")
     await run_in(traced, client, f"Write a file {canary}.txt with the text {canary}")
+    await run_in(traced, client, f"Read the file {canary}-2.txt")
+    await a_tool_quotes(traced, client, canary)
     async with channel(mesh.address) as edge:
         stub = agent_service_pb2_grpc.AgentServiceStub(edge)
         for request, metadata in (
@@ -304,12 +325,14 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
                 assert error.code() is not grpc.StatusCode.INTERNAL  # noqa: PT017
     await whole(traced, client)
 
-    def three_runs() -> bool:
+    def all_runs() -> bool:
         spans = traced.collector.trace(client.trace_id)
         runs = [s for s in spans if s.name.startswith(table.INVOKE_AGENT)]
-        return len(runs) == 3 and not missing(spans, client)
+        return len(runs) == 4 and not missing(spans, client)
 
-    await eventually(three_runs, 20)
+    await eventually(all_runs, 20)
+    failed = [s for s in traced.collector.trace(client.trace_id) if TOOL_FAILED in s.text]
+    assert {s.service for s in failed} >= {"remit-gateway", "remit-tools", "remit-agent"}
     secret = mesh.api_key
     for part in (*(f"{area}-0" for area in AREAS), "envoy", "postgres"):
         assert canary not in mesh.log(part), part
@@ -317,6 +340,26 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
     for span in traced.collector.everything():
         assert canary not in span.text, span.name
         assert secret not in span.text, span.name
+
+
+async def a_tool_quotes(traced: Traced, client: Client, canary: str) -> None:
+    """Has a tool fail with the canary in its words, which the caller is told in either form."""
+    mesh = traced.mesh
+    arguments = {"path": f"{canary}-3.txt"}
+    request = tool_service_pb2.CallToolRequest(tool="tools/read_file", request_id="quoting-1")
+    request.arguments.update(arguments)
+    async with channel(mesh.address) as edge:
+        stub = tool_service_pb2_grpc.ToolServiceStub(edge)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stub.CallTool(request, metadata=client.metadata(mesh), timeout=20)
+    assert canary not in (failure.value.details() or "")
+    answer = await rest.Client(mesh.address, dict(client.metadata(mesh))).post(
+        "/v1/tools/read_file:call", {"arguments": arguments, "requestId": "quoting-2"}
+    )
+    for told in (RemitError.from_rpc(failure.value), answer.error()):
+        assert told.reason_name == TOOL_FAILED
+        assert told.message == f"tools/read_file: {canary}-3.txt does not exist"
+    assert canary in answer.json()["message"]
 
 
 async def test_a_trace_that_is_not_sampled_is_in_the_logs_and_nowhere_else(traced: Traced) -> None:
@@ -357,6 +400,29 @@ async def test_garbage_begins_a_new_trace_and_changes_nothing_else(
     listed = {s.service: s for s in spans if s.name.endswith("/ListAgents")}
     assert listed["remit-gateway"].parent_id == ""
     assert listed["remit-agent"].parent_id == listed["remit-gateway"].span_id
+
+
+@pytest.mark.parametrize("state", STATES, ids=["invalid", "valid"])
+async def test_a_tracestate_beside_a_valid_traceparent_is_not_read(
+    traced: Traced, state: str
+) -> None:
+    client = Client.new()
+    async with channel(traced.mesh.address) as edge:
+        stub = agent_catalog_service_pb2_grpc.AgentCatalogServiceStub(edge)
+        request = agent_catalog_service_pb2.ListAgentsRequest()
+        metadata = (*client.metadata(traced.mesh), ("tracestate", state))
+        await stub.ListAgents(request, metadata=metadata, timeout=20)
+
+    def arrived() -> list[Seen]:
+        spans = traced.collector.trace(client.trace_id)
+        return spans if {"remit-gateway", "remit-agent"} <= {s.service for s in spans} else []
+
+    spans = await eventually(arrived, 20)
+    assert not [span for span in spans if "statecanary" in span.text]
+    for part in (*(f"{area}-0" for area in AREAS), "envoy"):
+        assert "statecanary" not in traced.mesh.log(part), part
+    lines = [x for area in AREAS for x in log_lines(traced.mesh, area)]
+    assert not [x for x in lines if x["logger"].startswith("opentelemetry.trace")]
 
 
 async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) -> None:
@@ -408,11 +474,11 @@ async def test_a_collector_that_dies_under_load_costs_nothing_but_spans(traced: 
         running += [asyncio.create_task(run_in(traced, Client.new(), task)) for task in tasks]
         runs = await asyncio.gather(*running)
         assert {run.state for run in runs} == {run_pb2.RUN_STATE_SUCCEEDED}
-        await eventually(lambda: _said_lost(traced.mesh, "agent"), 20)
+        await eventually(lambda: all(_said_lost(traced.mesh, area) for area in AREAS), 20)
     finally:
         traced.collector.listen()
     for area in AREAS:
-        assert len(_said_lost(traced.mesh, area)) <= 1, "once a minute, not once a span"
+        assert len(_said_lost(traced.mesh, area)) == 1, "once a minute, not once a span"
     assert not {part for part in AREAS if traced.mesh.restarts(f"{part}-0") > (part == "agent")}
 
     async def arrives_again() -> bool:

@@ -10,16 +10,18 @@ from typing import Any
 
 import grpc
 import pytest
+from annotated_types import Le
 from opentelemetry import trace as otel
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace.status import StatusCode
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.effects.settings import EffectSettings
 from remit.rpc.errors import RemitError
 from remit.telemetry import annotate, span, table
 from remit.telemetry.content import CUT, capture
 from remit.telemetry.spans import UNRECORDED, Kind, client_span, in_span, start
-from remit.telemetry.trace import current, fresh, within
+from remit.telemetry.trace import current, fresh, together, within
 from tests.telemetry.tracing import recorded
 
 PATH = "/remit.api.cost.v1.CostService/BatchReserveBudgets"
@@ -142,6 +144,17 @@ async def test_a_stream_that_is_left_early_is_no_failure() -> None:
         await one.aclose()
         made = recorder.spans()[PATH]
     assert made.status.status_code is StatusCode.UNSET
+
+
+def test_the_span_of_the_largest_batch_links_to_every_effect() -> None:
+    rules = EffectSettings.model_fields["effect_max_batch"].metadata
+    (most,) = [int(str(rule.le)) for rule in rules if isinstance(rule, Le)]
+    with recorded() as recorder:
+        batch = together([replace(fresh(), sampled=True) for _ in range(most)])
+        with within(batch), client_span(PATH):
+            pass
+        (made,) = recorder.all_spans()
+    assert len(made.links) == most - 1
 
 
 def test_a_batch_links_to_its_effects_and_they_to_it() -> None:

@@ -111,7 +111,7 @@ def test_a_file_becomes_an_artifact() -> None:
         ("x" * 2_000, "tools/x: the result has 2016 bytes; the limit is 1024"),
         (
             ToolResult(None, [File("a", "", b"12345")]),
-            "tools/x: the file a has 5 bytes; the limit is 4",
+            "tools/x: file 1 of 1 has 5 bytes; the limit is 4",
         ),
         (
             ToolResult(None, [File("a", "", b"")] * 2),

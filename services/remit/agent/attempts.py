@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
+from remit import telemetry
 from remit.agent.failures import Verdict, backoff_s
 from remit.agent.logbook import Logbook
 from remit.agent.metrics import waiting_for
@@ -24,6 +25,8 @@ from remit.rpc.ids import IdSource
 
 T = TypeVar("T")
 _MAX_RENEWALS: Final = 3
+
+log = telemetry.logger(__name__)
 
 
 class EffectFailed(Exception):  # noqa: N818 - what happened, not a fault of this program
@@ -101,14 +104,21 @@ class Attempts:
             draft = self._logbook.draft()
             draft.add(waiting)
             await self._logbook.commit(draft)
+        log.warning(
+            "retrying_agent",
+            attempt=tally.waits,
+            reason=error.reason_name,
+            delay_s=round(delay_s, 3),
+        )
         with waiting_for(error.reason_name):
             await asyncio.sleep(delay_s)
 
     async def _sit_out(self) -> None:
         """Goes on waiting where an earlier worker was waiting."""
-        retry_time = self._logbook.progress.retry_time
-        if retry_time is not None:
-            await asyncio.sleep(self._seconds_until(retry_time))
+        progress = self._logbook.progress
+        if progress.retry_time is not None:
+            with waiting_for(progress.waits_for):
+                await asyncio.sleep(self._seconds_until(progress.retry_time))
 
     def _seconds_until(self, moment: datetime) -> float:
         # The clocks of two replicas may differ: never longer than a wait of one's own.

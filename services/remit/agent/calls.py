@@ -12,17 +12,24 @@ from remit.agent.conversation import tool_key
 from remit.agent.decisions import Rest, next_action
 from remit.agent.definitions import OnDoubt
 from remit.agent.failures import Verdict, judge_tool_failure
-from remit.agent.journal import ToolCall
+from remit.agent.journal import Progress, ToolCall
 from remit.agent.records import Content
 from remit.agent.work import Work
 from remit.api.agent.v1 import run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import remit_metadata
+from remit.telemetry import work_failed
 
 
 class RunOver(Exception):  # noqa: N818 - what happened, not a fault
     """A call ended the run; its siblings stop."""
+
+    def __init__(self, reason_name: str) -> None:
+        super().__init__(reason_name)
+        self.reason_name = reason_name
+        """Why it is over; spans bear it."""
 
 
 class ToolCalls:
@@ -65,6 +72,7 @@ class ToolCalls:
         except EffectFailed as failure:
             if failure.verdict is Verdict.IN_DOUBT and await self._may_repeat(call):
                 return await self._begin_again(step, call)
+            work_failed(failure.error.reason_name)
             await self._record(_failed(step, call, failure.error))
         else:
             artifacts = [Content.of(made.content) for made in response.artifacts]
@@ -113,7 +121,13 @@ class ToolCalls:
             draft.announce_next(self._work.model)
             await self._logbook.commit(draft, artifacts=artifacts)
         if isinstance(next_action(draft.progress), Rest):
-            raise RunOver
+            raise RunOver(_why_over(draft.progress))
+
+
+def _why_over(progress: Progress) -> str:
+    if progress.ended is None:  # paused
+        return RemitError(reasons.ERROR_REASON_CANCELLED, "").reason_name
+    return RemitError.from_status(progress.ended.error).reason_name
 
 
 def _succeeded(

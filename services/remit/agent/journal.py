@@ -141,6 +141,8 @@ class Progress:
     entry of the journal stores takes the same time at step 1 and at step 100."""
     retry_time: datetime | None = None
     """When the step that waits may be tried again; None if none waits."""
+    waits_for: str = ""
+    """Reason of the newest wait."""
     cancelled_by: str = ""
     paused_by: str = ""
     """Who halted the run; empty while it may go on."""
@@ -292,7 +294,13 @@ def _tool_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
 
 
 def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    return _after(progress, event, retry_time=event.waiting.retry_time.ToDatetime(UTC))
+    waiting = event.waiting
+    return _after(
+        progress,
+        event,
+        retry_time=waiting.retry_time.ToDatetime(UTC),
+        waits_for=RemitError.from_status(waiting.reason).reason_name,
+    )
 
 
 def _cancel_requested(progress: Progress, event: run_pb2.RunEvent) -> Progress:

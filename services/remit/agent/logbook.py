@@ -18,13 +18,14 @@ from remit.agent.journal import Progress, apply
 from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
-from remit.agent.spans import record_run
+from remit.agent.spans import place_of, record_run
 from remit.agent.store import Control, Entry, RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
+from remit.telemetry import within
 
 Body: TypeAlias = (
     run_pb2.RunCreated
@@ -184,7 +185,9 @@ class Logbook:
         self._books.feed.publish(entry.events)
         if progress.ended is not None:
             now = self._books.clock.now()
-            count_ended(progress.ended, progress.turns, entry.events, now)
+            # Who cancels a run ends it in a call of its own, which may be of another trace.
+            with within(place_of(self._run, self._traceparent)):
+                count_ended(progress.ended, progress.turns, entry.events, now)
             record_run(progress, self._traceparent)
 
     async def _append(self, entry: Entry) -> None:

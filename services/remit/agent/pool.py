@@ -163,7 +163,8 @@ class RunPool:
             now = self._clock.monotonic()
             for run, job in list(self._jobs.items()):
                 if now >= job.tenure.stop_time:
-                    log.warning("lease_lapsed", run=run)
+                    with _in_place(job.tenure):
+                        log.warning("lease_lapsed", run=run)
                     job.task.cancel()
 
     async def drain(self) -> None:
@@ -253,7 +254,7 @@ class RunPool:
         if earlier is not None:
             # This process lost the run, claims it again, and has not noticed the loss yet.
             earlier.task.cancel()
-        with telemetry.within(place_of(tenure.run, tenure.traceparent)):
+        with _in_place(tenure):
             task = spawn(self._run(tenure), name=f"work-{tenure.run}")
         self._jobs[tenure.run] = job = _Job(tenure, task)
         RUNNING.set(len(self._jobs))
@@ -276,7 +277,8 @@ class RunPool:
         RUNNING.set(len(self._jobs))
         if not job.task.cancelled() and (error := job.task.exception()) is not None:
             kind = type(error).__name__
-            log.error("worker_failed", run=job.tenure.run, error_type=kind)
+            with _in_place(job.tenure):
+                log.error("worker_failed", run=job.tenure.run, error_type=kind)
         if self._backlog or self._waiting[job.tenure.org]:
             self.wake()
 
@@ -290,8 +292,14 @@ class RunPool:
             if job.tenure.run in renewed:
                 job.tenure.grant_time = asked
             elif not job.task.done():
-                log.info("lease_lost", run=job.tenure.run)
+                with _in_place(job.tenure):
+                    log.info("lease_lost", run=job.tenure.run)
                 job.task.cancel()
+
+
+def _in_place(tenure: Tenure) -> contextlib.AbstractContextManager[None]:
+    """Does the body in the run's own trace: the pool's work belongs to none."""
+    return telemetry.within(place_of(tenure.run, tenure.traceparent))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ spans that it had not ended, and no other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from remit.agent.journal import Progress
@@ -17,7 +17,7 @@ from remit.agent.records import run_id
 from remit.api.agent.v1 import run_pb2
 from remit.rpc.errors import RemitError
 from remit.telemetry import Span, Trace, current, fresh, parse, span, table
-from remit.telemetry.spans import Kind, Value, recording
+from remit.telemetry.spans import Kind, Value, error_type_of, recording, start
 from remit.telemetry.trace import for_runs
 
 
@@ -48,6 +48,29 @@ def stage(name: str, step: int, facts: Mapping[str, Value]) -> Iterator[Span]:
     """The span of one stage."""
     with span(f"stage {name}", attributes={table.STAGE: name, table.STEP: step, **facts}) as opened:
         yield opened
+
+
+@contextlib.contextmanager
+def answering(facts: Mapping[str, Value]) -> Iterator[Callable[[], None]]:
+    """The span of an answer on its way, which begins when the function that this gives is called.
+
+    What ends the body ends it, and fails it if the answer breaks off.
+    """
+    opened: Span | None = None
+
+    def begin() -> None:
+        nonlocal opened
+        opened = opened or start(f"stage {facts[table.STAGE]}", attributes=facts)
+
+    try:
+        yield begin
+    except BaseException as error:
+        if opened is not None:
+            opened.failed(error_type_of(error))
+        raise
+    finally:
+        if opened is not None:
+            opened.end()
 
 
 def record_run(progress: Progress, traceparent: str) -> None:

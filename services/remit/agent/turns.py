@@ -13,13 +13,14 @@ from remit.agent.decisions import AskModel, next_action
 from remit.agent.deltas import DeltaBuffer
 from remit.agent.failures import judge_model_failure
 from remit.agent.logbook import ANSWERING, THINKING, USING_TOOLS, Draft
+from remit.agent.spans import answering
 from remit.agent.work import Work
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import inference_service_pb2, message_pb2
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import reading, remit_metadata
-from remit.telemetry import Span, spans
+from remit.telemetry import work_failed
 from remit.telemetry.spans import Value
 from remit.telemetry.table import RUN, STAGE, STEP
 
@@ -44,6 +45,7 @@ class ModelTurns:
         try:
             response = await self._work.attempts.until_final(once, judge_model_failure)
         except EffectFailed as failure:
+            work_failed(failure.error.reason_name)
             await self._record_failure(step, failure.error)
         else:
             await self._record(step, response)
@@ -68,34 +70,31 @@ class ModelTurns:
         )
         buffer = self._buffer(step)
         facts: dict[str, Value] = {STAGE: ANSWERING, STEP: step, RUN: self._work.run}
-        answering: Span | None = None
-        try:
-            async with reading(
-                self._work.outside.inference.StreamGenerateText(
-                    request, metadata=remit_metadata(remit)
-                )
-            ) as pieces:
-                async for piece in pieces:
-                    if piece.HasField("response"):
-                        await buffer.close()
-                        return piece.response
-                    if piece.text_delta:
-                        answering = answering or spans.start(f"stage {ANSWERING}", attributes=facts)
-                        await buffer.add(piece.text_delta)
-        except RemitError:
+        with answering(facts) as begin_answer:
+            try:
+                async with reading(
+                    self._work.outside.inference.StreamGenerateText(
+                        request, metadata=remit_metadata(remit)
+                    )
+                ) as pieces:
+                    async for piece in pieces:
+                        if piece.HasField("response"):
+                            await buffer.close()
+                            return piece.response
+                        if piece.text_delta:
+                            begin_answer()
+                            await buffer.add(piece.text_delta)
+            except RemitError:
+                await buffer.close()
+                raise
+            except BaseException:
+                buffer.cancel()
+                raise
             await buffer.close()
-            raise
-        except BaseException:
-            buffer.cancel()
-            raise
-        finally:
-            if answering is not None:
-                answering.end()
-        await buffer.close()
-        raise RemitError(
-            reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
-            f"the stream of {self._work.model} ended before the turn did",
-        )
+            raise RemitError(
+                reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+                f"the stream of {self._work.model} ended before the turn did",
+            )
 
     def _buffer(self, step: int) -> DeltaBuffer:
         async def flush(text: str) -> None:
@@ -119,6 +118,8 @@ class ModelTurns:
             self._complete_text(draft, step, response.message.text)
             ended = _ended(step, self._work.model, response)
             draft.add(ended)
+            if ended.HasField("error"):
+                work_failed(RemitError.from_status(ended.error).reason_name)
             if ended.tool_calls and step < draft.progress.max_steps:
                 draft.enter(USING_TOOLS)
                 draft.add(*_tool_calls(step, response.message))

@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import gc
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import click
 import uvloop
 
 from remit import telemetry
+from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import AREAS
+from remit.rpc.errors import RemitError
 from remit.rpc.host import run, stop_on_signals
 from remit.rpc.identity import TlsIdentity
 from remit.rpc.ids import SystemIds
 from remit.rpc.mesh import Mesh
+from remit.rpc.metrics import SPANS_LOST
 from remit.settings import ServiceSettings
 from remit.telemetry.spans import use_tracer
 
@@ -41,11 +44,29 @@ def command(area: str, replica: str | None) -> None:
     """
     areas = AREAS if area == "all" else (area,)
     settings = {name: load_settings(name, replica) for name in areas}
+    require_one_log(settings)
     first = next(iter(settings.values()))
     telemetry.configure_logging(
         area=area, replica=first.replica, level=first.log_level, content=first.trace_content
     )
     uvloop.run(_serve(settings))
+
+
+def require_one_log(settings: Mapping[str, ServiceSettings]) -> None:
+    """Services of one process write one log: what is set for it must be the same for all.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID that names the variables.
+
+    """
+    for name in ("log_level", "trace_content"):
+        values = {area: str(getattr(own, name)).lower() for area, own in settings.items()}
+        if len(set(values.values())) > 1:
+            shown = (f"REMIT_{area}_{name}".upper() + f"={values[area]}" for area in values)
+            raise RemitError(
+                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+                f"services of one process write one log; make these the same: {', '.join(shown)}",
+            )
 
 
 def load_settings(area: str, replica: str | None = None) -> ServiceSettings:
@@ -57,6 +78,7 @@ def load_settings(area: str, replica: str | None = None) -> ServiceSettings:
 
 async def _serve(settings: dict[str, ServiceSettings]) -> None:
     """Runs every service until a signal; one that fails ends all, for a supervisor to restart."""
+    telemetry.watch_loop()
     stop = stop_on_signals()
     tasks = [
         asyncio.create_task(_serve_area(area, own, stop), name=area)
@@ -87,6 +109,8 @@ def _keep_what_was_loaded(_port: int, _http_port: int) -> None:
 @contextlib.contextmanager
 def _traced(area: str, settings: ServiceSettings) -> Iterator[None]:
     """Sends the spans of a service where its settings say, if they say so."""
+    # A series that appears with its first event hides that event from `increase`.
+    SPANS_LOST.labels(area)
     if not settings.trace_endpoint:
         yield
         return

@@ -117,7 +117,9 @@ def runtime(topology: Topology) -> LayeredRuntime | None:
 
 
 def valid_traceparent_only() -> list[HeaderMutation]:
-    """Keeps a valid `traceparent` and removes any other, and baggage, which nobody here reads.
+    """Keeps a valid `traceparent` and removes any other, `baggage` and `tracestate`.
+
+    Nobody here reads these; Envoy would put a `tracestate`, whatever it says, on its spans.
 
     For after the removal of `x-remit-*`, under which the valid one is kept for a moment.
     """
@@ -125,6 +127,7 @@ def valid_traceparent_only() -> list[HeaderMutation]:
         _set(_CHECKED, f"%CEL({_VALID} ? {_HEADER} : '')%"),
         HeaderMutation(remove=TRACE_KEY),
         HeaderMutation(remove="baggage"),
+        HeaderMutation(remove="tracestate"),
         _set(TRACE_KEY, f"%REQ({_CHECKED})%"),
         HeaderMutation(remove=_CHECKED),
     ]

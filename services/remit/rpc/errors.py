@@ -25,6 +25,20 @@ DOMAIN: Final = "remit.dev"
 """google.rpc.ErrorInfo.domain of every error of Remit."""
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
+QUOTING: Final = frozenset(
+    {
+        error_reason_pb2.ERROR_REASON_PROVIDER_FAILED,
+        error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE,
+        error_reason_pb2.ERROR_REASON_TOOL_FAILED,
+        error_reason_pb2.ERROR_REASON_INVALID_TOOL_ARGUMENTS,
+        # It repeats the words of the failure that left the doubt.
+        error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
+    }
+)
+"""Reasons whose message may quote a provider, a tool or a model, and so what a user wrote."""
+_QUOTED: Final = "message"
+"""Key of ErrorInfo.metadata that holds the message of a quoting error on its way."""
+_ELSEWHERE: Final = f"what was said is in ErrorInfo.metadata['{_QUOTED}']"
 _PREFIX: Final = "ERROR_REASON_"
 _MAX_MESSAGE_CHARS: Final = 2_000
 _DEFAULT_RETRY_S: Final = 1.0
@@ -119,14 +133,36 @@ class RemitError(Exception):
         """Whether the same call may succeed later without any change."""
         return self.contract.retryable
 
+    @property
+    def quotes(self) -> bool:
+        """Whether the message may quote what others said."""
+        return self.reason in QUOTING
+
+    @property
+    def plain_message(self) -> str:
+        """The message as the header `grpc-message`, which proxies keep, on spans for example."""
+        return f"{self.reason_name}: {_ELSEWHERE}" if self.quotes else self.message
+
     def to_status(self) -> status_pb2.Status:
         """This error as google.rpc.Status."""
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        status.details.extend(_packed(detail) for detail in self._details())
+        return self._status(self.message, self.metadata)
+
+    def to_trailers(self) -> status_pb2.Status:
+        """This error as it ends an RPC of gRPC: what it quotes is in its details alone.
+
+        Clients compare the message of the status with `grpc-message`, so both are the plain one.
+        """
+        if not self.quotes:
+            return self.to_status()
+        return self._status(self.plain_message, self.metadata | {_QUOTED: self.message})
+
+    def _status(self, text: str, metadata: Mapping[str, str]) -> status_pb2.Status:
+        status = status_pb2.Status(code=self.code.value[0], message=text)
+        status.details.extend(_packed(detail) for detail in self._details(metadata))
         return status
 
-    def _details(self) -> list[message.Message]:
-        info = {"next_step": self.next_step} | self.metadata
+    def _details(self, metadata: Mapping[str, str]) -> list[message.Message]:
+        info = {"next_step": self.next_step, **metadata}
         details: list[message.Message] = [
             error_details_pb2.ErrorInfo(reason=self.reason_name, domain=DOMAIN, metadata=info)
         ]
@@ -150,9 +186,10 @@ class RemitError(Exception):
         parts = _Parts()
         for detail in status.details:
             reason = parts.take(detail, reason)
+        quoted = parts.metadata.pop(_QUOTED, None) if reason in QUOTING else None
         return cls(
             reason,
-            status.message,
+            status.message if quoted is None else quoted,
             violations=parts.violations,
             quota=parts.quota,
             retry_after_s=parts.retry_after_s,

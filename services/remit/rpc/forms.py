@@ -7,6 +7,7 @@ is read, how its stream is written, and how its error ends it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
@@ -20,6 +21,7 @@ from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 Context = grpc.aio.ServicerContext[Any, Any]
 Serializer = Callable[[Any], bytes] | None
 Headers = tuple[tuple[str, str], ...]
+Trailers = tuple[tuple[str, str | bytes], ...]
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic in its stubs alone
@@ -90,7 +92,7 @@ class _Grpc:
 
     async def abort(self, context: Context, error: RemitError) -> None:
         """Status and details."""
-        await context.abort_with_status(rpc_status.to_status(error.to_status()))
+        await context.abort_with_status(rpc_status.to_status(error.to_trailers()))
 
 
 class _Rest:
@@ -115,13 +117,26 @@ class _Rest:
         return httpbody_pb2.HttpBody.SerializeToString
 
     async def abort(self, context: Context, error: RemitError) -> None:
-        """Status and details, and `retry-after` among the trailers, which become headers."""
+        """Status and details, and `retry-after` among the trailers, which become headers.
+
+        The body is made of the details, where no proxy looks: they hold the whole message.
+        """
         status = error.to_status()
         trailers: list[tuple[str, str | bytes]] = [(STATUS_DETAILS_KEY, status.SerializeToString())]
         delay = rest.retry_after(error)
         if delay is not None:
             trailers.append(("retry-after", delay))
-        await context.abort(error.code, error.message, tuple(trailers))
+        # `abort` is the instrumentation's, which would put the message on the call's span.
+        await context.abort_with_status(_Status(error.code, error.plain_message, tuple(trailers)))
+
+
+@dataclass(frozen=True)
+class _Status(grpc.Status):
+    """A status with trailers of its own."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: Trailers
 
 
 class _AsItIs:

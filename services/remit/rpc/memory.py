@@ -113,7 +113,7 @@ class _MemoryChannel:
                     response = await handler.unary_unary(received, _NoContext())
                     check_response_size(contract, response.ByteSize())
             except RemitError as error:
-                raise RemitError.from_status(error.to_status()) from error
+                raise RemitError.from_status(error.to_trailers()) from error
             return response_deserializer(_serialized(handler, response))
 
         return call
@@ -146,7 +146,7 @@ class _MemoryChannel:
                             check_response_size(contract, response.ByteSize())
                             await sent.put(_serialized(handler, response))
                 except RemitError as error:
-                    end = RemitError.from_status(error.to_status())
+                    end = RemitError.from_status(error.to_trailers())
                 await sent.put(end)
 
             task = asyncio.create_task(serve(), name=f"memory-{contract.path}")

@@ -55,6 +55,11 @@ COMMIT_FAILURES: Final = Counter(
 COMMIT_QUEUE: Final = Gauge(
     "remit_commit_queue_length", "Items that wait for a commit, by writer.", ["writer"]
 )
+SPANS_LOST: Final = Counter(
+    "remit_spans_lost_total",
+    "Spans that the collector did not take, or that found the queue for it full, by area.",
+    ["area"],
+)
 
 
 _in_flight: Final[collections.Counter[str]] = collections.Counter()

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from remit.telemetry.spans import Span, annotate, call_failed, name_runs, served, span
+from remit.telemetry.spans import (
+    Span,
+    annotate,
+    call_failed,
+    name_runs,
+    served,
+    span,
+    work_failed,
+)
 from remit.telemetry.trace import Trace, current, enter, fresh, parse, resumed, within
 
 __all__ = [
@@ -28,7 +36,9 @@ __all__ = [
     "resumed",
     "served",
     "span",
+    "watch_loop",
     "within",
+    "work_failed",
 ]
 
 
@@ -40,6 +50,15 @@ def configure_logging(*, area: str, replica: str, level: str, content: bool = Fa
     from remit.telemetry.logs import configure  # noqa: PLC0415 - structlog takes long to import
 
     configure(area=area, replica=replica, level=level, content=content)
+
+
+def watch_loop() -> None:
+    """Logs what fails in the running event loop and nobody waits for, without its words."""
+    import asyncio  # noqa: PLC0415 - see above
+
+    from remit.telemetry.logs import unhandled  # noqa: PLC0415 - see above
+
+    asyncio.get_running_loop().set_exception_handler(unhandled)
 
 
 def name_service(area: str) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +21,7 @@ from opentelemetry import trace as otel
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.propagators.textmap import CarrierT, Getter, default_getter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
@@ -30,9 +32,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.trace.status import Status, StatusCode
 
 from remit import telemetry
+from remit.rpc.calls import TRACE_KEY
+from remit.rpc.metrics import SPANS_LOST
 from remit.telemetry import table
 from remit.telemetry.spans import UNRECORDED, Kind, Span, Value
-from remit.telemetry.trace import Trace
+from remit.telemetry.trace import MAX_LINKS, Trace, within
 
 SEND_TIMEOUT_S: Final = 5.0
 """Longest that one batch may take; a collector that never answers costs a thread this long."""
@@ -159,15 +163,14 @@ class Tracer:
 def open_tracer(area: str, replica: str, options: TraceOptions) -> Tracer:
     """The tracer of a service, whose spans go to the collector of `options`."""
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # `Reporting` says it, once in a while
-    # Baggage of clients is nobody's business here, and malformed baggage would be logged.
-    propagate.set_global_textmap(TraceContextTextMapPropagator())
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # `Losses` says it, once in a while
     exporter = OTLPSpanExporter(endpoint=options.endpoint, timeout=SEND_TIMEOUT_S)
-    return tracer_to(Reporting(exporter, options.endpoint), area, replica, options)
+    return tracer_to(exporter, area, replica, options)
 
 
 def tracer_to(exporter: SpanExporter, area: str, replica: str, options: TraceOptions) -> Tracer:
     """The tracer of a service over an exporter."""
+    propagate.set_global_textmap(TraceparentAlone())
     ids = ChosenIds()
     provider = TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(options.ratio)),
@@ -177,18 +180,42 @@ def tracer_to(exporter: SpanExporter, area: str, replica: str, options: TraceOpt
         shutdown_on_exit=False,
         id_generator=ids,
         # An event would be an exception with its text, which may quote what a user sent.
-        span_limits=SpanLimits(max_events=0),
+        span_limits=SpanLimits(max_events=0, max_links=MAX_LINKS),
     )
     provider.add_span_processor(_NamesService(area))
-    provider.add_span_processor(
-        BatchSpanProcessor(
-            exporter,
-            max_queue_size=options.queue,
-            schedule_delay_millis=SEND_EVERY_S * 1000,
-            max_export_batch_size=min(BATCH_SPANS, options.queue),
-        )
-    )
+    losses = Losses(area, options.endpoint)
+    provider.add_span_processor(_Queue(Reporting(exporter, losses), losses, options.queue))
     return Tracer(provider, ids, options.content_chars)
+
+
+class TraceparentAlone(TraceContextTextMapPropagator):
+    """Reads `traceparent` of a call, and nothing else.
+
+    What clients send as baggage or `tracestate` is nobody's business here: it would stand on spans,
+    and where it is malformed, in the log.
+    """
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """The context of a call."""
+        return super().extract(carrier, context, _OfOne(getter))
+
+
+class _OfOne(Getter[CarrierT]):
+    """Knows no header but `traceparent`."""
+
+    def __init__(self, getter: Getter[CarrierT]) -> None:
+        self._getter = getter
+
+    def get(self, carrier: CarrierT, key: str) -> list[str] | None:
+        return self._getter.get(carrier, key) if key == TRACE_KEY else None
+
+    def keys(self, carrier: CarrierT) -> list[str]:
+        return [key for key in self._getter.keys(carrier) if key == TRACE_KEY]
 
 
 class _NamesService(SpanProcessor):
@@ -223,41 +250,92 @@ class ChosenIds(RandomIdGenerator):
         return int(self._next, 16) if self._next else super().generate_span_id()
 
 
-class Reporting(SpanExporter):
-    """Says in the log, once in a while, that the collector takes no spans."""
+class Losses:
+    """Counts spans that are lost, and says so in the log once in a while."""
 
     def __init__(
-        self,
-        exporter: SpanExporter,
-        endpoint: str,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, area: str, endpoint: str, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._exporter = exporter
         self._endpoint = endpoint
         self._monotonic = monotonic
+        self._counter = SPANS_LOST.labels(area)
+        # Batches are refused to a thread of their own, and the queue is full for whoever ends one.
+        self._lock = threading.Lock()
         self._lost = 0
-        self._say_after = 0.0
+        self._said = False
+        self._dropping = False
+        self._say_after = -math.inf
+
+    def refused(self, count: int) -> None:
+        """The collector did not take a batch."""
+        with self._lock:
+            self._lose(count)
+
+    def dropped(self) -> None:
+        """The queue was full."""
+        with self._lock:
+            self._dropping = True
+            self._lose(1)
+
+    def taken(self) -> None:
+        """The collector took a batch: losses have ended, unless the queue was full since."""
+        with self._lock:
+            if self._said and not self._dropping:
+                self._say(log.info, "spans_taken_again")
+                self._lost, self._said = 0, False
+            self._dropping = False
+
+    def _lose(self, count: int) -> None:
+        self._lost += count
+        self._counter.inc(count)
+        now = self._monotonic()
+        if now >= self._say_after:
+            self._say_after = now + SAY_EVERY_S
+            self._said = True
+            self._say(log.warning, "spans_lost")
+
+    def _say(self, say: Callable[..., object], event: str) -> None:
+        with within(None):  # it is no matter of the call whose span found no place
+            say(event, endpoint=self._endpoint, lost=self._lost)
+
+
+class _Queue(BatchSpanProcessor):
+    """The SDK's queue; what it drops because it is full is counted."""
+
+    def __init__(self, exporter: SpanExporter, losses: Losses, size: int) -> None:
+        super().__init__(
+            exporter,
+            max_queue_size=size,
+            schedule_delay_millis=SEND_EVERY_S * 1000,
+            max_export_batch_size=min(BATCH_SPANS, size),
+        )
+        self._losses = losses
+        self._size = size
+        # The SDK tells nobody else. Looked up here, where a change of its names stops the start.
+        self._waiting: Sized = self._batch_processor._queue  # noqa: SLF001
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keeps the span for the next batch, in the place of the oldest one if there is none."""
+        if len(self._waiting) >= self._size and span.context.trace_flags.sampled:
+            self._losses.dropped()
+        super().on_end(span)
+
+
+class Reporting(SpanExporter):
+    """Tells of the batches that the collector does not take."""
+
+    def __init__(self, exporter: SpanExporter, losses: Losses) -> None:
+        self._exporter = exporter
+        self._losses = losses
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Sends a batch; what the collector does not take is lost."""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
-            self._taken()
+            self._losses.taken()
         else:
-            self._refused(len(spans))
+            self._losses.refused(len(spans))
         return result
-
-    def _taken(self) -> None:
-        if self._lost:
-            log.info("spans_taken_again", endpoint=self._endpoint, lost=self._lost)
-        self._lost, self._say_after = 0, 0.0
-
-    def _refused(self, count: int) -> None:
-        self._lost += count
-        now = self._monotonic()
-        if now >= self._say_after:
-            self._say_after = now + SAY_EVERY_S
-            log.warning("spans_lost", endpoint=self._endpoint, lost=self._lost)
 
     def shutdown(self) -> None:
         """Stops sending."""

@@ -2,42 +2,51 @@
 
 No content: events are named, their fields are names, counts and reasons. The text of an exception
 may quote what a user sent, so of one that a call or a run causes the log keeps its types and its
-stack; texts of our own errors, which are written for whoever reads them, stay.
+stack; texts of our own errors, which are written for whoever reads them, stay. Where content is
+asked for, all texts do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
 import structlog
 
-from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit import telemetry
 from remit.rpc.errors import RemitError
-from remit.telemetry.trace import current
+from remit.telemetry.trace import current, within
 
 Event = MutableMapping[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 WITHHELD: Final = "(text withheld)"
 _MAX_CAUSES: Final = 8
-_OF_OTHERS: Final = frozenset(
-    {
-        reasons.ERROR_REASON_PROVIDER_FAILED,
-        reasons.ERROR_REASON_PROVIDER_UNAVAILABLE,
-        reasons.ERROR_REASON_TOOL_FAILED,
-    }
-)
+
+log = telemetry.logger(__name__)
+
+
+@dataclass
+class _Asked:
+    """What this process was told to log; a process has one log."""
+
+    content: bool = False
+
+
+_asked: Final = _Asked()
 
 
 def configure(*, area: str, replica: str, level: str, content: bool) -> None:
     """Sends structlog and the standard library's records to standard error as JSON lines."""
-    least = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    _asked.content = content
+    least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         functools.partial(_add_service, {"service": area, "replica": replica}),
         add_place,
@@ -97,8 +106,40 @@ def add_place(_logger: object, _name: str, event: Event) -> Event:
 
 
 def own_text(error: RemitError) -> str:
-    """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent."""
-    return WITHHELD if error.reason in _OF_OTHERS else error.message
+    """The text of an error, if it is ours: a provider's or a tool's may quote what it was sent.
+
+    Where content is asked for, the text of any.
+    """
+    return WITHHELD if error.quotes and not _asked.content else error.message
+
+
+def unhandled(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Says that something failed for which nobody waited; asyncio's own line quotes it.
+
+    The loop learns of it in the context of whoever runs when it is collected, so it is of no trace.
+    """
+    error = context.get("exception")
+    task = context.get("task") or context.get("future")
+    facts = {
+        "what": _what(str(context.get("message", ""))),
+        "task": task.get_name() if isinstance(task, asyncio.Task) else None,
+        "error_type": None if error is None else type(error).__name__,
+        "exception": None if error is None else _rendered(error),
+    }
+    with within(None):
+        log.error("unhandled", **{key: value for key, value in facts.items() if value})
+
+
+def _what(message: str) -> str:
+    """What asyncio says happened, up to where it shows a callback with its arguments."""
+    head, callback, _ = message.partition(" callback")
+    return head + callback
+
+
+def _rendered(error: BaseException) -> str:
+    if _asked.content:
+        return "".join(traceback.format_exception(error)).rstrip()
+    return "\n".join(_without_texts(error)).rstrip()
 
 
 class Exceptions:

@@ -153,6 +153,13 @@ def annotate(name: str, value: Value | None) -> None:
         place.span.set(name, value)
 
 
+def work_failed(error_type: str) -> None:
+    """Marks the current span, if one is recorded here, for a failure that is no exception there."""
+    place = current()
+    if place is not None and place.span is not None:
+        place.span.failed(error_type)
+
+
 def served(traceparent: str, runs: str) -> Trace:
     """Where the call being served stands: in its caller's trace, or in a new one.
 

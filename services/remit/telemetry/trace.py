@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from remit.telemetry.spans import Span
 
 MAX_RUNS: Final = 16
-"""Runs that a batch names in its metadata and in log lines, at most."""
-MAX_LINKS: Final = 64
-"""Spans that the span of a batch links to, at most."""
+"""Runs that a batch names in its metadata and in log lines, at most: those of a whole batch would
+fill most of the 8 KiB that gRPC gives the metadata of an RPC, which a remit needs too."""
+MAX_LINKS: Final = 256
+"""Spans that the span of a batch links to, at most: as many as effects may share an RPC."""
 
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _RUN: Final = re.compile(r"runs/[0-9a-f-]{36}")

@@ -79,7 +79,7 @@ def to_outcome(tool: str, returned: object, limits: ResultLimits) -> Outcome:
         raise _too_large(
             f"{tool}: the result has {len(result.files)} files; the limit is {limits.max_artifacts}"
         )
-    return Outcome(struct, tuple(_to_artifact(tool, file, limits) for file in result.files))
+    return Outcome(struct, _to_artifacts(tool, result.files, limits))
 
 
 def _to_struct(tool: str, value: object) -> struct_pb2.Struct:
@@ -126,13 +126,25 @@ def _exact_number(number: float) -> float:
     return float(number)
 
 
-def _to_artifact(tool: str, file: File, limits: ResultLimits) -> tool_service_pb2.ArtifactContent:
+def _to_artifacts(
+    tool: str, files: Sequence[File], limits: ResultLimits
+) -> tuple[tool_service_pb2.ArtifactContent, ...]:
+    # A file is told by its number: its name may be a user's words.
+    return tuple(
+        _to_artifact(f"{tool}: file {number} of {len(files)}", tool, file, limits)
+        for number, file in enumerate(files, start=1)
+    )
+
+
+def _to_artifact(
+    what: str, tool: str, file: File, limits: ResultLimits
+) -> tool_service_pb2.ArtifactContent:
     if not 0 < len(file.name) <= MAX_ARTIFACT_NAME_CHARS:
         raise _failed(
             f"{tool} returned a file whose name has {len(file.name)} characters; "
             f"1 to {MAX_ARTIFACT_NAME_CHARS} are allowed"
         )
-    _check_size(f"{tool}: the file {file.name}", len(file.content), limits.max_artifact_bytes)
+    _check_size(what, len(file.content), limits.max_artifact_bytes)
     return tool_service_pb2.ArtifactContent(
         artifact=tool_pb2.Artifact(
             name=file.name,
