@@ -87,6 +87,25 @@ async def test_every_public_rpc_has_its_verb_and_path(
         assert set(answer.json()) == printed_fields(contract)
 
 
+WITH_VARIABLES = {path: c for path, c in PUBLIC.items() if rest_call(c).bound}
+
+
+@pytest.mark.parametrize("contract", WITH_VARIABLES.values(), ids=lambda c: c.path)
+async def test_a_query_cannot_name_another_than_the_path(
+    services: Services, contract: MethodContract
+) -> None:
+    call = rest_call(contract)
+    for bound in call.bound:
+        camel = re.sub("_(.)", lambda m: m[1].upper(), bound)
+        for name in {bound, camel, f"%{ord(bound[0]):x}{bound[1:]}"}:
+            for body in (call.body, None):
+                path = f"{call.path}?{name}=another"
+                answer = await services.client.call(call.verb, path, body)
+                assert answer.status == 400, answer
+                assert answer.error().violations[0].field in {bound, "url"}
+    assert not services.requests
+
+
 def at(request: message.Message, path: str) -> Any:
     value: Any = request
     for part in path.split("."):

@@ -16,13 +16,14 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_service_pb2
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError
-from remit.rpc.rest import BODY_FIELD_NUMBER, read_body, to_json
+from remit.rpc.rest import BODY_FIELD_NUMBER, check_query, read_body, to_json
 from tests.contracts.test_method_contracts import METHODS
 
 CREATE = all_contracts()["/remit.api.agent.v1.AgentService/CreateRun"]
 CANCEL = all_contracts()["/remit.api.agent.v1.AgentService/CancelRun"]
 STREAM = all_contracts()["/remit.api.agent.v1.AgentService/StreamRun"]
 CALL = all_contracts()["/remit.api.tools.v1.ToolService/CallTool"]
+GENERATE = all_contracts()["/remit.api.inference.v1.InferenceService/StreamGenerateText"]
 WITH_BODY = [c for c in all_contracts().values() if c.http and c.http.body]
 
 
@@ -71,6 +72,27 @@ def test_a_request_without_a_body_is_what_the_url_says() -> None:
     contract = all_contracts()["/remit.api.agent.v1.AgentService/GetRun"]
     bound = agent_service_pb2.GetRunRequest(name="runs/a")
     assert read_body(contract, bound) is bound
+
+
+@pytest.mark.parametrize(
+    ("contract", "query"),
+    [
+        (CANCEL, "name=runs/b"),
+        (CANCEL, "pageSize=3&Name=runs/b"),
+        (CANCEL, "n%61me=runs/b"),
+        (CANCEL, "name"),
+        (GENERATE, "request.model=models/b"),
+        (GENERATE, "request%2Emodel=models/b"),
+    ],
+)
+def test_a_query_must_not_say_what_the_path_says(contract: MethodContract, query: str) -> None:
+    with pytest.raises(RemitError, match="must not be in its query"):
+        check_query(contract, [("x-envoy-original-path", f"/v1/x?{query}")])
+
+
+@pytest.mark.parametrize("query", ["", "?", "?&", "?requestId=name", "?nam=b&=name"])
+def test_a_query_may_say_anything_else(query: str) -> None:
+    check_query(CANCEL, [("x-envoy-original-path", f"/v1/runs/name:cancel{query}")])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ The gateway's transcoder maps verb, path and query parameters (`remit.gateway.tr
 the call with `x-envoy-original-method`, which no client can send. A body it passes on as it came,
 as a `google.api.HttpBody` in one more field of the request. It is read strictly: `application/json`
 in UTF-8, no unknown fields, no wrong types, no contradiction of the path, no query parameters that
-the body could hold. Every fault is INVALID_REQUEST and names the field.
+the body could hold, or the path holds. Every fault is INVALID_REQUEST and names the field.
 
 An error is the JSON form of google.rpc.Status, `{"code", "message", "details"}`, under the HTTP
 status that google/rpc/code.proto names; one that may be tried again has `retry-after`.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -33,6 +34,9 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 TRANSCODED_KEY: Final = "x-envoy-original-method"
 """Metadata key that the gateway's transcoder adds, and that the edge takes from clients."""
+
+ORIGINAL_PATH_KEY: Final = "x-envoy-original-path"
+"""Metadata key of the URL's path and query, from the transcoder as well."""
 
 BODY_FIELD: Final = "http_body"
 BODY_FIELD_NUMBER: Final = 100_000
@@ -95,6 +99,34 @@ def retry_after(error: RemitError) -> str | None:
     if error.retry_after_s is None:
         return None
     return str(max(1, round(error.retry_after_s)))
+
+
+def check_query(contract: MethodContract, metadata: Metadata) -> None:
+    """Refuses a query parameter for what the path names.
+
+    The transcoder binds both and lets the query win: `runs/a:cancel?name=runs/b` would cancel b.
+
+    Raises:
+        RemitError: INVALID_REQUEST naming the field.
+
+    """
+    if contract.http is None:
+        return
+    named = {_spelt(field): field for field in _VARIABLE.findall(contract.http.path)}
+    for parameter in _query_parameters(metadata):
+        if field := named.get(_spelt(parameter)):
+            raise _invalid(field, "is in the path of the URL, and must not be in its query")
+
+
+def _query_parameters(metadata: Metadata) -> Iterator[str]:
+    urls = [str(value) for key, value in metadata if key == ORIGINAL_PATH_KEY]
+    for parameter in "&".join(url.partition("?")[2] for url in urls).split("&"):
+        yield urllib.parse.unquote_plus(parameter.partition("=")[0])
+
+
+def _spelt(field: str) -> str:
+    """What the spellings of a field have in common: `request_id`, `requestId`, `requestid`."""
+    return field.replace("_", "").lower()
 
 
 def read_body(contract: MethodContract, bound: M) -> M:
