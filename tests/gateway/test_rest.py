@@ -21,6 +21,7 @@ from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.gateway.transcoder import MAX_BODY_BYTES
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.rpc import metrics
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError
 from remit.rpc.rest import BODY_FIELD_NUMBER
@@ -217,6 +218,11 @@ FAULTS = {
     "a word for a number": post({"limits": {"maxSteps": "many"}}, "limits.maxSteps"),
     "a number too large": post({"limits": {"maxSteps": 2**40}}, "limits.maxSteps"),
     "a list for an object": post({"limits": []}, "limits"),
+    "half a surrogate pair for a name": post(b'{"\\ud800": 1}', "?"),
+    "no UTF-8 in the path": Fault("GET", "/v1/agents/%FF", names="UTF-8"),
+    "no UTF-8 in the path of a stream": Fault("GET", "/v1/runs/%FF/events", names="UTF-8"),
+    "no UTF-8 in the path before a body": post({}, "UTF-8", "/v1/runs/%FF:cancel"),
+    "no UTF-8 in the query": Fault("GET", "/v1/runs?agent=%FF", names="UTF-8"),
     "half a surrogate pair": post(b'{"task": "\\ud800"}', "task"),
     "another content type": post({}, "content-type", content_type="text/plain"),
     "a form": post({}, "content-type", content_type="application/x-www-form-urlencoded"),
@@ -399,6 +405,19 @@ async def test_grpc_cannot_pass_for_rest(services: Services) -> None:
     (received,) = services.requests
     assert isinstance(received, agent_service_pb2.CreateRunRequest)
     assert received.task == "mine"
+
+
+async def test_bytes_that_are_no_message_are_refused_and_counted(services: Services) -> None:
+    refused = metrics.RPC_REQUESTS.labels(f"{AGENTS}/CreateRun", "INVALID_ARGUMENT")._value
+    before = refused.get()
+    async with grpc.aio.insecure_channel(str(services.world.topology.edge)) as channel:
+        create: Any = channel.unary_unary(f"{AGENTS}/CreateRun")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await create(b"\xff\xff\xff", timeout=10)
+    assert RemitError.from_rpc(caught.value).reason == reasons.ERROR_REASON_INVALID_REQUEST
+    await services.client.post("/v1/runs", {"nope": 1})
+    assert refused.get() == before + 2
+    assert not services.requests
 
 
 def _length_delimited(number: int, content: bytes) -> bytes:

@@ -147,11 +147,13 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(max_size=8)
+    | st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
     | st.sampled_from(["1s", "x" * 70, "2026-11-23T00:00:00Z", "runs/a", "-1", "1e400", "NaN"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*NAMES, "\ud800"]) | st.text(max_size=4), inner, max_size=4
+        )
     ),
     max_leaves=12,
 )
@@ -167,6 +169,8 @@ def test_whatever_comes_is_a_request_or_a_refusal(contract: MethodContract, body
         return
     assert refused.reason == reasons.ERROR_REASON_INVALID_REQUEST
     assert refused.violations
+    refused.to_status().SerializeToString()
+    str(refused).encode()
 
 
 @given(data=st.data(), contract=st.sampled_from(WITH_BODY))

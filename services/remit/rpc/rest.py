@@ -214,8 +214,8 @@ def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterato
         return
     seen: set[str] = set()
     for name, value in content.items():
-        field = kind.fields_by_camelcase_name.get(name) or kind.fields_by_name.get(name)
-        inner = f"{place}.{name[:_MOST_NAME_CHARS]}" if place else name[:_MOST_NAME_CHARS]
+        field = _field(kind, name)
+        inner = f"{place}.{_shown(name)}" if place else _shown(name)
         if field is None:
             yield Violation(inner, "there is no such field")
         elif field.name in seen:
@@ -223,6 +223,17 @@ def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterato
         else:
             seen.add(field.name)
             yield from _misshapen_values(field, value, inner)
+
+
+def _field(kind: descriptor.Descriptor, name: str) -> descriptor.FieldDescriptor | None:
+    # JSON can spell half a surrogate pair, at which the look-up itself would fail.
+    if not name.isascii():
+        return None
+    return kind.fields_by_camelcase_name.get(name) or kind.fields_by_name.get(name)
+
+
+def _shown(name: str) -> str:
+    return name[:_MOST_NAME_CHARS].encode(errors="replace").decode()
 
 
 def _misshapen_values(
