@@ -102,7 +102,7 @@ def retry_after(error: RemitError) -> str | None:
 
 
 def check_query(contract: MethodContract, metadata: Metadata) -> None:
-    """Refuses a query parameter for what the path names.
+    """Refuses a query parameter for what the path names, or for what Envoy alone knows.
 
     The transcoder binds both and lets the query win: `runs/a:cancel?name=runs/b` would cancel b.
 
@@ -114,6 +114,8 @@ def check_query(contract: MethodContract, metadata: Metadata) -> None:
         return
     named = {_spelt(field): field for field in _VARIABLE.findall(contract.http.path)}
     for parameter in _query_parameters(metadata):
+        if _spelt(parameter.partition(".")[0]) == _spelt(BODY_FIELD):
+            raise _invalid(BODY_FIELD, "there is no such query parameter")
         if field := named.get(_spelt(parameter)):
             raise _invalid(field, "is in the path of the URL, and must not be in its query")
 
@@ -137,9 +139,11 @@ def read_body(contract: MethodContract, bound: M) -> M:
             TOO_LARGE.
 
     """
-    if contract.http is None or not contract.http.body:
+    if contract.http is None:
         return bound
     body = _raw_body(bound)
+    if not contract.http.body:
+        return _without_body(bound, body)
     # A text of so much JSON is not read to find out how small a message it makes.
     check_request_size(contract, len(body.data) // _MOST_CHARS_A_BYTE)
     bound.DiscardUnknownFields()
@@ -148,6 +152,13 @@ def read_body(contract: MethodContract, bound: M) -> M:
     given = _parsed(body, type(target))
     _check_against_url(target, given, _path_fields(contract.http.path, within))
     target.MergeFrom(given)
+    return bound
+
+
+def _without_body(bound: M, body: httpbody_pb2.HttpBody) -> M:
+    if body.data:
+        raise _invalid("body", "must be empty; what the call takes belongs into the URL")
+    bound.DiscardUnknownFields()
     return bound
 
 
