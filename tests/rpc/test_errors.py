@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 from urllib.parse import quote
 
 import grpc
@@ -78,17 +79,20 @@ def test_every_violation_is_listed_and_the_first_is_named() -> None:
     assert len(error.violations) == 2
 
 
-any_text = st.text(st.characters(), max_size=3_000)  # with halves of surrogate pairs
-at_length = st.builds(lambda text, times: text * times, st.text(max_size=40), st.integers(1, 500))
-texts = words | any_text | at_length
+def repeated(one: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(one, st.integers(1, 2_000)).map(lambda drawn: drawn[0] * drawn[1])
+
+
+any_text = st.text(st.characters(), max_size=40)  # with halves of surrogate pairs
+texts = any_text | repeated(any_text)
 
 
 @given(
     st.sampled_from(REASONS),
     texts,
-    st.lists(st.builds(Violation, texts, texts), max_size=60),
-    st.lists(st.builds(QuotaViolation, texts, texts), max_size=60),
-    st.dictionaries(texts, texts, max_size=10),
+    repeated(st.lists(st.builds(Violation, texts, texts), max_size=3)),
+    repeated(st.lists(st.builds(QuotaViolation, texts, texts), max_size=3)),
+    st.dictionaries(texts, texts, max_size=5),
 )
 def test_whatever_an_error_says_fits_into_metadata(
     reason: ErrorReason.ValueType,

@@ -20,7 +20,7 @@ MAX_STATUS_BYTES: Final = 5_000
 """A status, serialised; 6,668 characters in base64."""
 MAX_MESSAGE_BYTES: Final = 1_000
 """The message, percent-encoded."""
-_MAX_METADATA_BYTES: Final = 1_500
+_MAX_METADATA_BYTES: Final = 2_500
 _MAX_TEXT_BYTES: Final = 500
 _PLAIN: Final = frozenset(map(chr, range(0x20, 0x7F))) - {"%"}
 _ENCODED_BYTES: Final = 3
@@ -39,11 +39,11 @@ def fitting_text(text: str) -> str:
 
 
 def fitting_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The entries that fit, each value cut; a name is no name any more when it is cut."""
+    """The entries that fit, in their order; a value has at most the bytes of a message."""
     fitting: dict[str, str] = {}
     left = _MAX_METADATA_BYTES
     for key, whole in metadata.items():
-        value = fitting_text(whole)
+        value = _beginning(whole, MAX_MESSAGE_BYTES, _utf8_bytes)
         size = len(_whole(key).encode()) + len(value.encode()) + _FRAME_BYTES
         if size <= left:
             fitting[_whole(key)] = value
@@ -54,16 +54,28 @@ def fitting_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 def fitting_entries(
     entries: Sequence[T], room_bytes: int, made: Callable[[T], M], more: Callable[[int], M]
 ) -> list[M]:
-    """The first entries that fit into the room; where some do not, the last says how many."""
+    """The first entries that fit into the room; where some do not, the last says how many.
+
+    What fitted once fits again, with that last one: an error may be passed on.
+    """
     fitting: list[M] = []
-    left = room_bytes - _FRAME_BYTES - _size(more(len(entries)))
+    left = room_bytes - _FRAME_BYTES
     for entry in entries:
         one = made(entry)
         left -= _size(one)
         if left < 0:
-            return [*fitting, more(len(entries) - len(fitting))]
+            return _with_number(fitting, left + _size(one), len(entries), more)
         fitting.append(one)
     return fitting
+
+
+def _with_number(
+    fitting: list[M], left_bytes: int, entries: int, more: Callable[[int], M]
+) -> list[M]:
+    left = left_bytes - _size(more(entries))
+    while left < 0 and fitting:
+        left += _size(fitting.pop())
+    return [*fitting, more(entries - len(fitting))]
 
 
 def _size(element: message.Message) -> int:
