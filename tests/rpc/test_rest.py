@@ -16,7 +16,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_service_pb2
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError
-from remit.rpc.rest import BODY_FIELD_NUMBER, check_query, read_body, to_json
+from remit.rpc.rest import BODY_FIELD_NUMBER, check_query, read_body, retry_after, to_json
 from tests.contracts.test_method_contracts import METHODS
 
 CREATE = all_contracts()["/remit.api.agent.v1.AgentService/CreateRun"]
@@ -115,9 +115,16 @@ def test_another_content_type_is_not(kind: str) -> None:
 
 
 def test_much_json_is_refused_unread() -> None:
-    with pytest.raises(RemitError) as caught:
-        read(CANCEL, b"[" * (CANCEL.max_request_bytes * 9))
+    most = CANCEL.max_request_bytes * 8
+    with pytest.raises(RemitError, match=f"has {most + 1} bytes; .* at most {most} ") as caught:
+        read(CANCEL, b"[" * (most + 1))
     assert caught.value.reason == reasons.ERROR_REASON_TOO_LARGE
+
+
+@pytest.mark.parametrize(("delay_s", "header"), [(0.1, "1"), (1.0, "1"), (1.01, "2"), (2.5, "3")])
+def test_nobody_is_told_to_come_too_early(delay_s: float, header: str) -> None:
+    error = RemitError(reasons.ERROR_REASON_OVERLOADED, "full", retry_after_s=delay_s)
+    assert retry_after(error) == header
 
 
 @given(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,9 +26,9 @@ import grpc
 from google.api import httpbody_pb2
 from google.protobuf import descriptor, json_format, message, unknown_fields
 
+from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.guard import check_request_size
 
 M = TypeVar("M", bound=message.Message)
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -98,7 +99,7 @@ def retry_after(error: RemitError) -> str | None:
     """Value of the `retry-after` header in whole seconds; None where a retry cannot help."""
     if error.retry_after_s is None:
         return None
-    return str(max(1, round(error.retry_after_s)))
+    return str(max(1, math.ceil(error.retry_after_s)))
 
 
 def check_query(contract: MethodContract, metadata: Metadata) -> None:
@@ -144,8 +145,7 @@ def read_body(contract: MethodContract, bound: M) -> M:
     body = _raw_body(bound)
     if not contract.http.body:
         return _without_body(bound, body)
-    # A text of so much JSON is not read to find out how small a message it makes.
-    check_request_size(contract, len(body.data) // _MOST_CHARS_A_BYTE)
+    _check_size(contract, len(body.data))
     bound.DiscardUnknownFields()
     within = "" if contract.http.body == "*" else contract.http.body
     target = getattr(bound, within) if within else bound
@@ -153,6 +153,17 @@ def read_body(contract: MethodContract, bound: M) -> M:
     _check_against_url(target, given, _path_fields(contract.http.path, within))
     target.MergeFrom(given)
     return bound
+
+
+def _check_size(contract: MethodContract, size_bytes: int) -> None:
+    """A text of so much JSON is not read to find out how small a message it makes."""
+    most = contract.max_request_bytes * _MOST_CHARS_A_BYTE
+    if size_bytes > most:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_TOO_LARGE,
+            f"the body has {size_bytes} bytes; {contract.path.removeprefix('/')} takes at most"
+            f" {most} bytes of JSON",
+        )
 
 
 def _without_body(bound: M, body: httpbody_pb2.HttpBody) -> M:

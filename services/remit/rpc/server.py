@@ -47,6 +47,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SERVER_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # What the edge takes from a client and what it adds: by default gRPC refuses some calls whose
+    # headers have more than 8 KiB, by lot.
+    ("grpc.max_metadata_size", 24 * 1024),
     ("grpc.max_concurrent_streams", 2048),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
