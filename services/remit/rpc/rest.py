@@ -29,6 +29,7 @@ from google.protobuf import descriptor, json_format, message, unknown_fields
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.scalars import duration_fault, fault_of
 
 M = TypeVar("M", bound=message.Message)
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -69,6 +70,7 @@ HTTP_STATUS: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
 _VARIABLE: Final = re.compile(r"\{([a-z_.]+)")
 _JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
 _KNOWN_TYPES: Final = "google.protobuf."
+_DURATION: Final = "google.protobuf.Duration"
 _MOST_CHARS_A_BYTE: Final = 8
 """JSON's worst: a control character of one byte is `\\u001f`, and names are spelt out."""
 _MOST_FAULTS: Final = 20
@@ -207,7 +209,9 @@ def _described(content: message.Message) -> descriptor.Descriptor:
 
 def _loaded(data: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+        return json.loads(
+            data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_float
+        )
     except UnicodeDecodeError as error:
         raise _invalid("body", "is not UTF-8") from error
     except RecursionError as error:
@@ -224,13 +228,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number("one over the largest float")
+
+
 def _no_number(constant: str) -> NoReturn:
     message_ = f"{constant} is no number of JSON"
     raise ValueError(message_)
 
 
 def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterator[Violation]:  # noqa: ANN401
-    """Unknown fields, fields said twice, and anything but an object where a message stands."""
+    """Unknown fields, fields said twice, values that would be changed to be read."""
     if not isinstance(content, dict):
         yield Violation(place or "body", "must be an object")
         return
@@ -264,16 +273,31 @@ def _misshapen_values(
     place: str,
 ) -> Iterator[Violation]:
     kind = field.message_type
-    if kind is None or value is None or kind.full_name.startswith(_KNOWN_TYPES):
-        return  # null is an absent field
-    if kind.GetOptions().map_entry:
+    if value is None:
+        return  # an absent field
+    if kind is not None and kind.GetOptions().map_entry:
         if not isinstance(value, dict):
             yield Violation(place, "must be an object")
     elif not field.is_repeated:
-        yield from _misshapen(kind, value, place)
+        yield from _misshapen_value(field, value, place)
     elif isinstance(value, list):
         for index, one in enumerate(value):
-            yield from _misshapen(kind, one, f"{place}[{index}]")
+            yield from _misshapen_value(field, one, f"{place}[{index}]")
+
+
+def _misshapen_value(
+    field: descriptor.FieldDescriptor,
+    value: Any,  # noqa: ANN401 - any JSON
+    place: str,
+) -> Iterator[Violation]:
+    kind = field.message_type
+    if kind is not None and not kind.full_name.startswith(_KNOWN_TYPES):
+        yield from _misshapen(kind, value, place)
+        return
+    is_duration = kind is not None and kind.full_name == _DURATION
+    fault = duration_fault(value) if is_duration else fault_of(field, value)
+    if fault is not None:
+        yield Violation(place, fault)
 
 
 def _place_of(text: str) -> str:
