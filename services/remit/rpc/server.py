@@ -168,6 +168,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
         async def guarded(received: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
             writer = form.writer(contract)
+            suspended = False
             try:
                 async with self._serve(contract, context):
                     request = _read(contract, form, received, context)
@@ -178,11 +179,15 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                             if form.stream_headers and not writer.begun:
                                 await context.send_initial_metadata(form.stream_headers)
                             for part in writer.message(response):
+                                suspended = True
                                 yield part
+                                suspended = False
                 for part in writer.end():
                     yield part
             except RemitError as error:
                 telemetry.call_failed(error)
+                if suspended:
+                    return  # the caller left, and the method failed on its way out
                 if not writer.begun:
                     await form.abort(context, error)
                 for part in writer.error(error):
