@@ -63,6 +63,13 @@ def test_every_violation_is_reported_at_once() -> None:
     }
 
 
+def test_of_too_many_entries_only_the_number_is_told() -> None:
+    wrong = request("ok", context={f"{n:05d}": "<script" for n in range(9_000)})
+    with pytest.raises(RemitError) as caught:
+        checked(wrong)
+    assert [v.field for v in caught.value.violations] == ["context"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

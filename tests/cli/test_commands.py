@@ -190,6 +190,17 @@ def test_runs_watch(remit: Remit, edge: EdgeServer) -> None:
     assert edge.requests("WatchRun")[0].name == RUN
 
 
+def test_runs_watch_behind_the_last_event(remit: Remit, edge: EdgeServer) -> None:
+    ended = journal()[-1].ended.run
+    edge.answers["WatchRun"] = lambda _: iter(())
+    edge.answers["GetRun"] = lambda _: agent_service_pb2.GetRunResponse(run=ended)
+    outcome = remit("runs", "watch", RUN_ID, "--after", "13", "--json")
+    assert outcome.code == 0
+    assert [d["type"] for d in outcome.documents] == ["summary"]
+    assert "nothing follows event 13" in outcome.err
+    assert len(edge.requests("WatchRun")) == 1
+
+
 def spend_row(key: str, nanos: int) -> cost_report_service_pb2.SpendRow:
     return cost_report_service_pb2.SpendRow(key=key, posted_nanos=nanos, effects=2)
 

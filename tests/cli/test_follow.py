@@ -40,9 +40,9 @@ class StillClock:
 
 
 class BrokenServer:
-    """Sends the journal in pieces: each stream ends after some messages, with or without error."""
+    """Sends the journal in pieces: each stream breaks after some messages; the last is whole."""
 
-    def __init__(self, pieces: list[tuple[int, RemitError | None]], *, overlap: int = 0) -> None:
+    def __init__(self, pieces: list[tuple[int, RemitError]], *, overlap: int = 0) -> None:
         self._pieces = pieces
         self._overlap = overlap
         self.asked: list[int] = []
@@ -52,7 +52,7 @@ class BrokenServer:
         return self._send(after_sequence)
 
     async def _send(self, after_sequence: int) -> AsyncIterator[RunResponse]:
-        count, error = self._pieces.pop(0) if self._pieces else (10**6, None)
+        count, error = self._pieces.pop(0) if self._pieces else (None, None)
         for response in responses(journal(), max(0, after_sequence - self._overlap))[:count]:
             yield response
         if error is not None:
@@ -60,7 +60,7 @@ class BrokenServer:
 
 
 async def followed(
-    server: BrokenServer, clock: StillClock, breaks: list[RemitError | None] | None = None
+    server: BrokenServer, clock: StillClock, breaks: list[RemitError] | None = None
 ) -> list[int]:
     told = [] if breaks is None else breaks
     follower = Follower(server.open, clock=clock, on_break=told.append, pause=clock.pause)
@@ -73,23 +73,24 @@ async def test_a_whole_stream_is_followed_to_its_end() -> None:
     assert server.asked == [0]
 
 
-PIECES = st.lists(st.tuples(st.integers(2, 9), st.sampled_from([None, UNAVAILABLE])), max_size=6)
+RESET = RemitError(error_reason_pb2.ERROR_REASON_INTERNAL, "reset")
+PIECES = st.lists(st.tuples(st.integers(2, 9), st.sampled_from([UNAVAILABLE, RESET])), max_size=6)
 
 
 @given(pieces=PIECES, overlap=st.integers(0, 3))
 async def test_no_event_is_lost_or_seen_twice(
-    pieces: list[tuple[int, RemitError | None]], overlap: int
+    pieces: list[tuple[int, RemitError]], overlap: int
 ) -> None:
     server = BrokenServer(pieces, overlap=overlap)
     assert await followed(server, StillClock()) == list(range(1, 14))
 
 
 async def test_it_asks_for_what_follows_the_newest_event_and_tells_of_each_break() -> None:
-    breaks: list[RemitError | None] = []
-    server = BrokenServer([(4, UNAVAILABLE), (3, None)])
+    breaks: list[RemitError] = []
+    server = BrokenServer([(4, UNAVAILABLE), (3, RESET)])
     await followed(server, StillClock(), breaks)
     assert server.asked == [0, 3, 5]
-    assert breaks == [UNAVAILABLE, None]
+    assert breaks == [UNAVAILABLE, RESET]
 
 
 async def test_a_refusal_is_no_break() -> None:
@@ -101,7 +102,7 @@ async def test_a_refusal_is_no_break() -> None:
 async def test_a_mesh_that_was_never_there_is_told_at_once() -> None:
     clock = StillClock()
     server = BrokenServer([(0, UNAVAILABLE)] * 100)
-    breaks: list[RemitError | None] = []
+    breaks: list[RemitError] = []
     with pytest.raises(RemitError) as refused:
         await followed(server, clock, breaks)
     assert refused.value is UNAVAILABLE
@@ -120,11 +121,14 @@ async def test_it_gives_up_when_the_run_must_have_ended() -> None:
     assert limit_s <= clock.monotonic() <= limit_s + Patience().longest_pause_s
 
 
-async def test_streams_that_only_end_are_given_up_too() -> None:
+async def test_behind_the_last_event_there_is_nothing_to_wait_for() -> None:
+    server = BrokenServer([])
     clock = StillClock()
-    with pytest.raises(RemitError) as refused:
-        await followed(BrokenServer([(4, None), *[(0, None)] * 1_000]), clock)
-    assert refused.value.reason == error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    follower = Follower(
+        server.open, clock=clock, on_break=lambda _: None, pause=clock.pause, after_sequence=13
+    )
+    assert [event async for event in follower.events()] == []
+    assert (server.asked, clock.pauses_s) == ([13], [])
 
 
 async def test_it_waits_longer_each_time_and_as_long_as_the_server_asks() -> None:

@@ -133,12 +133,17 @@ def test_a_broken_stream_is_resumed_with_the_same_request(remit: Remit, edge: Ed
 
 
 def test_machines_are_told_of_a_resumption(remit: Remit, edge: EdgeServer) -> None:
-    pieces = iter([3, 100])
-    edge.answers["StreamRun"] = lambda request: responses(journal(), request.after_sequence)[
-        : next(pieces)
-    ]
+    def breaking(request: Any) -> Any:
+        rest = responses(journal(), request.after_sequence)
+        yield from rest if request.after_sequence else rest[:3]
+        if not request.after_sequence:
+            raise UNAVAILABLE
+
+    edge.answers["StreamRun"] = breaking
     documents = remit("run", "What is 17 * 23?", "--json").documents
-    assert {"type": "resuming", "after_sequence": 2} in documents
+    (resuming,) = [d for d in documents if d["type"] == "resuming"]
+    assert resuming["after_sequence"] == 2
+    assert resuming["error"]["message"] == "socket closed"
     assert [d["sequence"] for d in documents if "sequence" in d] == list(range(1, 14))
 
 

@@ -58,6 +58,9 @@ def assert_told_all(lines: Lines, journal: Sequence[tuple[int, str]]) -> None:
     )
     assert told(lines, "again") == told(lines, "run")
     assert "391" in told(lines, "answer")
+    # Behind the last event a stream is over, and the run is read as it ended.
+    assert told(lines, "behind") == 0
+    assert "391" in told(lines, "answer_behind")
     assert told(lines, "code") == "NOT_FOUND"
     assert told(lines, "reason") == "RUN_NOT_FOUND"
 

@@ -69,6 +69,7 @@ async def test_a_run_is_followed_over_a_connection_that_breaks(
     assert told["kinds"][-1] == "ended"
     (resumed_after,) = told["resumedAfter"]
     assert 0 < int(resumed_after) < len(told["sequences"])
+    assert told["behind"] == 0
 
 
 async def test_an_idempotency_key_names_one_run(folder: Path, mesh: RunningMesh) -> None:
@@ -81,6 +82,35 @@ async def test_an_idempotency_key_names_one_run(folder: Path, mesh: RunningMesh)
 async def test_a_refusal_is_not_tried_again(folder: Path, mesh: RunningMesh) -> None:
     with pytest.raises(AssertionError, match="unauthenticated"):
         await run_client(folder, mesh.address, "nonsense")
+
+
+_READS = """
+import { events } from "./events.ts";
+for (const last of ["event: end\\ndata: {}\\n\\n", 'event: error\\ndata: {"code": 13}\\n\\n', ""]) {
+  const seen: string[] = [];
+  const answer = new Response(`id: 1\\ndata: a\\n\\n${last}`);
+  try {
+    for await (const { data } of events(answer)) seen.push(data);
+  } catch (error) {
+    seen.push(`${error}`);
+  }
+  console.log(JSON.stringify(seen));
+}
+"""
+
+
+async def test_an_error_in_a_stream_is_no_event(folder: Path, tmp_path: Path) -> None:
+    for name in ("node_modules", "package.json", "tsconfig.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/events.ts").write_bytes((folder / "src/events.ts").read_bytes())
+    (tmp_path / "src/reads.ts").write_text(_READS)
+    told = (await output_of(tmp_path, "src/reads.ts", "", "")).splitlines()
+    assert [json.loads(line) for line in told] == [
+        ["a"],
+        ["a", 'Error: the stream failed: {"code": 13}'],
+        ["a", "Error: the stream broke off"],
+    ]
 
 
 async def test_the_lines_of_the_readme_run(folder: Path, mesh: RunningMesh, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import AREAS
 from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.identity import TlsIdentity, dns_name
+from remit.rpc.server import SERVER_OPTIONS
 from tests.ports import free_ports
 from tests.waiting import eventually
 
@@ -64,7 +65,7 @@ class Upstream:
     async def start(self) -> None:
         services = self.world.services
         self.server = grpc.aio.server(
-            interceptors=services.interceptors(self.area), options=[("grpc.so_reuseport", 0)]
+            interceptors=services.interceptors(self.area), options=SERVER_OPTIONS
         )
         self.server.add_generic_rpc_handlers([services.handler(self)])
         self.health = health.aio.HealthServicer()

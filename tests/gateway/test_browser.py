@@ -170,6 +170,7 @@ async def test_grpc_web_calls(services: Services) -> None:
     answer = await web_call(services.client, f"{AGENTS}/GetRun", request)
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == OURS
+    assert answer.headers["vary"] == "origin"
     (content,), trailers = frames(answer.body)
     assert agent_service_pb2.GetRunResponse.FromString(content).run.name == "runs/r"
     assert trailers["grpc-status"].strip() == "0"

@@ -21,8 +21,9 @@ from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.gateway.transcoder import MAX_BODY_BYTES
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.rpc import metrics
 from remit.rpc.contracts import MethodContract, all_contracts
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import RemitError, reason_contract
 from remit.rpc.rest import BODY_FIELD_NUMBER
 from tests.contracts.test_method_contracts import METHODS
 from tests.gateway.services import Context, Services, running_services
@@ -87,6 +88,25 @@ async def test_every_public_rpc_has_its_verb_and_path(
         assert set(answer.json()) == printed_fields(contract)
 
 
+WITH_VARIABLES = {path: c for path, c in PUBLIC.items() if rest_call(c).bound}
+
+
+@pytest.mark.parametrize("contract", WITH_VARIABLES.values(), ids=lambda c: c.path)
+async def test_a_query_cannot_name_another_than_the_path(
+    services: Services, contract: MethodContract
+) -> None:
+    call = rest_call(contract)
+    for bound in call.bound:
+        camel = re.sub("_(.)", lambda m: m[1].upper(), bound)
+        for name in {bound, camel, f"%{ord(bound[0]):x}{bound[1:]}"}:
+            for body in (call.body, None):
+                path = f"{call.path}?{name}=another"
+                answer = await services.client.call(call.verb, path, body)
+                assert answer.status == 400, answer
+                assert answer.error().violations[0].field in {bound, "url"}
+    assert not services.requests
+
+
 def at(request: message.Message, path: str) -> Any:
     value: Any = request
     for part in path.split("."):
@@ -145,6 +165,57 @@ async def test_a_query_is_read_by_type_and_unescaped(services: Services) -> None
     )
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"grpc-encoding": "bogus"},
+        {"grpc-encoding": "gzip"},
+        {"x-trace-bin": "%%%"},
+        {"X-Trace-Bin": "!"},
+        {"cookie": "a=b"},
+        {"x-large": "x" * 9_000},
+    ],
+    ids=str,
+)
+async def test_headers_that_nobody_reads_do_no_harm(
+    services: Services, headers: dict[str, str]
+) -> None:
+    answer = await services.client.call("POST", "/v1/runs", {"task": "t"}, headers=headers)
+    assert answer.status == 200, answer
+    (seen,) = services.world.seen
+    passed = {key for key, _ in seen.metadata}
+    assert not {"cookie", "x-trace-bin"} & passed
+    assert services.requests == [agent_service_pb2.CreateRunRequest(task="t")]
+
+
+async def test_grpc_may_compress(services: Services) -> None:
+    async with grpc.aio.insecure_channel(str(services.world.topology.edge)) as channel:
+        create: Any = channel.unary_unary(f"{AGENTS}/CreateRun")
+        request = agent_service_pb2.CreateRunRequest(task="t" * 5_000)
+        data = request.SerializeToString()
+        await create(data, timeout=10, compression=grpc.Compression.Gzip)
+    assert services.requests == [request]
+
+
+async def test_no_answer_is_kept_on_the_way(services: Services) -> None:
+    for path in (RUN, "/v1/nothing", "/v1/runs?nope=1", f"{RUN}/events"):
+        answer = await services.client.get(path)
+        assert answer.headers["cache-control"] == "no-store", path
+        assert "vary" not in answer.headers, "no page may call, so none is told apart"
+
+
+@pytest.mark.parametrize("name", ["Q&A: #1?.txt", "a+b@c=d;e$f!.txt", "50%.txt", "n/Grüße x.txt"])
+async def test_an_artifact_is_found_whatever_it_is_called(services: Services, name: str) -> None:
+    answer = await services.client.get(f"{RUN}/artifacts/{quote(name)}")
+    assert answer.status == 200, answer
+    assert at(services.requests[0], "artifact") == name
+
+
+async def test_a_colon_in_a_name_may_stand_as_it_is(services: Services) -> None:
+    await services.client.get(f"{RUN}/artifacts/a:b.txt")
+    assert at(services.requests[0], "artifact") == "a:b.txt"
+
+
 async def test_an_answer_as_large_as_a_contract_allows_arrives(services: Services) -> None:
     content = b"\x00" * (4 * 1024 * 1024 - 1024)
 
@@ -181,6 +252,11 @@ def nothing(verb: str, path: str) -> Fault:
     return Fault(verb, path, body, status=404, reason=reasons.ERROR_REASON_METHOD_UNKNOWN)
 
 
+def too_long(path: str, **headers: str) -> Fault:
+    reason = reasons.ERROR_REASON_TOO_LARGE
+    return Fault("GET", path, None, headers, status=431, reason=reason, names="12 KiB")
+
+
 FAULTS = {
     "no JSON": post(b'{"agent": ', "body"),
     "no UTF-8": post(b'{"task": "\xff"}', "body"),
@@ -198,15 +274,37 @@ FAULTS = {
     "a word for a number": post({"limits": {"maxSteps": "many"}}, "limits.maxSteps"),
     "a number too large": post({"limits": {"maxSteps": 2**40}}, "limits.maxSteps"),
     "a list for an object": post({"limits": []}, "limits"),
+    "half a surrogate pair for a name": post(b'{"\\ud800": 1}', "?"),
+    "no UTF-8 in the path": Fault("GET", "/v1/agents/%FF", names="UTF-8"),
+    "no UTF-8 in the path of a stream": Fault("GET", "/v1/runs/%FF/events", names="UTF-8"),
+    "no UTF-8 in the path before a body": post({}, "UTF-8", "/v1/runs/%FF:cancel"),
+    "no UTF-8 in the query": Fault("GET", "/v1/runs?agent=%FF", names="UTF-8"),
     "half a surrogate pair": post(b'{"task": "\\ud800"}', "task"),
     "another content type": post({}, "content-type", content_type="text/plain"),
     "a form": post({}, "content-type", content_type="application/x-www-form-urlencoded"),
     "another charset": post({}, "content-type", content_type="application/json; charset=utf-16"),
     "a query beside the body": post({}, "agent", "/v1/runs?agent=agents/a"),
     "another run in the body": post({"name": "runs/other"}, "name", f"{RUN}:cancel"),
+    "a body where there is none": Fault("GET", "/v1/runs", {"pageSize": 1}, names="body"),
+    "a body for the path": Fault("GET", RUN, {"name": "runs/other"}, names="body"),
+    "a body for a stream": Fault("GET", f"{RUN}/events", {"afterSequence": "7"}, names="body"),
+    "a form where there is no body": Fault(
+        "GET",
+        "/v1/runs",
+        b"pageSize=1",
+        {"content-type": "application/x-www-form-urlencoded"},
+        names="body",
+    ),
+    "a body in the query": Fault("GET", "/v1/runs?httpBody.data=eA==", names="http_body"),
     "an unknown query parameter": Fault("GET", "/v1/runs?nope=3", names="nope"),
     "a word for a number in the query": Fault("GET", "/v1/runs?pageSize=x", names="page_size"),
-    "a slash that hides": Fault("GET", f"{RUN}/artifacts/a%2Fb"),
+    "a slash that hides": Fault("GET", f"{RUN}/artifacts/a%2Fb", names="%2F"),
+    "a zero byte that hides": Fault("GET", f"{RUN}/artifacts/a%00b", names="%00"),
+    "a zero byte": Fault("GET", f"{RUN}/artifacts/a\0b", names="url"),
+    "a URL too large": too_long(f"/v1/runs?agent={'a' * 13_000}"),
+    "a URL too large with what the edge adds": too_long(f"/v1/runs?agent={'a' * 12_000}"),
+    "a URL of 64 KiB": too_long(f"/v1/runs?agent={'a' * 65_536}"),
+    "a header too large": too_long("/v1/runs", authorization=f"Bearer {'k' * 20_000}"),
     "another verb": nothing("DELETE", RUN),
     "another verb with a body": nothing("PUT", "/v1/runs"),
     "another path": nothing("GET", "/v1/nothing"),
@@ -240,14 +338,9 @@ async def test_a_fault_is_answered_with_its_name_and_does_nothing(
     error = answer.error()
     assert error.reason == fault.reason
     assert not services.requests
-    assert any(fault.names in f"{v.field} {v.description}" for v in error.violations or [_NONE])
-
-
-class _None:
-    field = description = ""
-
-
-_NONE: Any = _None()
+    assert all(v.field and v.description for v in error.violations)
+    told = [f"{v.field} {v.description}" for v in error.violations] or [error.message]
+    assert any(fault.names in text for text in told)
 
 
 @pytest.mark.parametrize("body", [None, {"task": "mine"}], ids=["none", "one"])
@@ -255,8 +348,8 @@ async def test_a_body_in_the_query_is_none(services: Services, body: Any) -> Non
     theirs = base64.b64encode(b'{"agent": "agents/theirs"}').decode()
     query = f"http_body.content_type=application%2Fjson&http_body.data={quote(theirs, safe='')}"
     answer = await services.client.call("POST", f"/v1/runs?{query}", body)
-    assert answer.status in {200, 400}
-    assert not any(at(request, "agent") for request in services.requests)
+    assert answer.status == 400, answer
+    assert not services.requests
 
 
 async def test_every_unknown_field_is_named_at_once(services: Services) -> None:
@@ -275,7 +368,10 @@ async def test_a_fault_tells_no_value(services: Services) -> None:
 async def test_an_error_of_a_service_is_json_with_its_status(
     services: Services, reason: reasons.ErrorReason.ValueType
 ) -> None:
-    raised = RemitError(reason, 'it "failed" at ½', metadata={"id": "x"})
+    retry_after_s = 2.5 if reason_contract(reason).retryable else None
+    raised = RemitError(
+        reason, 'it "failed" at ½', metadata={"id": "x"}, retry_after_s=retry_after_s
+    )
 
     async def fail(_request: Any, _context: Context) -> message.Message:
         raise raised
@@ -286,7 +382,7 @@ async def test_an_error_of_a_service_is_json_with_its_status(
     assert answer.status == HTTP[raised.code]
     assert (error.reason, error.message, error.metadata) == (reason, raised.message, {"id": "x"})
     assert error.retry_after_s == raised.retry_after_s
-    assert ("retry-after" in answer.headers) == raised.retryable
+    assert answer.headers.get("retry-after") == ("3" if raised.retryable else None)
 
 
 # google/rpc/code.proto, written out: the table of the code is what is tested.
@@ -380,6 +476,19 @@ async def test_grpc_cannot_pass_for_rest(services: Services) -> None:
     (received,) = services.requests
     assert isinstance(received, agent_service_pb2.CreateRunRequest)
     assert received.task == "mine"
+
+
+async def test_bytes_that_are_no_message_are_refused_and_counted(services: Services) -> None:
+    refused = metrics.RPC_REQUESTS.labels(f"{AGENTS}/CreateRun", "INVALID_ARGUMENT")._value
+    before = refused.get()
+    async with grpc.aio.insecure_channel(str(services.world.topology.edge)) as channel:
+        create: Any = channel.unary_unary(f"{AGENTS}/CreateRun")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await create(b"\xff\xff\xff", timeout=10)
+    assert RemitError.from_rpc(caught.value).reason == reasons.ERROR_REASON_INVALID_REQUEST
+    await services.client.post("/v1/runs", {"nope": 1})
+    assert refused.get() == before + 2
+    assert not services.requests
 
 
 def _length_delimited(number: int, content: bytes) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
-from google.protobuf import text_format
+from google.protobuf import struct_pb2, text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from remit.api.inference.v1.message_pb2 import (
     ToolCall,
     ToolDefinition,
 )
+from remit.inference.engine import upper_bound
 from remit.inference.validation import MAX_VIOLATIONS, violations_of
 
 USER = Message(role=ROLE_USER, text="Hi")
@@ -87,6 +89,27 @@ def test_a_conversation_out_of_order_is_told_where(
     messages: list[Message], expected: list[str]
 ) -> None:
     assert fields(a_request(*messages)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "faults"),
+    [
+        (struct_pb2.Value(number_value=1e300), 0),
+        (struct_pb2.Value(), 0),  # is printed as null
+        (struct_pb2.Value(number_value=math.nan), 1),
+        (struct_pb2.Value(number_value=-math.inf), 1),
+    ],
+    ids=["large", "nothing", "NaN", "infinite"],
+)
+def test_arguments_of_a_call_are_json(value: struct_pb2.Value, faults: int) -> None:
+    inside = struct_pb2.ListValue(values=[struct_pb2.Value(string_value="x"), value])
+    outside = struct_pb2.Struct(fields={"list": struct_pb2.Value(list_value=inside)})
+    arguments = struct_pb2.Struct(fields={"a": struct_pb2.Value(struct_value=outside)})
+    request = a_request(USER, calling("a"), answer("a"))
+    request.messages[1].tool_calls[0].arguments.CopyFrom(arguments)
+    assert fields(request) == ["messages[1].tool_calls[0].arguments"] * faults
+    if not faults:
+        assert upper_bound(request).input_tokens
 
 
 def no_model(request: GenerateTextRequest) -> None:

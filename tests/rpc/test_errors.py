@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+from typing import Any
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import status_pb2
@@ -86,5 +90,53 @@ def test_every_violation_is_listed_and_the_first_is_named() -> None:
     assert len(error.violations) == 2
 
 
-def test_a_message_is_bounded() -> None:
-    assert len(RemitError(REASONS[0], "x" * 10_000).message) == 2_000
+def repeated(one: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(one, st.integers(1, 2_000)).map(lambda drawn: drawn[0] * drawn[1])
+
+
+any_text = st.text(st.characters(), max_size=40)  # with halves of surrogate pairs
+texts = any_text | repeated(any_text)
+
+
+@given(
+    st.sampled_from(REASONS),
+    texts,
+    repeated(st.lists(st.builds(Violation, texts, texts), max_size=3)),
+    repeated(st.lists(st.builds(QuotaViolation, texts, texts), max_size=3)),
+    st.dictionaries(texts, texts, max_size=5),
+)
+def test_whatever_an_error_says_fits_into_metadata(
+    reason: ErrorReason.ValueType,
+    message: str,
+    violations: list[Violation],
+    quota: list[QuotaViolation],
+    metadata: dict[str, str],
+) -> None:
+    error = RemitError(reason, message, violations=violations, quota=quota, metadata=metadata)
+    status = error.to_status()
+    assert sent_bytes(status) < 8_192 - 512, "the other trailers need room too"
+    received = RemitError.from_status(status)
+    assert received.reason == reason
+    assert received.message == status.message == error.message
+    assert RemitError.from_status(received.to_status()).violations == received.violations
+
+
+def sent_bytes(status: status_pb2.Status) -> int:
+    """What gRPC makes of a status: its message percent-encoded, and all of it in base64."""
+    message = quote(status.message, safe="".join(map(chr, range(0x20, 0x7F))).replace("%", ""))
+    return len(message) + len(base64.b64encode(status.SerializeToString()))
+
+
+def test_what_is_left_out_is_counted() -> None:
+    violations = [Violation(f"context[{n:05d}]", "contains a script tag") for n in range(9_000)]
+    error = RemitError.from_status(invalid_request(violations).to_status())
+    *told, last = error.violations
+    assert told == violations[: len(told)]
+    assert len(told) > 50
+    assert last == Violation("", f"and {9_000 - len(told)} more")
+    assert error.message.endswith("(and 8999 more)")
+
+
+@pytest.mark.parametrize(("char", "fit"), [("x", 1_000), ("%", 333), ("ü", 166), ("🦉", 83)])
+def test_a_message_is_bounded_as_it_is_sent(char: str, fit: int) -> None:
+    assert RemitError(REASONS[0], char * 10_000).message == char * fit

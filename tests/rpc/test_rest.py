@@ -16,13 +16,14 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_service_pb2
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError
-from remit.rpc.rest import BODY_FIELD_NUMBER, read_body, to_json
+from remit.rpc.rest import BODY_FIELD_NUMBER, check_query, read_body, retry_after, to_json
 from tests.contracts.test_method_contracts import METHODS
 
 CREATE = all_contracts()["/remit.api.agent.v1.AgentService/CreateRun"]
 CANCEL = all_contracts()["/remit.api.agent.v1.AgentService/CancelRun"]
 STREAM = all_contracts()["/remit.api.agent.v1.AgentService/StreamRun"]
 CALL = all_contracts()["/remit.api.tools.v1.ToolService/CallTool"]
+GENERATE = all_contracts()["/remit.api.inference.v1.InferenceService/StreamGenerateText"]
 WITH_BODY = [c for c in all_contracts().values() if c.http and c.http.body]
 
 
@@ -74,6 +75,27 @@ def test_a_request_without_a_body_is_what_the_url_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("contract", "query"),
+    [
+        (CANCEL, "name=runs/b"),
+        (CANCEL, "pageSize=3&Name=runs/b"),
+        (CANCEL, "n%61me=runs/b"),
+        (CANCEL, "name"),
+        (GENERATE, "request.model=models/b"),
+        (GENERATE, "request%2Emodel=models/b"),
+    ],
+)
+def test_a_query_must_not_say_what_the_path_says(contract: MethodContract, query: str) -> None:
+    with pytest.raises(RemitError, match="must not be in its query"):
+        check_query(contract, [("x-envoy-original-path", f"/v1/x?{query}")])
+
+
+@pytest.mark.parametrize("query", ["", "?", "?&", "?requestId=name", "?nam=b&=name"])
+def test_a_query_may_say_anything_else(query: str) -> None:
+    check_query(CANCEL, [("x-envoy-original-path", f"/v1/runs/name:cancel{query}")])
+
+
+@pytest.mark.parametrize(
     "kind",
     [
         "application/json",
@@ -93,9 +115,16 @@ def test_another_content_type_is_not(kind: str) -> None:
 
 
 def test_much_json_is_refused_unread() -> None:
-    with pytest.raises(RemitError) as caught:
-        read(CANCEL, b"[" * (CANCEL.max_request_bytes * 9))
+    most = CANCEL.max_request_bytes * 8
+    with pytest.raises(RemitError, match=f"has {most + 1} bytes; .* at most {most} ") as caught:
+        read(CANCEL, b"[" * (most + 1))
     assert caught.value.reason == reasons.ERROR_REASON_TOO_LARGE
+
+
+@pytest.mark.parametrize(("delay_s", "header"), [(0.1, "1"), (1.0, "1"), (1.01, "2"), (2.5, "3")])
+def test_nobody_is_told_to_come_too_early(delay_s: float, header: str) -> None:
+    error = RemitError(reasons.ERROR_REASON_OVERLOADED, "full", retry_after_s=delay_s)
+    assert retry_after(error) == header
 
 
 @given(
@@ -125,11 +154,13 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(max_size=8)
+    | st.text(st.characters(), max_size=8)  # with halves of surrogate pairs
     | st.sampled_from(["1s", "x" * 70, "2026-11-23T00:00:00Z", "runs/a", "-1", "1e400", "NaN"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from([*NAMES, "\ud800"]) | st.text(max_size=4), inner, max_size=4
+        )
     ),
     max_leaves=12,
 )
@@ -145,6 +176,8 @@ def test_whatever_comes_is_a_request_or_a_refusal(contract: MethodContract, body
         return
     assert refused.reason == reasons.ERROR_REASON_INVALID_REQUEST
     assert refused.violations
+    refused.to_status().SerializeToString()
+    str(refused).encode()
 
 
 @given(data=st.data(), contract=st.sampled_from(WITH_BODY))

@@ -2,7 +2,8 @@
 
 A stream may break (a replica dies, the gateway restarts, its longest life is over); the run goes
 on. So it is opened again after the last event seen, with the same request, until the run must have
-ended. Nothing is lost and nothing is seen twice, because events are counted.
+ended. Nothing is lost and nothing is seen twice, because events are counted. A stream that ends
+without an error is over: nothing follows.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Follower:
         open_stream: Callable[[int], AsyncIterator[RunResponse]],
         *,
         clock: Clock,
-        on_break: Callable[[RemitError | None], None],
+        on_break: Callable[[RemitError], None],
         after_sequence: int = 0,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience: Patience | None = None,
@@ -73,14 +74,13 @@ class Follower:
         """Sequence of the newest event seen."""
 
     async def events(self) -> AsyncIterator[run_pb2.RunEvent]:
-        """Every event once and in order, RunEnded last.
+        """Every event once and in order, RunEnded last; none where the run ended before the first.
 
         Raises:
             RemitError: the server refused, or the stream could not be opened again in time.
 
         """
         while not self._ended:
-            cause: RemitError | None = None
             try:
                 async with reading(self._open_stream(self.sequence)) as stream:
                     async for response in stream:
@@ -88,9 +88,10 @@ class Follower:
                             self._note(response.event)
                             yield response.event
             except RemitError as error:
-                cause = error
-            if not self._ended:
-                await self._before_next(cause)
+                if not self._ended:
+                    await self._before_next(error)
+            else:
+                return
 
     def _is_new(self, response: RunResponse) -> bool:
         return response.HasField("event") and response.event.sequence > self.sequence
@@ -107,24 +108,19 @@ class Follower:
         age_s = (self._clock.now() - moment(run.create_time)).total_seconds()
         return max(0.0, seconds(run.limits.max_duration) - age_s) + self._patience.grace_s
 
-    async def _before_next(self, cause: RemitError | None) -> None:
+    async def _before_next(self, cause: RemitError) -> None:
         """Waits before the stream is opened again. Raises what broke it if it must not be."""
         self._failures += 1
         attempts = self._patience.attempts_before_first_event
         unheard = not self._heard and self._failures >= attempts
         late = self._clock.monotonic() >= self._give_up
-        if cause is not None and (unheard or late or not is_break(cause)):
+        if unheard or late or not is_break(cause):
             raise cause
-        if late:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
-                "the run's time is over and its end was not recorded",
-            )
         if self._heard:
             self._on_break(cause)
         await self._pause(self._pause_s(cause))
 
-    def _pause_s(self, cause: RemitError | None) -> float:
+    def _pause_s(self, cause: RemitError) -> float:
         patience = self._patience
         pause_s = patience.first_pause_s * 2.0 ** min(self._failures - 1, 16)
         return min(max(pause_s, _asked_s(cause)), patience.longest_pause_s)
@@ -135,8 +131,8 @@ def is_break(error: RemitError) -> bool:
     return error.code in _RESUMABLE and "error_id" not in error.metadata
 
 
-def _asked_s(cause: RemitError | None) -> float:
+def _asked_s(cause: RemitError) -> float:
     """Seconds that the server asked to wait; a failure of the transport asks for nothing."""
-    if cause is None or cause.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
+    if cause.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
         return 0.0
     return cause.retry_after_s or 0.0

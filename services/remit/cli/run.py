@@ -178,7 +178,10 @@ class Journey:
         self._run = ""
 
     async def to_end(self) -> run_pb2.Run:
-        """Shows every event; returns the run as it ended. Raises RemitError."""
+        """Shows every event; returns the run as it ended. Raises RemitError.
+
+        The run has no name where it had ended before the first event that was asked for.
+        """
         run = run_pb2.Run()
         async for event in self._follower.events():
             self._run = event.run
@@ -192,7 +195,7 @@ class Journey:
         await self._named.wait()
         return self._run
 
-    def _broken(self, cause: RemitError | None) -> None:
+    def _broken(self, cause: RemitError) -> None:
         self._display.broken(self._follower.sequence, cause)
 
 

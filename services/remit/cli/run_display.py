@@ -31,7 +31,7 @@ class Display(Protocol):
         """Shows one event."""
         ...
 
-    def broken(self, sequence: int, cause: RemitError | None) -> None:
+    def broken(self, sequence: int, cause: RemitError) -> None:
         """Says that the stream broke after a sequence and is opened again."""
         ...
 
@@ -66,10 +66,10 @@ class JsonDisplay:
         """Prints the event."""
         self._output.document(event_document(event))
 
-    def broken(self, sequence: int, cause: RemitError | None) -> None:
+    def broken(self, sequence: int, cause: RemitError) -> None:
         """Prints that the stream is opened again."""
-        error = {"error": documents.of_error(cause)} if cause else {}
-        self._output.document({"type": "resuming", "after_sequence": sequence, **error})
+        error = documents.of_error(cause)
+        self._output.document({"type": "resuming", "after_sequence": sequence, "error": error})
 
     def note(self, text: str) -> None:
         """Notes are for people."""
@@ -91,7 +91,7 @@ class PlainDisplay:
         """Prints the lines that the event is worth."""
         self._output.lines(self._view.apply(event))
 
-    def broken(self, sequence: int, cause: RemitError | None) -> None:
+    def broken(self, sequence: int, cause: RemitError) -> None:
         """Prints that the stream is opened again."""
         self.note(broken_text(sequence, cause))
 
@@ -133,7 +133,7 @@ class LiveDisplay:
             self._live.stop()
         self._output.lines(lines)
 
-    def broken(self, sequence: int, cause: RemitError | None) -> None:
+    def broken(self, sequence: int, cause: RemitError) -> None:
         """Prints that the stream is opened again."""
         self.note(broken_text(sequence, cause))
 
@@ -152,7 +152,7 @@ class LiveDisplay:
         return Group(status, *(Text(f"  {line}", style="italic") for line in tail))
 
 
-def broken_text(sequence: int, cause: RemitError | None) -> str:
+def broken_text(sequence: int, cause: RemitError) -> str:
     """What a person is told when the stream broke."""
-    why = f": {cause.message}" if cause and cause.message else ""
+    why = f": {cause.message}" if cause.message else ""
     return f"  the connection broke after event {sequence}{why}; the run goes on, resuming"

@@ -262,4 +262,8 @@ async def _watched(edge: Edge, name: str, after: int, display: Display) -> run_p
         request = agent_service_pb2.WatchRunRequest(name=name, after_sequence=sequence)
         return aiter(stub.WatchRun(request, metadata=edge.metadata))
 
-    return await Journey(open_stream, display, SystemClock(), after_sequence=after).to_end()
+    run = await Journey(open_stream, display, SystemClock(), after_sequence=after).to_end()
+    if run.name:
+        return run
+    display.note(f"  nothing follows event {after}: the run has ended")
+    return await _run(edge, name)

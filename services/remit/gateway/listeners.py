@@ -23,6 +23,9 @@ from envoy_data_plane.envoy.config.core.v3 import (
     CidrRange,
     GrpcService,
     GrpcServiceEnvoyGrpc,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
     Http2ProtocolOptions,
     HttpProtocolOptions,
     KeepaliveSettings,
@@ -51,7 +54,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
 from remit.gateway.cors import cors, grpc_web
-from remit.gateway.local_replies import local_replies
+from remit.gateway.local_replies import MAX_HEADERS_KIB, local_replies
 from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
 from remit.gateway.stats import STATS, stats_routes
 from remit.gateway.tls import mesh_downstream_tls
@@ -73,11 +76,17 @@ _DRAIN_TIMEOUT: Final = timedelta(seconds=5)
 # would mean the private ranges and loopback; the broadcast address never sends.
 _NOBODY: Final = CidrRange(address_prefix="255.255.255.255", prefix_len=32)
 _NO_LIMIT: Final = timedelta(0)
+_GRPC_ENCODING: Final = (
+    "'content-type' in request.headers"
+    " && request.headers['content-type'].startsWith('application/grpc')"
+    " ? request.headers['grpc-encoding'] : 'identity'"
+)
 
 
 def edge_listener(topology: Topology) -> Listener:
     """Clients: plain HTTP/2 and HTTP/1.1, credentials exchanged, public RPCs only."""
     manager = _manager(EDGE, edge_routes(topology), topology.resilience)
+    manager.max_request_headers_kb = MAX_HEADERS_KIB
     manager.early_header_mutation_extensions = [_strip_identity()]
     manager.tracing = listener_tracing(topology)
     manager.local_reply_config = local_replies(plain_http=True)
@@ -164,6 +173,10 @@ def _strip_identity() -> TypedExtensionConfig:
             # Only the transcoder says that a call came over REST.
             _remove_all("x-envoy-original-"),
             *valid_traceparent_only(),
+            # Nobody here reads them, and a server of gRPC refuses a call for one in a wrong form.
+            HeaderMutation(remove="cookie"),
+            _remove_matching(StringMatcher(suffix="-bin", ignore_case=True)),
+            _encoding_of_grpc_only(),
         ]
     )
     return TypedExtensionConfig(
@@ -172,8 +185,21 @@ def _strip_identity() -> TypedExtensionConfig:
 
 
 def _remove_all(prefix: str) -> HeaderMutation:
-    matcher = StringMatcher(prefix=prefix, ignore_case=True)
+    return _remove_matching(StringMatcher(prefix=prefix, ignore_case=True))
+
+
+def _remove_matching(matcher: StringMatcher) -> HeaderMutation:
     return HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=matcher))
+
+
+def _encoding_of_grpc_only() -> HeaderMutation:
+    """Plain HTTP cannot say how its messages are encoded: the transcoder makes them."""
+    return HeaderMutation(
+        append=HeaderValueOption(
+            header=HeaderValue(key="grpc-encoding", value=f"%CEL({_GRPC_ENCODING})%"),
+            append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS,
+        )
+    )
 
 
 def _ext_authz() -> HttpFilter:

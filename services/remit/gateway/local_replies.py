@@ -3,9 +3,10 @@
 A client must not have to know whether a service or the gateway refused: each answer that Envoy
 makes carries a canonical code and a google.rpc.Status with an ErrorInfo. A gRPC client gets it as
 status and details; a client that speaks plain HTTP as JSON, under the HTTP status of the code, with
-`retry-after` where it may try again. Three statuses are HTTP's own: 404 for a verb and path that no
+`retry-after` where it may try again. Four statuses are HTTP's own: 404 for a verb and path that no
 RPC has (METHOD_UNKNOWN), 408 for a body that did not come within the deadline (DEADLINE_EXCEEDED),
-and 413 for one over `transcoder.MAX_BODY_BYTES` (TOO_LARGE).
+413 for one over `transcoder.MAX_BODY_BYTES`, and 431 for URL and headers over `MAX_HEADERS_KIB`
+(both TOO_LARGE).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from envoy_data_plane.envoy.config.accesslog.v3 import (
     AndFilter,
     ComparisonFilter,
     ComparisonFilterOp,
+    ExtensionFilter,
     HeaderFilter,
     OrFilter,
     ResponseFlagFilter,
@@ -34,18 +36,21 @@ from envoy_data_plane.envoy.config.core.v3 import (
     SubstitutionFormatString,
 )
 from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher
+from envoy_data_plane.envoy.extensions.access_loggers.filters.cel.v3 import ExpressionFilter
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     LocalReplyConfig,
     ResponseMapper,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
-from envoy_data_plane.google.protobuf import Struct
+from envoy_data_plane.google.protobuf import Any, Struct
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.gateway.transcoder import MAX_BODY_BYTES
-from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError, Violation
+from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError, Violation, invalid_request
 from remit.rpc.rest import HTTP_STATUS, TRANSCODED_KEY, error_json, retry_after
 
+MAX_HEADERS_KIB: Final = 12
+"""URL and headers of a call at the edge; with all that is added, services still take them."""
 UNKNOWN_METHOD: Final = RemitError(
     error_reason_pb2.ERROR_REASON_METHOD_UNKNOWN,
     "the gateway knows no such method",
@@ -77,9 +82,17 @@ _MALFORMED: Final = RemitError(
     f"the request was refused by the gateway: {_ENVOYS_WORDS}",
     violations=[Violation("url", _ENVOYS_WORDS)],
 )
+_HIDDEN_IN_PATH: Final = invalid_request(
+    [Violation("url", "its path hides a slash, a backslash or a zero byte (%2F, %5C, %00)")]
+)
+_HEADERS_TOO_LARGE: Final = RemitError(
+    error_reason_pb2.ERROR_REASON_TOO_LARGE,
+    f"the URL and the headers have more than {MAX_HEADERS_KIB} KiB together",
+)
 _FAILED: Final = RemitError(
     error_reason_pb2.ERROR_REASON_INTERNAL, f"the gateway could not answer: {_ENVOYS_WORDS}"
 )
+_HTTPS_OWN: Final = {UNKNOWN_METHOD: 404, _HEADERS_TOO_LARGE: 431}
 # Response flags of Envoy's access log: what happened to the call.
 _UNREACHABLE_FLAGS: Final = ("UH", "UF", "UC", "UR", "LR", "URX", "UPE", "NC")
 _LATE_FLAGS: Final = ("UMSDR", "UT", "SI")
@@ -105,6 +118,7 @@ def local_replies(*, plain_http: bool = False) -> LocalReplyConfig:
 
 
 def _causes() -> Iterator[tuple[AccessLogFilter, RemitError]]:
+    yield _outgrown(), _HEADERS_TOO_LARGE
     yield _and(_flags("UAEX"), _status(503)), _POLICY_SILENT
     yield _flags("UO"), _OVERLOADED
     yield _flags(*_LATE_FLAGS), _TOO_LATE
@@ -125,13 +139,14 @@ def _grpc_reply(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
 
 def _plain_replies() -> Iterator[ResponseMapper]:
     for when, error in _causes():
-        status = 404 if error is UNKNOWN_METHOD else HTTP_STATUS[error.code]
-        yield _plain_reply(when, error, status)
+        yield _plain_reply(when, error, _HTTPS_OWN.get(error, HTTP_STATUS[error.code]))
     # Policy's own refusals are in the right form already (remit.policy.ext_authz).
     yield ResponseMapper(filter=_and(_plain_http(), _flags("UAEX")))
     yield _plain_reply(_status(404), UNKNOWN_METHOD, 404)
     yield _plain_reply(_status(408), _TOO_LATE, 408)
     yield _plain_reply(_status(413), _BODY_TOO_LARGE, 413)
+    yield _plain_reply(_status(431), _HEADERS_TOO_LARGE, 431)
+    yield _plain_reply(_details("path_normalization_failed"), _HIDDEN_IN_PATH, 400)
     yield _explained_reply(_status(499, ComparisonFilterOp.LE), _MALFORMED)
     yield _explained_reply(_status(500, ComparisonFilterOp.GE), _FAILED)
 
@@ -186,6 +201,21 @@ def _status(code: int, op: ComparisonFilterOp = ComparisonFilterOp.EQ) -> Access
     value = RuntimeUInt32(default_value=code, runtime_key=f"remit.local_reply_{code}")
     comparison = ComparisonFilter(op=op, value=value)
     return AccessLogFilter(status_code_filter=StatusCodeFilter(comparison=comparison))
+
+
+def _details(details: str) -> AccessLogFilter:
+    """By Envoy's own name for what happened, where it says nothing else."""
+    expression = ExpressionFilter(expression=f"response.code_details == '{details}'")
+    return AccessLogFilter(
+        extension_filter=ExtensionFilter(
+            name="envoy.access_loggers.extension_filters.cel", typed_config=Any.pack(expression)
+        )
+    )
+
+
+def _outgrown() -> AccessLogFilter:
+    """Headers that passed, and are too large with the remit in place of the credential."""
+    return _details("ext_authz_invalid")
 
 
 def _and(*filters: AccessLogFilter) -> AccessLogFilter:

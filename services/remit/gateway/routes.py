@@ -10,7 +10,12 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Final
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+)
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
     HeaderMatcher,
@@ -34,7 +39,7 @@ from remit.api.options.v1 import options_pb2
 from remit.gateway.clusters import EDGE, MESH, cluster_name, priority_of
 from remit.gateway.cors import policy
 from remit.gateway.local_replies import UNKNOWN_METHOD, status_headers
-from remit.gateway.topology import Resilience, Topology
+from remit.gateway.topology import Cors, Resilience, Topology
 from remit.rpc.contracts import STANDARD_CONTRACTS, MethodContract, all_contracts
 
 EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
@@ -72,8 +77,24 @@ def edge_routes(topology: Topology) -> RouteConfiguration:
     """
     routes = [_route(EDGE, c, topology.resilience) for c in edge_contracts()]
     configuration = _configuration(EDGE, [*routes, _nowhere()])
-    configuration.virtual_hosts[0].typed_per_filter_config = policy(topology.cors)
+    (host,) = configuration.virtual_hosts
+    host.typed_per_filter_config = policy(topology.cors)
+    host.response_headers_to_add = list(_caching(topology.cors))
     return configuration
+
+
+def _caching(allowed: Cors) -> Iterator[HeaderValueOption]:
+    """Nobody on the way keeps an answer: it was for one key. Nor for another page than asked."""
+    yield _response_header("cache-control", "no-store")
+    if allowed.origins:
+        yield _response_header("vary", "origin")
+
+
+def _response_header(key: str, value: str) -> HeaderValueOption:
+    return HeaderValueOption(
+        header=HeaderValue(key=key, value=value),
+        append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
 
 
 def mesh_routes(topology: Topology) -> RouteConfiguration:

@@ -5,8 +5,9 @@ answers as JSON. Three things it does not do are done by the service (`remit.rpc
 descriptors that Envoy gets are changed for it; nobody else sees them:
 
 - Bodies. Envoy's JSON reader drops fields that it does not know and looks at no content type, so a
-  misspelt limit would be no limit. Each request with a body gets one more field, a
-  `google.api.HttpBody`, into which Envoy puts the body as it came.
+  misspelt limit would be no limit. Each request gets one more field, a `google.api.HttpBody`, into
+  which Envoy puts the body as it came: also where the contract has none, because Envoy would read
+  what a client sends all the same.
 - Streams. Envoy's server-sent events have no `id:` lines, and one that breaks looks like one that
   ended. Each stream answers with `google.api.HttpBody`, whose data the service writes.
 - `Last-Event-ID` passes as a header, and the service resumes by it.
@@ -27,6 +28,7 @@ from envoy_data_plane.envoy.extensions.filters.http.grpc_json_transcoder.v3 impo
     GrpcJsonTranscoder,
     GrpcJsonTranscoderPrintOptions,
     GrpcJsonTranscoderRequestValidationOptions,
+    GrpcJsonTranscoderUrlUnescapeSpec,
 )
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.google.protobuf import Any
@@ -49,8 +51,9 @@ def transcoder() -> HttpFilter:
         proto_descriptor_bin=descriptor_set().SerializeToString(deterministic=True),
         services=list(public_services()),
         convert_grpc_status=True,
-        match_unregistered_custom_verb=True,
         query_param_unescape_plus=True,
+        # An artifact may be called `Q&A: #1?.txt`; a `%2F` never comes so far.
+        url_unescape_spec=GrpcJsonTranscoderUrlUnescapeSpec.ALL_CHARACTERS_EXCEPT_SLASH,
         print_options=GrpcJsonTranscoderPrintOptions(always_print_primitive_fields=True),
         request_validation_options=GrpcJsonTranscoderRequestValidationOptions(
             reject_unknown_method=True,
@@ -103,8 +106,7 @@ def _keep_public(
             continue
         if contract.stream is not None:
             method.output_type = _HTTP_BODY
-        if contract.http.body:
-            _take_body(file, method)
+        _take_body(file, method)
         public.append(method)
     del service.method[:]
     service.method.extend(public)

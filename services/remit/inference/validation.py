@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from google.protobuf import struct_pb2
+
 from remit import names
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
 from remit.api.inference.v1.message_pb2 import (
@@ -15,6 +17,7 @@ from remit.api.inference.v1.message_pb2 import (
     ROLE_TOOL,
     ROLE_USER,
     Message,
+    ToolCall,
     ToolDefinition,
 )
 from remit.rpc.errors import Violation
@@ -102,8 +105,12 @@ def _message(field: str, message: Message) -> Iterator[Violation]:
         yield Violation(f"{field}.text", "must not be empty")
     if message.role == ROLE_ASSISTANT and not (message.text.strip() or message.tool_calls):
         yield Violation(f"{field}.text", "must not be empty in a turn that asks for no tool")
+    yield from _tool_calls(field, message.tool_calls)
+
+
+def _tool_calls(field: str, calls: Sequence[ToolCall]) -> Iterator[Violation]:
     seen: set[str] = set()
-    for index, call in enumerate(message.tool_calls):
+    for index, call in enumerate(calls):
         at = f"{field}.tool_calls[{index}]"
         if not 1 <= len(call.id) <= MAX_CALL_ID_CHARS:
             yield Violation(f"{at}.id", f"must have 1 to {MAX_CALL_ID_CHARS} characters")
@@ -112,6 +119,17 @@ def _message(field: str, message: Message) -> Iterator[Violation]:
         seen.add(call.id)
         if not names.is_name("tool", call.tool):
             yield Violation(f"{at}.tool", "must be the name of a tool, such as tools/search")
+        if not all(map(_is_json, call.arguments.fields.values())):
+            yield Violation(f"{at}.arguments", "must be JSON: every number finite")
+
+
+def _is_json(value: struct_pb2.Value) -> bool:
+    """Whether JSON has the value; a Struct also holds NaN and infinity."""
+    if value.HasField("number_value"):
+        return math.isfinite(value.number_value)
+    if value.HasField("struct_value"):
+        return all(map(_is_json, value.struct_value.fields.values()))
+    return all(map(_is_json, value.list_value.values))
 
 
 def _order(messages: Sequence[Message]) -> Iterator[Violation]:

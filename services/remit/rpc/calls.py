@@ -84,7 +84,9 @@ def serving(call: Call) -> Iterator[None]:
     try:
         yield
     finally:
-        _call.reset(reset)
+        # A stream that nobody finished is closed by a task with a context of its own.
+        with contextlib.suppress(ValueError):
+            _call.reset(reset)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ QuotaFailure and RetryInfo where apt.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,13 @@ from grpc_status import rpc_status
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.api.options.v1 import options_pb2
+from remit.rpc.fitting import (
+    MAX_STATUS_BYTES,
+    fitting_entries,
+    fitting_message,
+    fitting_metadata,
+    fitting_text,
+)
 
 DOMAIN: Final = "remit.dev"
 """google.rpc.ErrorInfo.domain of every error of Remit."""
@@ -40,8 +47,9 @@ _QUOTED: Final = "message"
 """Key of ErrorInfo.metadata that holds the message of a quoting error on its way."""
 _ELSEWHERE: Final = f"what was said is in ErrorInfo.metadata['{_QUOTED}']"
 _PREFIX: Final = "ERROR_REASON_"
-_MAX_MESSAGE_CHARS: Final = 2_000
 _DEFAULT_RETRY_S: Final = 1.0
+_ENVELOPE_BYTES: Final = 64
+"""What packing adds to a detail: its type's name, tags and lengths."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 # An error that no service of ours made (Envoy, the channel itself) carries no ErrorInfo.
 _REASON_OF_FOREIGN_CODE: Final = {
@@ -85,7 +93,8 @@ class RemitError(Exception):
     """An error with a reason, as every RPC of Remit reports it.
 
     `message` is one sentence for people and names the thing that is wrong. It must hold no content
-    of sensitive fields. A retryable reason always carries `retry_after_s`.
+    of sensitive fields. A retryable reason always carries `retry_after_s`. What does not fit into a
+    status (`remit.rpc.fitting`) is cut from it.
     """
 
     def __init__(
@@ -100,7 +109,7 @@ class RemitError(Exception):
     ) -> None:
         super().__init__(message)
         self.reason = reason
-        self.message = message[:_MAX_MESSAGE_CHARS]
+        self.message = fitting_message(message)
         self.violations = tuple(violations)
         self.quota = tuple(quota)
         self.metadata = dict(metadata or {})
@@ -144,7 +153,7 @@ class RemitError(Exception):
         return f"{self.reason_name}: {_ELSEWHERE}" if self.quotes else self.message
 
     def to_status(self) -> status_pb2.Status:
-        """This error as google.rpc.Status."""
+        """This error as google.rpc.Status, as much of it as fits."""
         return self._status(self.message, self.metadata)
 
     def to_trailers(self) -> status_pb2.Status:
@@ -154,27 +163,25 @@ class RemitError(Exception):
         """
         if not self.quotes:
             return self.to_status()
-        return self._status(self.plain_message, self.metadata | {_QUOTED: self.message})
+        # What was said goes first: the first entries fit.
+        return self._status(self.plain_message, {_QUOTED: self.message, **self.metadata})
 
     def _status(self, text: str, metadata: Mapping[str, str]) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code.value[0], message=text)
-        status.details.extend(_packed(detail) for detail in self._details(metadata))
+        status.details.extend(_packed(detail) for detail in self._small_details(metadata))
+        if self.violations:
+            status.details.append(_packed(_bad_request(self.violations, _room(status))))
+        if self.quota:
+            status.details.append(_packed(_quota_failure(self.quota, _room(status))))
         return status
 
-    def _details(self, metadata: Mapping[str, str]) -> list[message.Message]:
-        info = {"next_step": self.next_step, **metadata}
-        details: list[message.Message] = [
-            error_details_pb2.ErrorInfo(reason=self.reason_name, domain=DOMAIN, metadata=info)
-        ]
-        if self.violations:
-            details.append(_bad_request(self.violations))
-        if self.quota:
-            details.append(_quota_failure(self.quota))
+    def _small_details(self, metadata: Mapping[str, str]) -> Iterator[message.Message]:
+        info = {"next_step": self.next_step} | fitting_metadata(metadata)
+        yield error_details_pb2.ErrorInfo(reason=self.reason_name, domain=DOMAIN, metadata=info)
         if self.retry_after_s is not None:
             delay = duration_pb2.Duration()
             delay.FromNanoseconds(int(self.retry_after_s * 1e9))
-            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-        return details
+            yield error_details_pb2.RetryInfo(retry_delay=delay)
 
     @classmethod
     def from_status(cls, status: status_pb2.Status) -> RemitError:
@@ -275,17 +282,40 @@ def _packed(detail: message.Message) -> any_pb2.Any:
     return packed
 
 
-def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+def _room(status: status_pb2.Status) -> int:
+    """Bytes that one more detail may have."""
+    return MAX_STATUS_BYTES - status.ByteSize() - _ENVELOPE_BYTES
+
+
+def _bad_request(violations: Sequence[Violation], room_bytes: int) -> error_details_pb2.BadRequest:
     field_violation = error_details_pb2.BadRequest.FieldViolation
     return error_details_pb2.BadRequest(
-        field_violations=[
-            field_violation(field=v.field, description=v.description) for v in violations
-        ]
+        field_violations=fitting_entries(
+            violations,
+            room_bytes,
+            lambda v: field_violation(
+                field=fitting_text(v.field), description=fitting_text(v.description)
+            ),
+            lambda left_out: field_violation(description=_and_more(left_out)),
+        )
     )
 
 
-def _quota_failure(quota: Sequence[QuotaViolation]) -> error_details_pb2.QuotaFailure:
+def _quota_failure(
+    quota: Sequence[QuotaViolation], room_bytes: int
+) -> error_details_pb2.QuotaFailure:
     violation = error_details_pb2.QuotaFailure.Violation
     return error_details_pb2.QuotaFailure(
-        violations=[violation(subject=q.subject, description=q.description) for q in quota]
+        violations=fitting_entries(
+            quota,
+            room_bytes,
+            lambda q: violation(
+                subject=fitting_text(q.subject), description=fitting_text(q.description)
+            ),
+            lambda left_out: violation(description=_and_more(left_out)),
+        )
     )
+
+
+def _and_more(left_out: int) -> str:
+    return f"and {left_out} more"

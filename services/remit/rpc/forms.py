@@ -100,9 +100,11 @@ class _Rest:
 
     def read(self, contract: MethodContract, received: Any, context: Context) -> Any:  # noqa: ANN401
         """The request with its body, after `Last-Event-ID` for a stream."""
+        metadata = context.invocation_metadata() or ()
+        rest.check_query(contract, metadata)
         request = rest.read_body(contract, received)
         if contract.stream is not None:
-            sse.resume(contract, request, context.invocation_metadata() or ())
+            sse.resume(contract, request, metadata)
         return request
 
     # Neither kept nor gathered on the way; the second is what nginx asks for.

@@ -4,7 +4,7 @@ The gateway's transcoder maps verb, path and query parameters (`remit.gateway.tr
 the call with `x-envoy-original-method`, which no client can send. A body it passes on as it came,
 as a `google.api.HttpBody` in one more field of the request. It is read strictly: `application/json`
 in UTF-8, no unknown fields, no wrong types, no contradiction of the path, no query parameters that
-the body could hold. Every fault is INVALID_REQUEST and names the field.
+the body could hold, or the path holds. Every fault is INVALID_REQUEST and names the field.
 
 An error is the JSON form of google.rpc.Status, `{"code", "message", "details"}`, under the HTTP
 status that google/rpc/code.proto names; one that may be tried again has `retry-after`.
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -24,15 +26,19 @@ import grpc
 from google.api import httpbody_pb2
 from google.protobuf import descriptor, json_format, message, unknown_fields
 
+from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.guard import check_request_size
+from remit.rpc.scalars import duration_fault, fault_of
 
 M = TypeVar("M", bound=message.Message)
 Metadata = Iterable[tuple[str, str | bytes]]
 
 TRANSCODED_KEY: Final = "x-envoy-original-method"
 """Metadata key that the gateway's transcoder adds, and that the edge takes from clients."""
+
+ORIGINAL_PATH_KEY: Final = "x-envoy-original-path"
+"""Metadata key of the URL's path and query, from the transcoder as well."""
 
 BODY_FIELD: Final = "http_body"
 BODY_FIELD_NUMBER: Final = 100_000
@@ -64,6 +70,7 @@ HTTP_STATUS: Final[Mapping[grpc.StatusCode, int]] = MappingProxyType(
 _VARIABLE: Final = re.compile(r"\{([a-z_.]+)")
 _JSON: Final = re.compile(r'application/json\s*(;\s*charset="?utf-8"?\s*)?', re.IGNORECASE)
 _KNOWN_TYPES: Final = "google.protobuf."
+_DURATION: Final = "google.protobuf.Duration"
 _MOST_CHARS_A_BYTE: Final = 8
 """JSON's worst: a control character of one byte is `\\u001f`, and names are spelt out."""
 _MOST_FAULTS: Final = 20
@@ -94,7 +101,37 @@ def retry_after(error: RemitError) -> str | None:
     """Value of the `retry-after` header in whole seconds; None where a retry cannot help."""
     if error.retry_after_s is None:
         return None
-    return str(max(1, round(error.retry_after_s)))
+    return str(max(1, math.ceil(error.retry_after_s)))
+
+
+def check_query(contract: MethodContract, metadata: Metadata) -> None:
+    """Refuses a query parameter for what the path names, or for what Envoy alone knows.
+
+    The transcoder binds both and lets the query win: `runs/a:cancel?name=runs/b` would cancel b.
+
+    Raises:
+        RemitError: INVALID_REQUEST naming the field.
+
+    """
+    if contract.http is None:
+        return
+    named = {_spelt(field): field for field in _VARIABLE.findall(contract.http.path)}
+    for parameter in _query_parameters(metadata):
+        if _spelt(parameter.partition(".")[0]) == _spelt(BODY_FIELD):
+            raise _invalid(BODY_FIELD, "there is no such query parameter")
+        if field := named.get(_spelt(parameter)):
+            raise _invalid(field, "is in the path of the URL, and must not be in its query")
+
+
+def _query_parameters(metadata: Metadata) -> Iterator[str]:
+    urls = [str(value) for key, value in metadata if key == ORIGINAL_PATH_KEY]
+    for parameter in "&".join(url.partition("?")[2] for url in urls).split("&"):
+        yield urllib.parse.unquote_plus(parameter.partition("=")[0])
+
+
+def _spelt(field: str) -> str:
+    """What the spellings of a field have in common: `request_id`, `requestId`, `requestid`."""
+    return field.replace("_", "").lower()
 
 
 def read_body(contract: MethodContract, bound: M) -> M:
@@ -105,17 +142,36 @@ def read_body(contract: MethodContract, bound: M) -> M:
             TOO_LARGE.
 
     """
-    if contract.http is None or not contract.http.body:
+    if contract.http is None:
         return bound
     body = _raw_body(bound)
-    # A text of so much JSON is not read to find out how small a message it makes.
-    check_request_size(contract, len(body.data) // _MOST_CHARS_A_BYTE)
+    if not contract.http.body:
+        return _without_body(bound, body)
+    _check_size(contract, len(body.data))
     bound.DiscardUnknownFields()
     within = "" if contract.http.body == "*" else contract.http.body
     target = getattr(bound, within) if within else bound
     given = _parsed(body, type(target))
     _check_against_url(target, given, _path_fields(contract.http.path, within))
     target.MergeFrom(given)
+    return bound
+
+
+def _check_size(contract: MethodContract, size_bytes: int) -> None:
+    """A text of so much JSON is not read to find out how small a message it makes."""
+    most = contract.max_request_bytes * _MOST_CHARS_A_BYTE
+    if size_bytes > most:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_TOO_LARGE,
+            f"the body has {size_bytes} bytes; {contract.path.removeprefix('/')} takes at most"
+            f" {most} bytes of JSON",
+        )
+
+
+def _without_body(bound: M, body: httpbody_pb2.HttpBody) -> M:
+    if body.data:
+        raise _invalid("body", "must be empty; what the call takes belongs into the URL")
+    bound.DiscardUnknownFields()
     return bound
 
 
@@ -153,7 +209,9 @@ def _described(content: message.Message) -> descriptor.Descriptor:
 
 def _loaded(data: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+        return json.loads(
+            data.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_float
+        )
     except UnicodeDecodeError as error:
         raise _invalid("body", "is not UTF-8") from error
     except RecursionError as error:
@@ -170,20 +228,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number("one over the largest float")
+
+
 def _no_number(constant: str) -> NoReturn:
     message_ = f"{constant} is no number of JSON"
     raise ValueError(message_)
 
 
 def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterator[Violation]:  # noqa: ANN401
-    """Unknown fields, fields said twice, and anything but an object where a message stands."""
+    """Unknown fields, fields said twice, values that would be changed to be read."""
     if not isinstance(content, dict):
         yield Violation(place or "body", "must be an object")
         return
     seen: set[str] = set()
     for name, value in content.items():
-        field = kind.fields_by_camelcase_name.get(name) or kind.fields_by_name.get(name)
-        inner = f"{place}.{name[:_MOST_NAME_CHARS]}" if place else name[:_MOST_NAME_CHARS]
+        field = _field(kind, name)
+        inner = f"{place}.{_shown(name)}" if place else _shown(name)
         if field is None:
             yield Violation(inner, "there is no such field")
         elif field.name in seen:
@@ -193,22 +256,48 @@ def _misshapen(kind: descriptor.Descriptor, content: Any, place: str) -> Iterato
             yield from _misshapen_values(field, value, inner)
 
 
+def _field(kind: descriptor.Descriptor, name: str) -> descriptor.FieldDescriptor | None:
+    # JSON can spell half a surrogate pair, at which the look-up itself would fail.
+    if not name.isascii():
+        return None
+    return kind.fields_by_camelcase_name.get(name) or kind.fields_by_name.get(name)
+
+
+def _shown(name: str) -> str:
+    return name[:_MOST_NAME_CHARS].encode(errors="replace").decode()
+
+
 def _misshapen_values(
     field: descriptor.FieldDescriptor,
     value: Any,  # noqa: ANN401 - any JSON
     place: str,
 ) -> Iterator[Violation]:
     kind = field.message_type
-    if kind is None or value is None or kind.full_name.startswith(_KNOWN_TYPES):
-        return  # null is an absent field
-    if kind.GetOptions().map_entry:
+    if value is None:
+        return  # an absent field
+    if kind is not None and kind.GetOptions().map_entry:
         if not isinstance(value, dict):
             yield Violation(place, "must be an object")
     elif not field.is_repeated:
-        yield from _misshapen(kind, value, place)
+        yield from _misshapen_value(field, value, place)
     elif isinstance(value, list):
         for index, one in enumerate(value):
-            yield from _misshapen(kind, one, f"{place}[{index}]")
+            yield from _misshapen_value(field, one, f"{place}[{index}]")
+
+
+def _misshapen_value(
+    field: descriptor.FieldDescriptor,
+    value: Any,  # noqa: ANN401 - any JSON
+    place: str,
+) -> Iterator[Violation]:
+    kind = field.message_type
+    if kind is not None and not kind.full_name.startswith(_KNOWN_TYPES):
+        yield from _misshapen(kind, value, place)
+        return
+    is_duration = kind is not None and kind.full_name == _DURATION
+    fault = duration_fault(value) if is_duration else fault_of(field, value)
+    if fault is not None:
+        yield Violation(place, fault)
 
 
 def _place_of(text: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
+from google.protobuf import message
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -32,7 +33,7 @@ from remit.rpc.contracts import (
     method_unknown,
     public_services,
 )
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.forms import GRPC, Form, form_of
 from remit.rpc.guard import Guard, check_request_size, check_response_size
 from remit.rpc.identity import caller_of
@@ -46,6 +47,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SERVER_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # What the edge takes from a client and what it adds: by default gRPC refuses some calls whose
+    # headers have more than 8 KiB, by lot.
+    ("grpc.max_metadata_size", 24 * 1024),
     ("grpc.max_concurrent_streams", 2048),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -144,8 +148,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
         async def guarded(received: Any, context: Context) -> Any:  # noqa: ANN401 - any message
             try:
-                request = form.read(contract, received, context)
-                async with self._serve(contract, request, context):
+                async with self._serve(contract, context):
+                    request = _read(contract, form, received, context)
                     response = await method(request, context)
                     check_response_size(contract, response.ByteSize())
                     return response
@@ -154,7 +158,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                 await form.abort(context, error)
 
         return grpc.unary_unary_rpc_method_handler(
-            guarded, handler.request_deserializer, handler.response_serializer
+            guarded, _decoder(handler), handler.response_serializer
         )
 
     def _stream(
@@ -164,34 +168,38 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
         async def guarded(received: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
             writer = form.writer(contract)
+            suspended = False
             try:
-                request = form.read(contract, received, context)
-                async with (
-                    self._serve(contract, request, context),
+                async with self._serve(contract, context):
+                    request = _read(contract, form, received, context)
                     # Ends the method with the call, not when it is next collected.
-                    contextlib.aclosing(method(request, context)) as responses,
-                ):
-                    async for response in responses:
-                        check_response_size(contract, response.ByteSize())
-                        if form.stream_headers and not writer.begun:
-                            await context.send_initial_metadata(form.stream_headers)
-                        for part in writer.message(response):
-                            yield part
+                    async with contextlib.aclosing(method(request, context)) as responses:
+                        async for response in responses:
+                            check_response_size(contract, response.ByteSize())
+                            if form.stream_headers and not writer.begun:
+                                await context.send_initial_metadata(form.stream_headers)
+                            for part in writer.message(response):
+                                suspended = True
+                                yield part
+                                suspended = False
                 for part in writer.end():
                     yield part
             except RemitError as error:
                 telemetry.call_failed(error)
+                if suspended:
+                    return  # the caller left, and the method failed on its way out
                 if not writer.begun:
                     await form.abort(context, error)
                 for part in writer.error(error):
                     yield part
 
         return grpc.unary_stream_rpc_method_handler(
-            guarded, handler.request_deserializer, form.stream_serializer(handler)
+            guarded, _decoder(handler), form.stream_serializer(handler)
         )
 
-    def _serve(self, contract: MethodContract, request: Any, context: Context) -> Any:  # noqa: ANN401
-        check_request_size(contract, request.ByteSize())
+    def _serve(
+        self, contract: MethodContract, context: Context
+    ) -> contextlib.AbstractAsyncContextManager[None]:
         return self._guard.serve(
             contract,
             self._caller(contract, context),
@@ -204,6 +212,34 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if contract.auth == options_pb2.AUTH_NONE:
             return options_pb2.CALLER_PUBLIC
         return self._identify(context)
+
+
+class _Undecodable:
+    """Stands for a request that is no message of its type."""
+
+
+def _decoder(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[bytes], Any]:
+    """Decodes a request without raising: gRPC would tell clients what Python says of it."""
+    decode = cast("Callable[[bytes], Any]", handler.request_deserializer)
+
+    def decoded(data: bytes) -> Any:  # noqa: ANN401 - any message
+        try:
+            return decode(data)
+        except message.DecodeError:
+            return _Undecodable()
+
+    return decoded
+
+
+def _read(contract: MethodContract, form: Form, received: Any, context: Context) -> Any:  # noqa: ANN401
+    """The request, for within the guard: what is refused here is counted as well."""
+    if isinstance(received, _Undecodable):
+        raise invalid_request(
+            [Violation("request", "is no message of this method, or holds a text not in UTF-8")]
+        )
+    request = form.read(contract, received, context)
+    check_request_size(contract, request.ByteSize())
+    return request
 
 
 def _unknown(path: str) -> Callable[[Any, Context], Awaitable[None]]:

@@ -69,8 +69,16 @@ grpc::Status Follow(Agents& agents, const std::string& name, int64_t after, Dead
       }
     }
     const grpc::Status end = stream->Finish();
+    if (end.ok()) {  // over without an error: the run ended at this sequence
+      GetRunRequest asked;
+      asked.set_name(name);
+      GetRunResponse answer;
+      const grpc::Status status = agents.GetRun(NewContext(deadline).get(), asked, &answer);
+      run = answer.run();
+      return status;
+    }
     const bool broke = end.error_code() == grpc::UNAVAILABLE || end.error_code() == grpc::INTERNAL;
-    if (!end.ok() && !broke) return end;
+    if (!broke) return end;
     std::this_thread::sleep_for(kPause);
   }
 }
@@ -154,7 +162,8 @@ void RunAgent() {
     ShowEvent(event);
     return seen < 2;
   };
-  const auto all = [](const RunEvent& event) {
+  const auto all = [&seen](const RunEvent& event) {
+    seen = event.sequence();
     ShowEvent(event);
     return true;
   };
@@ -162,6 +171,14 @@ void RunAgent() {
   std::cout << "{\"resumed_after\":" << seen << "}" << std::endl;
   Check(Follow(*agents, name, seen, deadline, all, ended));
   Show("answer", ended.result());
+
+  // Behind the last event there is none: the stream ends, and the run says how it ended.
+  int behind = 0;
+  const auto count = [&behind](const RunEvent&) { return ++behind > 0; };
+  ended.Clear();
+  Check(Follow(*agents, name, seen, deadline, count, ended));
+  std::cout << "{\"behind\":" << behind << "}" << std::endl;
+  Show("answer_behind", ended.result());
 
   GetRunRequest unknown;
   unknown.set_name("runs/00000000-0000-7000-8000-000000000000");

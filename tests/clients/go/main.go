@@ -74,6 +74,7 @@ func run(address, key string) error {
 	}
 	show("resumed_after", seen)
 	ended, err := follow(ctx, agents, name, seen, func(event *agentv1.RunEvent) bool {
+		seen = event.Sequence
 		showEvent(event)
 		return true
 	})
@@ -81,6 +82,18 @@ func run(address, key string) error {
 		return err
 	}
 	show("answer", ended.Result)
+
+	// Behind the last event there is none: the stream ends, and the run says how it ended.
+	behind := 0
+	ended, err = follow(ctx, agents, name, seen, func(*agentv1.RunEvent) bool {
+		behind++
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	show("behind", behind)
+	show("answer_behind", ended.Result)
 
 	unknown := &agentv1.GetRunRequest{Name: "runs/00000000-0000-7000-8000-000000000000"}
 	_, err = agents.GetRun(ctx, unknown)
@@ -104,15 +117,19 @@ func follow(ctx context.Context, agents agentv1.AgentServiceClient, name string,
 			response, err = stream.Recv()
 			event := response.GetEvent()
 			if event == nil {
-				continue // a heartbeat, or the end of the stream
+				continue // a heartbeat, or an error
 			}
 			after = event.Sequence
 			if !each(event) || event.GetEnded() != nil {
 				return event.GetEnded().GetRun(), nil
 			}
 		}
+		if err == io.EOF { // over without an error: the run ended at this sequence
+			response, err := agents.GetRun(ctx, &agentv1.GetRunRequest{Name: name})
+			return response.GetRun(), err
+		}
 		code := status.Code(err)
-		if err != io.EOF && code != codes.Unavailable && code != codes.Internal {
+		if code != codes.Unavailable && code != codes.Internal {
 			return nil, err
 		}
 		time.Sleep(pause)

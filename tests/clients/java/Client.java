@@ -84,10 +84,17 @@ public final class Client {
             run.getName(),
             seen[0],
             event -> {
+              seen[0] = event.getSequence();
               showEvent(event);
               return true;
             });
     show("answer", ended.getResult());
+
+    // Behind the last event there is none: the stream ends, and the run says how it ended.
+    int[] behind = {0};
+    ended = follow(agents, run.getName(), seen[0], event -> ++behind[0] > 0);
+    System.out.printf("{\"behind\":%d}%n", behind[0]);
+    show("answer_behind", ended.getResult());
 
     try {
       agents.getRun(
@@ -120,6 +127,8 @@ public final class Client {
           after = event.getSequence();
           if (!each.test(event) || event.hasEnded()) return event.getEnded().getRun();
         }
+        // Over without an error: the run ended at this sequence.
+        return agents.getRun(GetRunRequest.newBuilder().setName(name).build()).getRun();
       } catch (StatusRuntimeException error) {
         Status.Code code = error.getStatus().getCode();
         if (code != Status.Code.UNAVAILABLE && code != Status.Code.INTERNAL) throw error;

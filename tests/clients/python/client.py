@@ -50,6 +50,8 @@ async def follow(
         except grpc.aio.AioRpcError as error:
             if error.code() not in RESUMABLE:
                 raise
+        else:
+            return  # over without an error: the run ended at `after`
         finally:
             stream.cancel()  # ends a stream that we leave early
         await asyncio.sleep(PAUSE_S)
@@ -112,7 +114,14 @@ async def run_agent(address: str) -> None:
         async for event in follow(agents, name, seen, deadline):
             show_event(event)
             if event.HasField("ended"):
+                seen = event.sequence
                 show(answer=event.ended.run.result)
+
+        # Behind the last event there is none: the stream ends, and the run says how it ended.
+        behind = [event async for event in follow(agents, name, seen, deadline)]
+        asked = agent_service_pb2.GetRunRequest(name=name)
+        ended = await agents.GetRun(asked, metadata=METADATA, timeout=10)
+        show(behind=len(behind), answer_behind=ended.run.result)
 
         unknown = agent_service_pb2.GetRunRequest(name="runs/00000000-0000-7000-8000-000000000000")
         try:

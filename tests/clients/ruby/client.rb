@@ -28,6 +28,8 @@ def follow(agents, name, after, **options)
         yield event
         return event.ended.run if event.ended
       end
+      # Over without an error: the run ended at this sequence.
+      return agents.get_run(AgentV1::GetRunRequest.new(name: name), **options).run
     rescue GRPC::Unavailable, GRPC::Internal
       sleep PAUSE_S
     ensure
@@ -80,8 +82,16 @@ follow(agents, run.name, seen, **options) do |event|
   break if seen == 2
 end
 show(resumed_after: seen)
-ended = follow(agents, run.name, seen, **options) { |event| show_event(event) }
+ended = follow(agents, run.name, seen, **options) do |event|
+  seen = event.sequence
+  show_event(event)
+end
 show(answer: ended.result)
+
+# Behind the last event there is none: the stream ends, and the run says how it ended.
+behind = 0
+ended = follow(agents, run.name, seen, **options) { behind += 1 }
+show(behind: behind, answer_behind: ended.result)
 
 begin
   unknown = AgentV1::GetRunRequest.new(name: 'runs/00000000-0000-7000-8000-000000000000')

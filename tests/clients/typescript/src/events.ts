@@ -6,7 +6,8 @@ export type ServerSentEvent = { id: string; type: string; data: string };
 /**
  * The events of an answer (WHATWG HTML, section 9.2.6), comments left out.
  *
- * Throws when the answer is no stream, or breaks off: a stream that is whole ends with `event: end`.
+ * Throws when the answer is no stream, when the server tells an error (`event: error`), or when the
+ * stream breaks off: one that is whole ends with `event: end`.
  */
 export async function* events(answer: Response): AsyncGenerator<ServerSentEvent> {
   if (!answer.ok || answer.body === null) {
@@ -21,6 +22,7 @@ export async function* events(answer: Response): AsyncGenerator<ServerSentEvent>
     for (const block of blocks) {
       const event = parsed(block);
       if (event.type === "end") return;
+      if (event.type === "error") throw new Error(`the stream failed: ${event.data}`);
       if (event.data !== "") yield event;
     }
   }

@@ -10,7 +10,7 @@ const MAX_BREAKS_IN_A_ROW = 4;
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
 
-type Options = { signal?: AbortSignal; onBreak?: (after: bigint) => void };
+type Options = { signal?: AbortSignal; after?: bigint; onBreak?: (after: bigint) => void };
 
 // [key begins]
 /** Presents the API key with every call. */
@@ -27,17 +27,17 @@ export function withKey(key: string): Interceptor {
  * Every event of a run, once and in order. A stream that breaks is resumed behind the last event
  * that arrived, with the same request: its `requestId` makes sure that no second run starts.
  *
- * Throws the ConnectError of a refusal, or of the last break when five came without an event.
+ * Ends without `ended` where that stood before `after`: the run had ended already, and `getRun`
+ * says how. Throws the ConnectError of a refusal, or of the last break when five came without an event.
  */
 export async function* follow(
   agents: Client<typeof AgentService>,
   request: CreateRunRequest,
-  { signal, onBreak }: Options = {},
+  { signal, after = 0n, onBreak }: Options = {},
 ): AsyncGenerator<RunEvent> {
   const options = signal === undefined ? {} : { signal };
-  let after = 0n;
   for (let breaks = 0; ; breaks++) {
-    let pauseMs: number | undefined = pause(breaks);
+    let pauseMs: number | undefined;
     try {
       for await (const { event } of agents.streamRun({ request, afterSequence: after }, options)) {
         if (event === undefined) continue; // a heartbeat
@@ -46,6 +46,7 @@ export async function* follow(
         yield event;
         if (event.event.case === "ended") return;
       }
+      return; // over without an error: nothing follows
     } catch (error) {
       pauseMs = pauseAfter(error, breaks);
       if (signal?.aborted || breaks >= MAX_BREAKS_IN_A_ROW || pauseMs === undefined) throw error;

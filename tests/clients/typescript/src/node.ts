@@ -32,6 +32,11 @@ for await (const event of follow(agents, request, { onBreak })) events.push(even
 const last = events.at(-1)?.event;
 const run = last?.case === "ended" ? last.value.run : undefined;
 
+// Behind the last event there is none, and nothing is waited for.
+const after = events.at(-1)?.sequence ?? 0n;
+const behind = [];
+for await (const event of follow(agents, request, { after, onBreak })) behind.push(event);
+
 // [errors begins]
 // The same id and body: the same run. The same id with another body: refused.
 const again = await agents.createRun(request);
@@ -50,6 +55,7 @@ console.log(
     sequences: events.map((event) => Number(event.sequence)),
     kinds: events.map((event) => event.event.case),
     resumedAfter,
+    behind: behind.length,
     again: again.run?.name,
     refusal,
   }),
