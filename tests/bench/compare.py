@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.bench.measure import load, patiently
-from tests.bench.report import UNLIKELY
 from tests.bench.running import Mesh, mesh
-from tests.bench.stats import Spread, by_metric, chance_of_signs, ratios
+from tests.bench.stats import UNLIKELY, Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import tree
 
 WARM_UP_S: Final = 4.0

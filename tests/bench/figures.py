@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.stats import Spread, ratios
+from tests.bench.stats import UNLIKELY, Spread, chance_of_signs, ratios
 
 FOLDER: Final = Path(__file__).with_name("results")
 BASELINE: Final = FOLDER / "baseline.json"
@@ -85,6 +85,13 @@ def ratio(before: Result, after: Result, name: str) -> Spread | None:
         return Spread.of([second / first]) if first else None
     each = ratios(before.values(name), after.values(name))
     return Spread.of(each) if each else None
+
+
+def is_unlikely(before: Result, after: Result, name: str) -> bool:
+    """Whether so many rounds lie on one side of 1 that chance would seldom do it."""
+    if before.measured != after.measured or not (before.has(name) and after.has(name)):
+        return False
+    return chance_of_signs(ratios(before.values(name), after.values(name))) < UNLIKELY
 
 
 def rounded(value: float) -> float:

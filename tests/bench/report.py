@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tests.bench import tables
 from tests.bench.figures import BASELINE, LATEST, STEPS, Result, rounded
-from tests.bench.stats import Spread, by_metric, chance_of_signs, ratios
+from tests.bench.stats import UNLIKELY, Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import REPOSITORY
 
 DOCUMENT: Final = REPOSITORY / "docs" / "BENCHMARKS.md"
@@ -26,8 +26,6 @@ STEP_METRICS: Final = (
     ("p50_ms", "p50 ms"),
     ("runs_per_s", "runs/s"),
 )
-UNLIKELY: Final = 0.1
-"""A ratio is marked if chance alone gives such a majority of rounds less often than this."""
 
 _BLOCK: Final = re.compile(
     r"<!-- bench: (?P<name>[a-z-]+) -->\n(?P<body>.*?)<!-- end of bench -->", re.DOTALL

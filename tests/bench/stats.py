@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+UNLIKELY: Final = 0.1
+"""A ratio is marked if chance alone gives such a majority of rounds less often than this."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from remit.rpc.contracts import AREAS
-from tests.bench.figures import Result, ratio
+from tests.bench.figures import Result, is_unlikely, ratio
 from tests.bench.stats import Spread, ratios
 
 PARTS: Final = (*AREAS, "envoy", "postgres", "supervisor")
@@ -332,8 +332,14 @@ def _change(before: Result, after: Result, name: str, meaning: str) -> list[str]
         meaning,
         median(before, name),
         median(after, name),
-        NOTHING if change is None else spread(change),
+        NOTHING if change is None else _marked(spread(change), is_unlikely(before, after, name)),
     ]
+
+
+def _marked(text: str, marked: bool) -> str:  # noqa: FBT001 - told by its name
+    """The first number of a cell in bold."""
+    first, _, rest = text.partition(" ")
+    return f"**{first}** {rest}".rstrip() if marked else text
 
 
 def _line(cells: Sequence[str]) -> str:

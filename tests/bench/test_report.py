@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.bench import compare, report, tables
 from tests.bench.counters import Counters, Machine, Use, served
-from tests.bench.figures import BASELINE, LATEST, Result, ratio
+from tests.bench.figures import BASELINE, LATEST, Result, is_unlikely, ratio
 from tests.bench.memory import rollup_kib
 from tests.bench.native import by_family
 from tests.bench.runs import speed
@@ -169,6 +169,19 @@ def test_neighbours_are_compared_only_within_one_run_of_the_program() -> None:
     apart = result({"x": [2.0, 20.0, 50.0]}, measured="2026-02-02T00:00:00+00:00")
     assert ratio(before, apart, "x") == Spread(2.0, 2.0, 2.0, 1)
     assert ratio(before, result({}), "x") is None
+
+
+def test_only_rounds_that_agree_are_marked() -> None:
+    names = {"all": [1.0, 2.0, 4.0, 3.0, 5.0], "most": [1.0] * 5}
+    before = result(names)
+    after = result({"all": [0.9, 1.8, 3.9, 2.0, 4.0], "most": [0.9, 0.9, 0.9, 0.9, 1.1]})
+    apart = result({"all": [0.5] * 5}, measured="2026-02-02T00:00:00+00:00")
+    assert is_unlikely(before, after, "all")
+    assert not is_unlikely(before, after, "most")
+    assert not is_unlikely(before, apart, "all")
+    assert not is_unlikely(before, after, "missing")
+    assert tables._change(before, after, "all", "")[-1].startswith("**0.90**")
+    assert not tables._change(before, after, "most", "")[-1].startswith("*")
 
 
 # ---------------------------------------------------------------------------------------- tables
