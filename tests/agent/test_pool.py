@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from remit.agent.journal import fold
+from remit.agent.leases import Held
 from remit.agent.logbook import Logbook
 from remit.agent.loop import started
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
@@ -282,6 +283,28 @@ async def test_queued_runs_are_taken_in_turns_between_orgs(
     rest = await idle.parts.pool._leases.claim(10)
     assert len(rest) == 4
     assert await idle.parts.pool._leases.claim(10) == []
+
+
+@pytest.mark.parametrize("what", ["renew", "release"])
+async def test_leases_are_locked_in_the_order_of_the_journal(
+    what: str, replica: StartReplica, world: World
+) -> None:
+    """A batch of the journal locks its runs by name; locked otherwise, both would wait for ever."""
+    idle = await replica(running=False, max_running=2)
+    runs = sorted([(await held_run(idle, world)).name, (await idle.client().create()).name])
+    lock = "SELECT FROM runs WHERE run = $1::text::uuid FOR UPDATE"
+    first, last = (run.removeprefix("runs/") for run in runs)
+    leases, held = idle.parts.pool._leases, [Held(run, 1) for run in reversed(runs)]
+    async with world.database.transaction() as batch:
+        await batch.execute(lock, first)
+        changing = asyncio.create_task(getattr(leases, what)(held))
+        await eventually(lambda: world.database.fetchval(_WAITS))
+        await batch.execute(lock, last)
+    changed = await asyncio.wait_for(changing, 10)
+    assert what == "release" or changed == set(runs)
+
+
+_WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
 async def test_events_of_another_replica_are_pushed(replica: StartReplica, world: World) -> None:

@@ -190,15 +190,24 @@ RETURNING run, fencing_token,
           true AS is_orphan, org, traceparent
 """
 
+# Both lock rows in the order of the journal's batches, so that neither waits for the other in turn.
 _RENEW: Final = """
+WITH held AS MATERIALIZED (
+    SELECT r.run FROM runs r
+    JOIN unnest($1::uuid[], $2::bigint[]) AS h (run, fencing_token) USING (run, fencing_token)
+    WHERE r.state < 3 ORDER BY r.run FOR UPDATE OF r
+)
 UPDATE runs SET lease_expire_time = clock_timestamp() + make_interval(secs => $3::float8)
-FROM unnest($1::uuid[], $2::bigint[]) AS held (run, fencing_token)
-WHERE runs.run = held.run AND runs.fencing_token = held.fencing_token AND runs.state < 3
+FROM held WHERE runs.run = held.run
 RETURNING runs.run
 """
 
 _RELEASE: Final = """
+WITH held AS MATERIALIZED (
+    SELECT r.run FROM runs r
+    JOIN unnest($1::uuid[], $2::bigint[]) AS h (run, fencing_token) USING (run, fencing_token)
+    WHERE r.state < 3 ORDER BY r.run FOR UPDATE OF r
+)
 UPDATE runs SET owner = NULL, lease_expire_time = NULL
-FROM unnest($1::uuid[], $2::bigint[]) AS held (run, fencing_token)
-WHERE runs.run = held.run AND runs.fencing_token = held.fencing_token AND runs.state < 3
+FROM held WHERE runs.run = held.run
 """
