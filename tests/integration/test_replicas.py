@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import urllib.request
 
 import grpc
 import pytest
 
 from remit.api.inference.v1 import model_service_pb2, model_service_pb2_grpc
-from tests.integration.conftest import started_mesh
+from tests.integration.conftest import RunningMesh, started_mesh
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 CALLERS = 16
 CALLS_AROUND_THE_KILL = 150
+
+
+async def both_answer(mesh: RunningMesh) -> bool:
+    """Whether each replica has served calls of clients."""
+    admin = mesh.topology.admin
+    url = f"http://{admin.host}:{admin.port}/clusters"
+    with await asyncio.to_thread(urllib.request.urlopen, url) as answer:
+        told = re.findall(
+            r"edge_inference::[^:]+:[0-9]+::rq_success::([0-9]+)", answer.read().decode()
+        )
+    return len(told) == 2 and all(map(int, told))
 
 
 async def test_a_replica_killed_under_load_costs_no_call() -> None:
@@ -35,6 +48,8 @@ async def test_a_replica_killed_under_load_costs_no_call() -> None:
         async with grpc.aio.insecure_channel(mesh.address) as channel:
             stub = model_service_pb2_grpc.ModelServiceStub(channel)
             callers = [asyncio.create_task(call_until_stopped(stub)) for _ in range(CALLERS)]
+            # The gateway begins with whom it finds first: both must be in its rotation.
+            await eventually(lambda: both_answer(mesh), timeout_s=60)
             await eventually(lambda: answered >= CALLS_AROUND_THE_KILL, timeout_s=60)
             before = mesh.restarts("inference-0")
             mesh.kill("inference-0")
