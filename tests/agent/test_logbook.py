@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from remit.agent.entries import Entry
 from remit.agent.journal import fold
 from remit.agent.logbook import Books, Logbook
-from remit.agent.store import Entry
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.postgres import unavailable

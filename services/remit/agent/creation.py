@@ -15,6 +15,7 @@ from typing import Final
 from remit import names, telemetry
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition
+from remit.agent.entries import NewRun
 from remit.agent.journal import Progress
 from remit.agent.logbook import Draft
 from remit.agent.loop import started
@@ -25,7 +26,7 @@ from remit.agent.reading import RunReader
 from remit.agent.run_remit import IssuedRemit, RemitDesk
 from remit.agent.settings import AgentSettings
 from remit.agent.spans import traceparent_of_call
-from remit.agent.store import NewRun, RunStore, queue_full
+from remit.agent.store import RunStore, queue_full
 from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
 from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits

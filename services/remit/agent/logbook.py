@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from remit.agent.decisions import AskModel, End, next_action
+from remit.agent.entries import Control, Entry
 from remit.agent.failures import backoff_s
 from remit.agent.feed import Feed
 from remit.agent.journal import Progress, apply
@@ -19,7 +20,7 @@ from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
 from remit.agent.spans import place_of, record_run
-from remit.agent.store import Control, Entry, RunStore, fenced
+from remit.agent.store import RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from remit.agent.entries import Control
 from remit.agent.journal import TERMINAL, fold
 from remit.agent.leases import Held, LeaseStore
 from remit.agent.logbook import Books, Logbook
 from remit.agent.reading import StoredRun
 from remit.agent.run_remit import RemitDesk
-from remit.agent.store import Control
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError

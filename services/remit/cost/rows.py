@@ -10,44 +10,21 @@ key (a lateral select that `OFFSET 0` keeps apart), and batches run under BY_IND
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
+from remit.columns import Column, Row, names_of, unnest
 from remit.cost.accounts import BalanceKey, org_of, owners_of
 from remit.cost.books import Balance, Transfer
 from remit.cost.reservations import Price, Reservation, ReservationKey, State, Usage
 
-Row = TypeVar("Row")
 Record = Mapping[str, Any]
 
 BY_INDEX: Final = "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan"
 """Plans a transaction's statements once a connection, and never to read whole tables."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column(Generic[Row]):
-    """A column of an insert or update: its name, its SQL type and where its value comes from."""
-
-    name: str
-    sql_type: str
-    value: Callable[[Row], object]
-
-
-def arrays(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> list[list[object]]:
-    """The values of the rows, one list a column."""
-    return [[column.value(row) for row in rows] for column in columns]
-
-
-def _names(columns: Iterable[Column[Any]]) -> str:
-    return ", ".join(column.name for column in columns)
-
-
-def _unnest(columns: Iterable[Column[Any]], first: int) -> str:
-    types = (f"${n}::{column.sql_type}[]" for n, column in enumerate(columns, start=first))
-    return f"unnest({', '.join(types)})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,12 +40,12 @@ class Write(Generic[Row]):
 
     def sql(self, first: int = 1) -> str:
         """The command; its arguments, an array a column, count from `first`."""
-        values, after = _unnest(self.columns, first), self.after.replace("{first}", f"${first}")
-        return f"{self.before} {values} AS n ({_names(self.columns)}){after}"
+        values, after = unnest(self.columns, first), self.after.replace("{first}", f"${first}")
+        return f"{self.before} {values} AS n ({names_of(self.columns)}){after}"
 
 
 def _insert(table: str, columns: Sequence[Column[Row]], after: str = "") -> Write[Row]:
-    before = f"INSERT INTO {table} ({_names(columns)}) SELECT * FROM"
+    before = f"INSERT INTO {table} ({names_of(columns)}) SELECT * FROM"
     return Write(columns, before, after)
 
 

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from remit.api.errors.v1 import error_reason_pb2
+from remit.columns import arrays
 from remit.cost import rows
 from remit.cost.accounts import BalanceKey, ancestors, org_of
 from remit.cost.books import Balance, Books, keys_to_load
@@ -123,7 +124,7 @@ class LedgerStore:
         prices = [pinned[version] for version in missing if version]
         if prices:
             statement = rows.NEW_PRICES.sql()
-            await connection.execute(statement, *rows.arrays(rows.PRICE_COLUMNS, prices))
+            await connection.execute(statement, *arrays(rows.PRICE_COLUMNS, prices))
 
 
 # ------------------------------------------------------------------------------------- locking
@@ -252,7 +253,7 @@ async def _write(connection: Connection, *batch: tuple[rows.Write[Any], Sequence
         return
     counts = await connection.fetchrow(
         rows.writes_statement(tuple(write for write, _ in due)),
-        *(array for write, written in due for array in rows.arrays(write.columns, written)),
+        *(array for write, written in due for array in arrays(write.columns, written)),
     )
     wanted = tuple(len(written) for _, written in due)
     if counts is None or tuple(counts) != wanted:

@@ -1,0 +1,83 @@
+"""What is written into journals: new runs, and entries that follow what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
+
+from remit.agent.records import Content, run_id
+from remit.api.agent.v1 import run_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to create with the first events of its journal."""
+
+    org: str
+    run: run_pb2.Run
+    """The run after its events; its task and context are stored once."""
+    request_id: str
+    body_digest: bytes
+    max_duration_s: float
+    events: tuple[run_pb2.RunEvent, ...]
+    owner: str = ""
+    """The replica that works on it at once; empty: it is queued."""
+    lease_s: float = 0.0
+    fencing_token: int = 0
+    offer: Content | None = None
+    traceparent: str = ""
+    """The trace that creates it."""
+    schedule_time: datetime | None = None
+    """When it may start; None: at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedRun:
+    """The run of a request: the new one, or the one that the same request created before."""
+
+    name: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A pause or its end, written with the entry that journals it. Either gives the lease back."""
+
+    request: str
+    """Who asked, by kind and request id, such as `pause r1`."""
+    is_pause: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Events to append to one run's journal, all or none."""
+
+    summary: run_pb2.Run
+    """The run after the events, without its task and context."""
+    fencing_token: int
+    events: tuple[run_pb2.RunEvent, ...]
+    """In sequence, at least one."""
+    offer: Content | None = None
+    artifacts: tuple[Content, ...] = ()
+    cancel_request_id: str = ""
+    control: Control | None = None
+
+    @property
+    def run_id(self) -> UUID:
+        """The run."""
+        return run_id(self.summary.name)
+
+    @property
+    def follows(self) -> int:
+        """The sequence that the first event follows."""
+        return self.events[0].sequence - 1
+
+
+Item: TypeAlias = NewRun | Entry
+
+
+def run_of(item: Item) -> UUID:
+    """The run that an item is of."""
+    return run_id(item.run.name) if isinstance(item, NewRun) else item.run_id

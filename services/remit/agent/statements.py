@@ -1,0 +1,195 @@
+"""The one statement that writes a batch of the run journal, and what stands in its columns.
+
+One statement is a transaction by itself: one round trip whatever the batch's size. It writes the
+rows of a run only where the run may be written to; of any other it leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from remit.agent.entries import Entry, NewRun
+from remit.agent.journal import TERMINAL
+from remit.agent.records import EventRow, encode_run, run_id
+from remit.api.agent.v1 import run_pb2
+from remit.columns import Column, arrays, names_of, unnests
+
+
+@dataclass(frozen=True, slots=True)
+class _Created:
+    """A new run with its summary, made once."""
+
+    new: NewRun
+    summary: bytes
+    content_digest: bytes
+
+
+class ContentRow(NamedTuple):
+    """Content that a run refers to."""
+
+    run: UUID
+    digest: bytes
+    data: bytes
+
+
+class Notice(NamedTuple):
+    """What the channel is told when the run was written."""
+
+    run: UUID
+    text: str
+
+
+_CREATED: Final[tuple[Column[_Created], ...]] = (
+    Column("run", "uuid", lambda row: run_id(row.new.run.name)),
+    Column("org", "text", lambda row: row.new.org),
+    Column("subject", "text", lambda row: row.new.run.subject),
+    Column("agent", "text", lambda row: row.new.run.agent),
+    Column("agent_version", "text", lambda row: row.new.run.agent_version),
+    Column("request_id", "text", lambda row: row.new.request_id),
+    Column("body_digest", "bytea", lambda row: row.new.body_digest),
+    Column("state", "smallint", lambda row: row.new.run.state),
+    Column("create_time", "timestamptz", lambda row: row.new.run.create_time.ToDatetime(UTC)),
+    Column("summary", "bytea", lambda row: row.summary),
+    Column("content_digest", "bytea", lambda row: row.content_digest),
+    Column("last_sequence", "bigint", lambda row: row.new.run.last_sequence),
+    Column("offer_digest", "bytea", lambda row: row.new.offer and row.new.offer.digest),
+    Column("fencing_token", "bigint", lambda row: row.new.fencing_token),
+    Column("owner", "text", lambda row: row.new.owner or None),
+    Column("traceparent", "text", lambda row: row.new.traceparent or None),
+    Column("priority", "smallint", lambda row: row.new.run.priority),
+    Column("schedule_time", "timestamptz", lambda row: row.new.schedule_time),
+)
+"""Columns of a new run that are stored as they are."""
+
+_DURATIONS: Final[tuple[Column[_Created], ...]] = (
+    Column("max_duration_s", "float8", lambda row: row.new.max_duration_s),
+    Column("lease_s", "float8", lambda row: row.new.lease_s if row.new.owner else None),
+)
+"""Of which the database's clock makes times."""
+
+_ENTRIES: Final[tuple[Column[Entry], ...]] = (
+    Column("run", "uuid", lambda entry: entry.run_id),
+    Column("fencing_token", "bigint", lambda entry: entry.fencing_token),
+    Column("follows", "bigint", lambda entry: entry.follows),
+    Column("state", "smallint", lambda entry: _stored_state(entry.summary.state)),
+    Column("summary", "bytea", lambda e: e.summary.SerializeToString(deterministic=True)),
+    Column("last_sequence", "bigint", lambda entry: entry.events[-1].sequence),
+    Column("offer_digest", "bytea", lambda entry: entry.offer and entry.offer.digest),
+    Column("cancel_request_id", "text", lambda entry: entry.cancel_request_id or None),
+    Column("ends", "boolean", lambda entry: entry.summary.state in TERMINAL),
+    Column("control_request", "text", lambda entry: entry.control and entry.control.request),
+    Column("pauses", "boolean", lambda entry: entry.control and entry.control.is_pause),
+)
+
+_EVENTS: Final[tuple[Column[EventRow], ...]] = (
+    Column("run", "uuid", lambda row: row.run),
+    Column("sequence", "bigint", lambda row: row.sequence),
+    Column("event_time", "timestamptz", lambda row: row.event_time),
+    Column("percent", "smallint", lambda row: row.percent),
+    Column("payload", "bytea", lambda row: row.payload),
+    Column("content_digest", "bytea", lambda row: row.content_digest),
+    Column("digest", "bytea", lambda row: row.digest),
+)
+
+_CONTENTS: Final[tuple[Column[ContentRow], ...]] = (
+    Column("run", "uuid", lambda row: row.run),
+    Column("digest", "bytea", lambda row: row.digest),
+    Column("bytes", "bytea", lambda row: row.data),
+)
+
+_NOTICES: Final[tuple[Column[Notice], ...]] = (
+    Column("run", "uuid", lambda notice: notice.run),
+    Column("notice", "text", lambda notice: notice.text),
+)
+
+
+def write_arguments(
+    created: Sequence[NewRun],
+    entries: Sequence[Entry],
+    contents: Sequence[ContentRow],
+    events: Sequence[EventRow],
+    notices: Sequence[Notice],
+) -> list[list[object]]:
+    """The arguments of WRITE, in its order."""
+    new = [_created(run) for run in created]
+    return [
+        *arrays(_CREATED + _DURATIONS, new),
+        *arrays(_ENTRIES, entries),
+        *arrays(_CONTENTS, contents),
+        *arrays(_EVENTS, events),
+        *arrays(_NOTICES, notices),
+    ]
+
+
+def _created(new: NewRun) -> _Created:
+    summary, given = encode_run(new.run)
+    return _Created(new, summary, given.digest)
+
+
+def _stored_state(state: run_pb2.RunState.ValueType) -> int:
+    """A paused run keeps a state of those that go on; `pause_time` says that it does not now."""
+    return run_pb2.RUN_STATE_RUNNING if state == run_pb2.RUN_STATE_PAUSED else state
+
+
+_NEW, _ENTRY, _CONTENT, _EVENT, _NOTICE = unnests(
+    _CREATED + _DURATIONS, _ENTRIES, _CONTENTS, _EVENTS, _NOTICES
+)
+
+# `locked` locks rows in key order and reads their newest version; what is not in `written` leaves
+# no trace.
+WRITE: Final = f"""
+WITH fresh AS (
+    INSERT INTO runs ({names_of(_CREATED)}, deadline_time, lease_expire_time)
+    SELECT {names_of(_CREATED)},
+           greatest(clock_timestamp(), schedule_time) + make_interval(secs => max_duration_s),
+           clock_timestamp() + make_interval(secs => lease_s)
+    FROM {_NEW} AS new ({names_of(_CREATED + _DURATIONS)})
+    ON CONFLICT (org, subject, request_id) DO NOTHING
+    RETURNING run
+), entry AS MATERIALIZED (
+    SELECT * FROM {_ENTRY} AS e ({names_of(_ENTRIES)})
+), locked AS MATERIALIZED (
+    SELECT run, fencing_token, last_sequence, state FROM runs
+    WHERE run = ANY(ARRAY(SELECT run FROM entry)) ORDER BY run FOR UPDATE
+), held AS MATERIALIZED (
+    SELECT entry.run FROM locked JOIN entry USING (run, fencing_token)
+    WHERE locked.last_sequence = entry.follows AND locked.state < 3
+), written AS MATERIALIZED (
+    SELECT run FROM fresh UNION ALL SELECT run FROM held
+), contents AS (
+    INSERT INTO content (digest, bytes)
+    SELECT DISTINCT ON (digest) digest, bytes
+    FROM {_CONTENT} AS c ({names_of(_CONTENTS)})
+    JOIN written USING (run) ORDER BY digest
+    ON CONFLICT (digest) DO NOTHING
+), events AS (
+    INSERT INTO run_events ({names_of(_EVENTS)})
+    SELECT e.* FROM {_EVENT} AS e ({names_of(_EVENTS)})
+    JOIN written USING (run)
+), updates AS (
+    UPDATE runs SET
+        state = e.state,
+        summary = e.summary,
+        last_sequence = e.last_sequence,
+        offer_digest = coalesce(e.offer_digest, runs.offer_digest),
+        cancel_request_id = coalesce(e.cancel_request_id, runs.cancel_request_id),
+        control_request = coalesce(e.control_request, runs.control_request),
+        deadline_time = runs.deadline_time
+            + CASE WHEN e.pauses THEN interval '0'
+                   ELSE coalesce(clock_timestamp() - runs.pause_time, interval '0') END,
+        pause_time = CASE WHEN e.pauses THEN coalesce(runs.pause_time, clock_timestamp()) END,
+        owner = CASE WHEN e.ends OR e.pauses IS NOT NULL THEN NULL ELSE runs.owner END,
+        lease_expire_time =
+            CASE WHEN e.ends OR e.pauses IS NOT NULL THEN NULL ELSE runs.lease_expire_time END
+    FROM entry e JOIN held USING (run)
+    WHERE runs.run = e.run
+)
+SELECT run, pg_notify('remit_runs', notice)
+FROM {_NOTICE} WITH ORDINALITY AS n (run, notice, place)
+     JOIN written USING (run)
+ORDER BY place
+"""  # noqa: S608 - made of constants
