@@ -44,6 +44,31 @@ def test_an_account_names_its_ancestors(
     assert path[0] == f"orgs/{org}"
 
 
+@given(ids, ids, st.lists(st.tuples(ids, uuids), min_size=1, max_size=4))
+def test_the_account_of_a_sub_run_lies_below_those_above_it(
+    org: str, user: str, chain: list[tuple[str, str]]
+) -> None:
+    subject = names.user_name(org, user)
+    steps = [(names.agent_name(agent), names.run_name(run)) for agent, run in chain]
+    account = names.account_path(subject, agent=steps[0][0], run=steps[0][1])[-1]
+    for agent, run in steps[1:]:
+        account = names.nested_account(account, agent=agent, run=run)
+    agent, run = steps[-1]
+    assert names.is_account_of(account, subject, agent=agent, run=run)
+    assert len(names.run_accounts(account)) == len(chain)
+    assert names.run_accounts(account)[-1] == account
+    other = names.run_name("00000000-0000-0000-0000-00000000ffff")
+    assert not names.is_account_of(account, subject, agent=agent, run=other)
+    assert not names.is_account_of(f"{account}/x/y", subject, agent=agent, run=run)
+    assert not names.is_account_of(account, f"{subject}x", agent=agent, run=run)
+    assert not names.is_account_of(account, subject)
+
+
+def test_only_a_run_has_sub_runs() -> None:
+    with pytest.raises(ValueError, match="not the account of a run"):
+        names.nested_account("orgs/acme/users/alice", agent="agents/a", run="runs/x")
+
+
 def test_a_team_of_another_org_pays_for_nobody() -> None:
     with pytest.raises(ValueError, match="not a team of"):
         names.account_path("orgs/a/users/u", team="orgs/b/teams/t")

@@ -24,6 +24,8 @@ _PATTERNS: Final = {
     "reservation": re.compile(rf"reservations/({_UUID})-([0-9]+)"),
 }
 
+_RUNS_UNDER_AGENTS: Final = re.compile(rf"agents/{_ID}/runs/{_UUID}(?:/agents/{_ID}/runs/{_UUID})*")
+
 
 def is_name(kind: str, name: str) -> bool:
     """Whether `name` is a full name of that kind, such as ("run", "runs/0198...")."""
@@ -115,6 +117,36 @@ def account_path(user: str, *, team: str = "", agent: str = "", run: str = "") -
         if name:
             accounts.append(f"{accounts[-1]}/{kind}s/{parse(kind, name)[0]}")
     return tuple(accounts)
+
+
+def nested_account(parent: str, *, agent: str, run: str) -> str:
+    """The account of a sub-run: below that of the run whose step it is, so that it spends both.
+
+    `parent` is the account of a run; takes full names. Raises ValueError.
+    """
+    if not run_accounts(parent):
+        message = f"{parent!r} is not the account of a run"
+        raise ValueError(message)
+    return f"{parent}/{_checked('agent', agent)}/{_checked('run', run)}"
+
+
+def run_accounts(account: str) -> tuple[str, ...]:
+    """The accounts of runs on a leaf's path, the outermost first."""
+    return tuple(found for found in ancestors(account) if found.split("/")[-2] == "runs")
+
+
+def is_account_of(
+    account: str, user: str, *, team: str = "", agent: str = "", run: str = ""
+) -> bool:
+    """Whether an effect of the user's, the agent's and the run's may be held on this account.
+
+    That of a sub-run lies below those of the runs above it, each under its agent.
+    """
+    if account == account_path(user, team=team, agent=agent, run=run)[-1]:
+        return True
+    below = account.removeprefix(f"{account_path(user, team=team)[-1]}/")
+    is_nested = below != account and _RUNS_UNDER_AGENTS.fullmatch(below) is not None
+    return is_nested and bool(agent and run) and account.endswith(f"/{agent}/{run}")
 
 
 def ancestors(account: str) -> tuple[str, ...]:

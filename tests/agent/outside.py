@@ -102,6 +102,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     keys: Keys
     lifetime_s: float = 300.0
     registered: dict[str, policy_service_pb2.IssueRemitRequest] = field(default_factory=dict)
+    delegated: dict[str, Remit] = field(default_factory=dict)
+    """The remit of the parent that each sub-run was started with."""
     least: dict[str, int] = field(default_factory=dict)
     issued: list[tuple[str, int]] = field(default_factory=list)
     failures: list[RemitError] = field(default_factory=list)
@@ -131,6 +133,33 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
         self._raise(request.run, request.min_fencing_token)
         return policy_service_pb2.FenceRunResponse(min_fencing_token=self.least[request.run])
 
+    async def DelegateRemit(
+        self, request: Any, context: Any
+    ) -> policy_service_pb2.DelegateRemitResponse:
+        if self.failures:
+            raise self.failures.pop(0)
+        parent = await self.keys.verifier().verify(
+            request.parent_remit, audience=options_pb2.CALLER_POLICY
+        )
+        self.check(parent)
+        if request.run not in self.registered:
+            self.delegated[request.run] = parent
+            self.registered[request.run] = policy_service_pb2.IssueRemitRequest(
+                run=request.run,
+                client_remit=self.registered[parent.run].client_remit,
+                agent=request.agent,
+                tools=request.tools,
+                models=request.models,
+                max_cost_nanos=request.max_cost_nanos,
+            )
+        issue = policy_service_pb2.IssueRemitRequest(
+            run=request.run, fencing_token=request.fencing_token
+        )
+        issued = await self.IssueRemit(issue, context)
+        return policy_service_pb2.DelegateRemitResponse(
+            remit=issued.remit, lifetime=issued.lifetime
+        )
+
     async def CheckPermission(self, request: Any, context: Any) -> Any:
         raise not_asked_for("CheckPermission")
 
@@ -156,7 +185,13 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
             _remit(
                 client.subject,
                 presenter=options_pb2.CALLER_AGENT,
-                audience=frozenset({options_pb2.CALLER_INFERENCE, options_pb2.CALLER_TOOLS}),
+                audience=frozenset(
+                    {
+                        options_pb2.CALLER_INFERENCE,
+                        options_pb2.CALLER_TOOLS,
+                        options_pb2.CALLER_POLICY,
+                    }
+                ),
                 agent=first.agent,
                 run=first.run,
                 tools=frozenset(first.tools),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -197,8 +197,9 @@ class CostWorld:
         max_cost_nanos: int | None = None,
         audience: Iterable[Caller.ValueType] = EFFECT_SERVICES,
         lifetime_s: float = 600,
+        below: Sequence[tuple[int, int | None]] = (),
     ) -> str:
-        """The remit of a run."""
+        """The remit of a run, or of a sub-run `below` others: each with its own limit."""
         remit = self.a_remit(
             subject=subject,
             team=team,
@@ -208,6 +209,14 @@ class CostWorld:
             audience=frozenset(audience),
             lifetime_s=lifetime_s,
         )
+        if below:
+            account = names.account_path(subject, team=team, agent=AGENT, run=run_of(below[0][0]))[
+                -1
+            ]
+            for outer, _ in (*below[1:], (run, None)):
+                account = names.nested_account(account, agent=AGENT, run=run_of(outer))
+            limits = tuple(limit for _, limit in below)
+            remit = replace(remit, account=account, outer_limits_nanos=limits)
         return encode_remit(remit, KEY)
 
     def a_remit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Awaitable
 from typing import Any
 
@@ -138,6 +139,7 @@ async def test_a_batch_is_decided_in_its_own_order_though_a_price_is_slow(
     world: CostWorld,
 ) -> None:
     """The first item's price comes from the public list, in a thread; it must still go first."""
+    await asyncio.to_thread(importlib.import_module, "genai_prices")  # takes over a second
     token = world.run_token(max_cost_nanos=300)
     slow = world.reserve_request(1, token=token, item="models/mini")
     slow.list_item = "openai/gpt-5-mini"
@@ -163,6 +165,26 @@ async def test_the_account_is_that_of_the_remit(world: CostWorld) -> None:
     response = await world.cost().ReserveBudget(world.reserve_request(1, token=token))
 
     assert response.reservation.account == (f"{CORE}/users/alice/agents/assistant/{run_of(7)}")
+
+
+async def test_a_sub_run_spends_the_limits_of_every_run_above_it(world: CostWorld) -> None:
+    top, middle = (1, 3 * CALCULATOR_NANOS), (2, None)
+    first = world.run_token(3, below=[top, middle], max_cost_nanos=2 * CALCULATOR_NANOS)
+    second = world.run_token(4, below=[top, middle], max_cost_nanos=2 * CALCULATOR_NANOS)
+    held = await world.cost().ReserveBudget(world.reserve_request(1, calls=2, token=first))
+    assert held.reservation.account.endswith(
+        f"{run_of(1)}/agents/assistant/{run_of(2)}/agents/assistant/{run_of(3)}"
+    )
+
+    with pytest.raises(RemitError) as caught:
+        await world.cost().ReserveBudget(world.reserve_request(2, calls=2, token=second))
+
+    assert caught.value.metadata["account"].endswith(run_of(1))
+    assert caught.value.metadata["left_nanos"] == str(CALCULATOR_NANOS)
+    await world.cost().ReserveBudget(world.reserve_request(3, calls=1, token=second))
+    own = world.run_token(1, max_cost_nanos=3 * CALCULATOR_NANOS)
+    with pytest.raises(RemitError, match="0 nano-USD left"):
+        await world.cost().ReserveBudget(world.reserve_request(4, token=own))
 
 
 async def test_a_client_without_a_run_pays_from_its_own_account(world: CostWorld) -> None:

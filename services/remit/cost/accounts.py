@@ -48,6 +48,12 @@ def ancestors(leaf: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=_PATHS_REMEMBERED)
+def run_accounts(leaf: str) -> tuple[str, ...]:
+    """The accounts of runs on a leaf's path, the outermost first."""
+    return names.run_accounts(leaf)
+
+
+@lru_cache(maxsize=_PATHS_REMEMBERED)
 def org_of(account: str) -> str:
     """The org whose books an account stands in."""
     return names.org_of(account)
@@ -106,10 +112,11 @@ def is_account(name: str) -> bool:
         return True
     try:
         owners = owners_of(name)
-        path = names.account_path(owners.user, team=owners.team, agent=owners.agent, run=owners.run)
+        return names.is_account_of(
+            name, owners.user, team=owners.team, agent=owners.agent, run=owners.run
+        )
     except (KeyError, ValueError):
         return False
-    return path[-1] == name
 
 
 def _keys_of_account(account: str, day: date) -> tuple[BalanceKey, ...]:

@@ -1,8 +1,9 @@
 """Limits of a path, and the refusal when one of them cannot cover a hold.
 
 A path's limits are the budgets set on its accounts, the default of an org whose own account has
-none, and the limit that a run carries in its remit. All must have room at once. The refusal names
-each that has not: the account, its limit, what is left of it and when it renews.
+none, and those that a run carries in its remit: its own and, of a sub-run, those of the runs above.
+All must have room at once. The refusal names each that has not: the account, its limit, what is
+left of it and when it renews.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import date, datetime
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
-from remit.cost.accounts import BalanceKey, ancestors, balance_key
+from remit.cost.accounts import BalanceKey, ancestors, balance_key, run_accounts
 from remit.cost.books import Books, Limit
 from remit.cost.periods import Period, renewal_of
 from remit.rpc.errors import QuotaViolation, RemitError
@@ -48,14 +49,25 @@ def limits_of_account(account: str, limits: Limits, default: DefaultBudget) -> M
 
 
 def limits_of_path(
-    leaf: str, day: date, limits: Limits, default: DefaultBudget, own_limit_nanos: int | None
+    leaf: str,
+    day: date,
+    limits: Limits,
+    default: DefaultBudget,
+    own_limit_nanos: int | None,
+    outer_limits_nanos: Sequence[int | None] = (),
 ) -> Iterator[Limit]:
-    """Every limit of a path, the org's first; `own_limit_nanos` is the one its run carries."""
+    """Every limit of a path, the org's first.
+
+    `own_limit_nanos` is the one its run carries, `outer_limits_nanos` are those of the runs above
+    a sub-run, the outermost first.
+    """
     for account in ancestors(leaf):
         for period, limit_nanos in limits_of_account(account, limits, default).items():
             yield Limit(balance_key(account, period, day), limit_nanos)
-    if own_limit_nanos is not None:
-        yield Limit(balance_key(leaf, Period.TOTAL, day), own_limit_nanos)
+    outer = run_accounts(leaf)[: len(outer_limits_nanos)]
+    for account, carried in (*zip(outer, outer_limits_nanos, strict=True), (leaf, own_limit_nanos)):
+        if carried is not None:
+            yield Limit(balance_key(account, Period.TOTAL, day), carried)
 
 
 def admit(books: Books, limits: Sequence[Limit], amount_nanos: int, now: datetime) -> None:

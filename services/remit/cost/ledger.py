@@ -107,6 +107,7 @@ class Ledger:
             bound=wanted.bound,
             hold_nanos=bound_nanos(wanted.price, wanted.bound),
             own_limit_nanos=wanted.own_limit_nanos,
+            outer_limits_nanos=wanted.outer_limits_nanos,
             body_digest=wanted.body_digest,
         )
         self._admit(hold, hold.hold_nanos)
@@ -147,6 +148,7 @@ class Ledger:
                 self._state.limits,
                 self._rules.default_budget,
                 hold.own_limit_nanos,
+                hold.outer_limits_nanos,
             )
         )
         books = self._state.books

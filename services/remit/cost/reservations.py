@@ -79,6 +79,7 @@ class Reservation:
     bound: Usage = Usage()
     hold_nanos: int = 0
     own_limit_nanos: int | None = None
+    outer_limits_nanos: tuple[int | None, ...] = ()
     body_digest: bytes = b""
     posted_nanos: int = 0
     overrun_nanos: int = 0
@@ -107,6 +108,8 @@ class Reserve:
     """Limit that the run carries in its remit."""
     body_digest: bytes
     """Digest of the request; the same key with another digest is another request."""
+    outer_limits_nanos: tuple[int | None, ...] = ()
+    """Limits of the runs above a sub-run, the outermost first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ key (a lateral select that `OFFSET 0` keeps apart), and batches run under BY_IND
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,6 +85,7 @@ _PINNED_COLUMNS: Final[tuple[Column[Reservation], ...]] = (
     Column("price_version", "text", lambda row: row.price.version or None),
     Column("price_source", "text", lambda row: row.price.source or None),
     Column("own_limit_nanos", "bigint", lambda row: row.own_limit_nanos),
+    Column("outer_limits_nanos", "jsonb", lambda row: _json_or_none(row.outer_limits_nanos)),
     Column("body_digest", "bytea", lambda row: row.body_digest or None),
 )
 _MUTABLE_COLUMNS: Final[tuple[Column[Reservation], ...]] = (
@@ -153,6 +155,7 @@ def reservation_of(record: Record) -> Reservation:
         bound=_usage_of(record, "bound"),
         hold_nanos=record["hold_nanos"],
         own_limit_nanos=record["own_limit_nanos"],
+        outer_limits_nanos=tuple(json.loads(record["outer_limits_nanos"] or "[]")),
         body_digest=record["body_digest"] or b"",
         posted_nanos=record["posted_nanos"],
         overrun_nanos=record["overrun_nanos"],
@@ -181,6 +184,11 @@ def _usage_of(record: Record, prefix: str) -> Usage:
         calls=record[f"{prefix}_calls"],
         estimated=prefix == "used" and record["used_estimated"],
     )
+
+
+def _json_or_none(limits_nanos: Sequence[int | None]) -> str | None:
+    """Most runs are nobody's sub-run."""
+    return json.dumps(limits_nanos) if limits_nanos else None
 
 
 def _owner(row: Reservation, kind: str) -> str | None:

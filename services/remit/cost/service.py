@@ -129,6 +129,7 @@ class CostService(cost_service_pb2_grpc.CostServiceServicer):
             price=price,
             bound=bound,
             own_limit_nanos=remit.max_cost_nanos,
+            outer_limits_nanos=remit.outer_limits_nanos,
             body_digest=body_digest(request, service, remit.account),
         )
 

@@ -105,6 +105,7 @@ class RemitIssuer:
             key_id=self._keys.signing.key_id,
             issue_time=now,
             expire_time=min(end, not_after) if not_after else end,
+            outer_limits_nanos=run.outer_limits_nanos if run else (),
         )
 
     def _signed(self, remit: Remit) -> Issued:

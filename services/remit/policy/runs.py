@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -27,36 +27,36 @@ from remit.rpc.errors import RemitError
 
 _EPOCH_ROW: Final = ""
 _LOWEST_TOKEN: Final = 1
-_REGISTER: Final = """
-INSERT INTO run_registrations (
-    run, subject, team, roles, agent, tools, models, account, max_cost_nanos
+_COLUMNS: Final = (
+    "run, subject, team, roles, agent, tools, models, account, max_cost_nanos,"
+    " parent, delegable_tools, delegable_models, outer_limits_nanos"
 )
-SELECT * FROM jsonb_to_recordset($1::jsonb) AS given (
+_RECORDS: Final = """given (
     run text, subject text, team text, roles text[], agent text, tools text[], models text[],
-    account text, max_cost_nanos bigint
-)
-"""
-_REGISTER_NEW: Final = """
+    account text, max_cost_nanos bigint, parent text, delegable_tools text[],
+    delegable_models text[], outer_limits_nanos bigint[]
+)"""
+_REGISTER: Final = f"""
+INSERT INTO run_registrations ({_COLUMNS})
+SELECT {_COLUMNS} FROM jsonb_to_recordset($1::jsonb) AS {_RECORDS}
+"""  # noqa: S608 - made of constants
+_REGISTER_NEW: Final = f"""
 WITH created AS (
     INSERT INTO run_fences (run, min_fencing_token)
     SELECT run, token FROM unnest($1::text[], $2::bigint[]) AS asked (run, token)
     ON CONFLICT DO NOTHING RETURNING run
 ), registered AS (
-    INSERT INTO run_registrations (
-        run, subject, team, roles, agent, tools, models, account, max_cost_nanos
-    )
-    SELECT given.* FROM jsonb_to_recordset($3::jsonb) AS given (
-        run text, subject text, team text, roles text[], agent text, tools text[], models text[],
-        account text, max_cost_nanos bigint
-    ) JOIN created USING (run)
+    INSERT INTO run_registrations ({_COLUMNS})
+    SELECT {_COLUMNS} FROM jsonb_to_recordset($3::jsonb) AS {_RECORDS}
+    JOIN created USING (run)
 )
 SELECT run FROM created
-"""
+"""  # noqa: S608 - made of constants
 
 
 @dataclass(frozen=True)
 class Registration:
-    """On whose behalf a run acts and with what; tools and models are sorted."""
+    """On whose behalf a run acts, with what, and what it may pass on; names are sorted."""
 
     run: str
     subject: str
@@ -67,6 +67,22 @@ class Registration:
     models: tuple[str, ...]
     account: str
     max_cost_nanos: int | None
+    parent: str = ""
+    """The run that started it as a step; empty for a client's."""
+    delegable_tools: tuple[str, ...] = ()
+    """Tools that it may not use itself and may pass on to sub-runs."""
+    delegable_models: tuple[str, ...] = ()
+    outer_limits_nanos: tuple[int | None, ...] = ()
+    """Limits of the runs above a sub-run, the outermost first."""
+
+    def exceeds(self, parent: Registration) -> tuple[str, ...]:
+        """What it names that its parent may neither use nor pass on."""
+        tools = {*self.tools, *self.delegable_tools} - {*parent.tools, *parent.delegable_tools}
+        models = {*self.models, *self.delegable_models} - {
+            *parent.models,
+            *parent.delegable_models,
+        }
+        return (*sorted(tools), *sorted(models))
 
     def same_grant(self, other: Registration) -> bool:
         """Whether both name the same agent, tools, models and limit: what a caller states."""
@@ -143,9 +159,8 @@ class RunStore:
     async def look_up(self, run: str) -> tuple[Registration | None, int]:
         """Return what the run was registered with, and the policy epoch of now."""
         row = await self._database.fetchrow(
-            "SELECT known.run, subject, team, roles, agent, tools, models, account, max_cost_nanos,"
-            " (SELECT coalesce(max(epoch), 0) FROM policy_sets) AS epoch FROM (SELECT $1 AS run)"
-            " AS asked LEFT JOIN run_registrations AS known USING (run)",
+            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_sets) AS epoch"
+            " FROM (SELECT $1 AS run) AS asked LEFT JOIN run_registrations AS known USING (run)",
             run,
         )
         assert row is not None  # noqa: S101 - an outer join of one row has one row
@@ -285,16 +300,15 @@ async def _fences(connection: Connection, runs: Sequence[str]) -> Fences:
 
 async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[str, Registration]:
     rows = await connection.fetch(
-        "SELECT run, subject, team, roles, agent, tools, models, account, max_cost_nanos"
-        " FROM run_registrations WHERE run = ANY($1)",
+        f"SELECT {_COLUMNS} FROM run_registrations WHERE run = ANY($1)",  # noqa: S608 - constants
         runs,
     )
     return {row["run"]: _registration(row) for row in rows}
 
 
 def _registration(row: asyncpg.Record) -> Registration:
-    values = {field.name: row[field.name] for field in fields(Registration)}
-    lists = {name: tuple(values[name]) for name in ("roles", "tools", "models")}
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Registration)}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return Registration(**values | lists)
 
 
@@ -329,4 +343,4 @@ def _registrations_json(registrations: Iterable[Registration]) -> str:
 
 def _grant(registration: Registration) -> Registration:
     """Reduce a registration to what a caller of IssueRemit states."""
-    return replace(registration, subject="", team="", roles=(), account="")
+    return replace(registration, subject="", team="", roles=(), account="", outer_limits_nanos=())

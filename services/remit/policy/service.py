@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -36,9 +35,17 @@ from remit.policy.checks import (
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
 from remit.policy.metrics import count_decision, note_undecided, unasked_counted
+from remit.policy.registration import (
+    check_delegation,
+    check_issue,
+    check_restated,
+    registration_of,
+    run_violations,
+    sub_registration,
+)
 from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Principal, Question, RuleBook
-from remit.policy.runs import Fences, Registration, RunStore, fenced, registered_otherwise
+from remit.policy.runs import Fences, Registration, RunStore, fenced
 from remit.policy.schema import RUN_AGENT
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -50,7 +57,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_BATCH: Final = 256
 """Questions in one BatchCheckPermissions, as its contract states."""
-_MAX_GRANTS: Final = 256
 _KNOWN_RUNS: Final = 4096
 
 
@@ -109,18 +115,38 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self, request: policy_service_pb2.IssueRemitRequest, context: Context
     ) -> policy_service_pb2.IssueRemitResponse:
         """Issue or renew the remit of a run."""
-        _check_issue(request)
+        check_issue(request)
         wanted = await self._wanted(request)
         run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
         return policy_service_pb2.IssueRemitResponse(remit=issued.token, lifetime=_lifetime(issued))
 
+    async def DelegateRemit(
+        self, request: policy_service_pb2.DelegateRemitRequest, context: Context
+    ) -> policy_service_pb2.DelegateRemitResponse:
+        """Issue or renew the remit of a sub-run."""
+        check_delegation(request)
+        wanted = sub_registration(await self._delegating(request.parent_remit), request)
+        if request.run not in self._registered:
+            known, epoch = await self._runs.look_up(request.run)
+            if known is None:
+                owner = Principal(
+                    wanted.subject, names.org_of(wanted.subject), wanted.team, wanted.roles
+                )
+                _require_allowed(await self._policies.at_least(epoch), owner, request.agent)
+        run = await self._runs.claim(request.run, request.fencing_token, wanted)
+        self._remember(run)
+        issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
+        return policy_service_pb2.DelegateRemitResponse(
+            remit=issued.token, lifetime=_lifetime(issued)
+        )
+
     async def FenceRun(
         self, request: policy_service_pb2.FenceRunRequest, context: Context
     ) -> policy_service_pb2.FenceRunResponse:
         """Raise a run's least fencing token."""
-        found = _run_violations(request.run, "min_fencing_token", request.min_fencing_token)
+        found = run_violations(request.run, "min_fencing_token", request.min_fencing_token)
         if found:
             raise invalid_request(found)
         token = await self._runs.fence(request.run, request.min_fencing_token)
@@ -197,7 +223,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             known, epoch = await self._runs.look_up(request.run)
         if known is None:
             return await self._register(request, await self._policies.at_least(epoch))
-        _check_restated(known, request)
+        check_restated(known, request)
         return None
 
     async def _register(
@@ -216,11 +242,23 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         )
         _check_party(client, current_call().caller)
         principal = principal_of(client)
-        decision = book.decide(Question(principal, RUN_AGENT, request.agent))
-        note_undecided(decision, RUN_AGENT, request.agent)
-        if not decision.allow:
-            raise _denied(client, request.agent, decision)
-        return _registration(principal, request)
+        _require_allowed(book, principal, request.agent)
+        return registration_of(principal, request)
+
+    async def _delegating(self, parent_remit: str) -> Registration:
+        """Return what the run is registered with that starts a sub-run, if it is still its own."""
+        remit = await self._verifier.verify(
+            parent_remit,
+            audience=options_pb2.CALLER_POLICY,
+            presenter=options_pb2.CALLER_AGENT,
+        )
+        _check_fence(await self._runs.fences([remit.run]), remit)
+        known = self._registered.get(remit.run) or (await self._runs.look_up(remit.run))[0]
+        if known is None:
+            raise RemitError(
+                ERROR_REASON_RUN_NOT_FOUND, f"{remit.run} was never registered with policy"
+            )
+        return known
 
     def _remember(self, run: Registration) -> None:
         """Keep a registration, which never changes, to spare renewals a query."""
@@ -258,74 +296,16 @@ def _check_party(remit: Remit, caller: Caller.ValueType) -> None:
         )
 
 
-def _check_issue(request: policy_service_pb2.IssueRemitRequest) -> None:
-    found = _run_violations(request.run, "fencing_token", request.fencing_token)
-    if request.agent and not names.is_name("agent", request.agent):
-        found.append(Violation("agent", "must be `agents/{agent}`"))
-    found += _list_violations("tool", "tools", request.tools)
-    found += _list_violations("model", "models", request.models)
-    if request.HasField("max_cost_nanos") and request.max_cost_nanos < 0:
-        found.append(Violation("max_cost_nanos", "must not be negative"))
-    if request.client_remit and not request.agent:
-        found.append(Violation("agent", "must be stated with the client's remit"))
-    if found:
-        raise invalid_request(found)
-
-
-def _run_violations(run: str, field: str, token: int) -> list[Violation]:
-    found = []
-    if not names.is_name("run", run):
-        found.append(Violation("run", "must be `runs/{uuid}`"))
-    if token < 1:
-        found.append(Violation(field, "must be 1 or more"))
-    return found
-
-
-def _list_violations(kind: str, field: str, values: Sequence[str]) -> list[Violation]:
-    if len(values) > _MAX_GRANTS:
-        return [Violation(field, f"must hold at most {_MAX_GRANTS} names")]
-    return [
-        Violation(f"{field}[{index}]", f"must be `{field}/{{{kind}}}`")
-        for index, value in enumerate(values)
-        if not names.is_name(kind, value)
-    ]
-
-
-def _registration(
-    principal: Principal, request: policy_service_pb2.IssueRemitRequest
-) -> Registration:
-    """Build what a request registers for the run's principal."""
-    account = names.account_path(
-        principal.user, team=principal.team, agent=request.agent, run=request.run
-    )
-    return Registration(
-        run=request.run,
-        subject=principal.user,
-        team=principal.team,
-        roles=principal.roles,
-        agent=request.agent,
-        tools=tuple(sorted(set(request.tools))),
-        models=tuple(sorted(set(request.models))),
-        account=account[-1],
-        max_cost_nanos=request.max_cost_nanos if request.HasField("max_cost_nanos") else None,
-    )
-
-
-def _check_restated(known: Registration, request: policy_service_pb2.IssueRemitRequest) -> None:
-    """Refuse a renewal that states another grant than the registered one. Stating none is fine."""
-    if not request.agent:
-        return
-    owner = Principal(known.subject, names.org_of(known.subject), known.team, known.roles)
-    if not known.same_grant(_registration(owner, request)):
-        raise registered_otherwise(known.run)
-
-
-def _denied(client: Remit, agent: str, decision: Decision) -> RemitError:
-    return RemitError(
-        ERROR_REASON_PERMISSION_DENIED,
-        f"{client.subject} may not perform {RUN_AGENT} on {agent}: {decision.reason}",
-        metadata={"permission": RUN_AGENT, "policy_ids": ",".join(decision.policy_ids)},
-    )
+def _require_allowed(book: RuleBook, principal: Principal, agent: str) -> None:
+    """Raise PERMISSION_DENIED unless the rules let the principal run the agent."""
+    decision = book.decide(Question(principal, RUN_AGENT, agent))
+    note_undecided(decision, RUN_AGENT, agent)
+    if not decision.allow:
+        raise RemitError(
+            ERROR_REASON_PERMISSION_DENIED,
+            f"{principal.user} may not perform {RUN_AGENT} on {agent}: {decision.reason}",
+            metadata={"permission": RUN_AGENT, "policy_ids": ",".join(decision.policy_ids)},
+        )
 
 
 def _lifetime(issued: Issued) -> duration_pb2.Duration:

@@ -71,6 +71,8 @@ class Remit:
     key_id: str
     issue_time: datetime
     expire_time: datetime
+    outer_limits_nanos: tuple[int | None, ...] = ()
+    """Of a sub-run: the limits of the runs above it, the outermost first."""
 
     @property
     def org(self) -> str:
@@ -252,7 +254,7 @@ def encode_claims(remit: Remit) -> dict[str, Any]:
         "fence": remit.fencing_token,
         "epoch": remit.policy_epoch,
         "roles": sorted(remit.roles),
-    }
+    } | ({"outer_limits": list(remit.outer_limits_nanos)} if remit.outer_limits_nanos else {})
 
 
 def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
@@ -278,12 +280,21 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         key_id=key_id,
         issue_time=datetime.fromtimestamp(claims["iat"], UTC),
         expire_time=datetime.fromtimestamp(claims["exp"], UTC),
+        outer_limits_nanos=tuple(claims.get("outer_limits", ())),
     )
-    expected = names.account_path(remit.subject, team=remit.team, agent=remit.agent, run=remit.run)
-    if remit.account != expected[-1]:
+    _check_account(remit)
+    return remit
+
+
+def _check_account(remit: Remit) -> None:
+    if not names.is_account_of(
+        remit.account, remit.subject, team=remit.team, agent=remit.agent, run=remit.run
+    ):
         message = "the account is not the subject's"
         raise ValueError(message)
-    return remit
+    if len(remit.outer_limits_nanos) != max(len(names.run_accounts(remit.account)) - 1, 0):
+        message = "not every run on the account's path has its limit"
+        raise ValueError(message)
 
 
 def _invalid(message: str) -> RemitError:

@@ -214,6 +214,8 @@ class IssueRemitRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     MAX_COST_NANOS_FIELD_NUMBER: _builtins.int
+    DELEGABLE_TOOLS_FIELD_NUMBER: _builtins.int
+    DELEGABLE_MODELS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Full name of the run, `runs/{run}`."""
     fencing_token: _builtins.int
@@ -232,6 +234,14 @@ class IssueRemitRequest(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that the agent may use, `models/{model}`. Fixed by the first call."""
 
+    @_builtins.property
+    def delegable_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that the run may not use itself and may pass on to its sub-runs. Fixed by the first call."""
+
+    @_builtins.property
+    def delegable_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the run may not use itself and may pass on to its sub-runs. Fixed by the first call."""
+
     def __init__(
         self,
         *,
@@ -242,10 +252,12 @@ class IssueRemitRequest(_message.Message):
         tools: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         max_cost_nanos: _builtins.int | None = ...,
+        delegable_tools: _abc.Iterable[_builtins.str] | None = ...,
+        delegable_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos", "max_cost_nanos", b"max_cost_nanos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos", "agent", b"agent", "client_remit", b"client_remit", "fencing_token", b"fencing_token", "max_cost_nanos", b"max_cost_nanos", "models", b"models", "run", b"run", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos", "agent", b"agent", "client_remit", b"client_remit", "delegable_models", b"delegable_models", "delegable_tools", b"delegable_tools", "fencing_token", b"fencing_token", "max_cost_nanos", b"max_cost_nanos", "models", b"models", "run", b"run", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_cost_nanos: _TypeAlias = _typing.Literal["max_cost_nanos"]  # noqa: Y015
     _WhichOneofArgType__max_cost_nanos: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos"]  # noqa: Y015
@@ -280,6 +292,98 @@ class IssueRemitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssueRemitResponse: _TypeAlias = IssueRemitResponse  # noqa: Y015
+
+@_typing.final
+class DelegateRemitRequest(_message.Message):
+    """DelegateRemitRequest asks for the remit of a sub-run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_REMIT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    MAX_COST_NANOS_FIELD_NUMBER: _builtins.int
+    DELEGABLE_TOOLS_FIELD_NUMBER: _builtins.int
+    DELEGABLE_MODELS_FIELD_NUMBER: _builtins.int
+    parent_remit: _builtins.str
+    """The remit of the run that starts it."""
+    run: _builtins.str
+    """Full name of the sub-run, `runs/{run}`."""
+    fencing_token: _builtins.int
+    """Fencing token of the worker that owns the sub-run, from 1."""
+    agent: _builtins.str
+    """Agent that runs, `agents/{agent}`. Fixed by the first call, as all that follows."""
+    max_cost_nanos: _builtins.int
+    """The sub-run's own money limit in nano-USD. Absent: none of its own."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that the agent may use, `tools/{tool}`."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the agent may use, `models/{model}`."""
+
+    @_builtins.property
+    def delegable_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that it may pass on to its own sub-runs."""
+
+    @_builtins.property
+    def delegable_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that it may pass on to its own sub-runs."""
+
+    def __init__(
+        self,
+        *,
+        parent_remit: _builtins.str = ...,
+        run: _builtins.str = ...,
+        fencing_token: _builtins.int = ...,
+        agent: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        max_cost_nanos: _builtins.int | None = ...,
+        delegable_tools: _abc.Iterable[_builtins.str] | None = ...,
+        delegable_models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos", "max_cost_nanos", b"max_cost_nanos"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos", "agent", b"agent", "delegable_models", b"delegable_models", "delegable_tools", b"delegable_tools", "fencing_token", b"fencing_token", "max_cost_nanos", b"max_cost_nanos", "models", b"models", "parent_remit", b"parent_remit", "run", b"run", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_cost_nanos: _TypeAlias = _typing.Literal["max_cost_nanos"]  # noqa: Y015
+    _WhichOneofArgType__max_cost_nanos: _TypeAlias = _typing.Literal["_max_cost_nanos", b"_max_cost_nanos"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost_nanos) -> _WhichOneofReturnType__max_cost_nanos | None: ...
+
+Global___DelegateRemitRequest: _TypeAlias = DelegateRemitRequest  # noqa: Y015
+
+@_typing.final
+class DelegateRemitResponse(_message.Message):
+    """DelegateRemitResponse is a remit and its lifetime."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMIT_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    remit: _builtins.str
+    """The signed remit: an EdDSA JWT of at most 4 KiB."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long it lives, counted by the asker from before it asked. Renew at 80 %."""
+
+    def __init__(
+        self,
+        *,
+        remit: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "remit", b"remit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DelegateRemitResponse: _TypeAlias = DelegateRemitResponse  # noqa: Y015
 
 @_typing.final
 class FenceRunRequest(_message.Message):

@@ -51,6 +51,11 @@ class PolicyServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitResponse.FromString,
                 _registered_method=True)
+        self.DelegateRemit = channel.unary_unary(
+                '/remit.api.policy.v1.PolicyService/DelegateRemit',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitResponse.FromString,
+                _registered_method=True)
         self.FenceRun = channel.unary_unary(
                 '/remit.api.policy.v1.PolicyService/FenceRun',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunRequest.SerializeToString,
@@ -91,6 +96,15 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DelegateRemit(self, request, context):
+        """Issues or renews the remit of a sub-run, which another run starts as one of its steps. It acts for the
+        same subject, may use nothing that its parent may neither use nor pass on, and spends the limits of every
+        run above it. A parent that is fenced delegates nothing. Asking twice is asking once; IssueRemit renews.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FenceRun(self, request, context):
         """Raises the least fencing token that a run's remits must carry, so that whoever holds a lower one
         can start nothing more. Raising to a token already reached changes nothing.
@@ -123,6 +137,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.IssueRemit,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitResponse.SerializeToString,
+            ),
+            'DelegateRemit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DelegateRemit,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitResponse.SerializeToString,
             ),
             'FenceRun': grpc.unary_unary_rpc_method_handler(
                     servicer.FenceRun,
@@ -218,6 +237,33 @@ class PolicyService:
             '/remit.api.policy.v1.PolicyService/IssueRemit',
             remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.IssueRemitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DelegateRemit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicyService/DelegateRemit',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.DelegateRemitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,11 @@ class PolicyServiceStub:
     the run; later ones need only a fencing token that is not lower than any seen before. A higher
     token fences all earlier ones.
     """
+    DelegateRemit: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.DelegateRemitRequest, _policy_service_pb2.DelegateRemitResponse]
+    """Issues or renews the remit of a sub-run, which another run starts as one of its steps. It acts for the
+    same subject, may use nothing that its parent may neither use nor pass on, and spends the limits of every
+    run above it. A parent that is fenced delegates nothing. Asking twice is asking once; IssueRemit renews.
+    """
     FenceRun: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.FenceRunRequest, _policy_service_pb2.FenceRunResponse]
     """Raises the least fencing token that a run's remits must carry, so that whoever holds a lower one
     can start nothing more. Raising to a token already reached changes nothing.
@@ -64,6 +69,17 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues or renews the remit of a run. The first call carries the client's own remit and registers
         the run; later ones need only a fencing token that is not lower than any seen before. A higher
         token fences all earlier ones.
+        """
+
+    @_abc_1.abstractmethod
+    def DelegateRemit(
+        self,
+        request: _policy_service_pb2.DelegateRemitRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.DelegateRemitRequest, _abc.Awaitable[_policy_service_pb2.DelegateRemitResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.DelegateRemitResponse]:
+        """Issues or renews the remit of a sub-run, which another run starts as one of its steps. It acts for the
+        same subject, may use nothing that its parent may neither use nor pass on, and spends the limits of every
+        run above it. A parent that is fenced delegates nothing. Asking twice is asking once; IssueRemit renews.
         """
 
     @_abc_1.abstractmethod
