@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 
 from remit.agent.journal import fold
 from remit.agent.leases import Held
-from remit.agent.logbook import Logbook
-from remit.agent.loop import started
+from remit.agent.logbook import Logbook, started
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError

@@ -12,6 +12,7 @@ from remit.agent.conversation import tool_key
 from remit.agent.decisions import Rest, next_action
 from remit.agent.definitions import OnDoubt
 from remit.agent.failures import Verdict, judge_tool_failure
+from remit.agent.household import Household
 from remit.agent.journal import Progress, ToolCall
 from remit.agent.records import Content
 from remit.agent.work import Work
@@ -35,8 +36,9 @@ class RunOver(Exception):  # noqa: N818 - what happened, not a fault
 class ToolCalls:
     """Makes the tool calls of one run."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, household: Household) -> None:
         self._work = work
+        self._household = household
         self._logbook = work.logbook
         self._places = asyncio.Semaphore(work.settings.max_parallel_tools)
 
@@ -60,7 +62,13 @@ class ToolCalls:
                 again = await self._attempt(step, again)
 
     async def _attempt(self, step: int, call: ToolCall) -> ToolCall | None:
-        """Makes a call; returns it under its next attempt where a doubt allows another."""
+        """Makes a call; returns it under its next attempt where a doubt allows another.
+
+        A call of an agent is only named here: its run needs no worker of ours to go on.
+        """
+        if call.is_delegation:
+            await self._household.name(self._work, step, call)
+            return None
 
         async def once(remit: str) -> tool_service_pb2.CallToolResponse:
             return await self._work.outside.tools.CallTool(

@@ -2,7 +2,8 @@
 
 The order makes it safe to die at any point. Seizing the run stops its journal; the request to
 cancel is then journalled, so that whoever adopts the run can only end it; raising the token at
-policy stops every effect that has not started; the end is journalled last.
+policy stops every effect that has not started; its sub-runs are cancelled in the same way; the end
+is journalled last.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from remit.agent.leases import Grant, LeaseStore
 from remit.agent.logbook import Books, Logbook
 from remit.agent.reading import StoredRun
 from remit.agent.run_remit import RemitDesk
+from remit.agent.sub_runs import ended_call
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 
 _TRIES: Final = 5
 """A run that changes hands this often during one request is left to the client's next try."""
+
+_BY_PARENT: Final = "the run that started it ends"
+"""Request id under which a sub-run is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Canceller:
             if not logbook.progress.cancelled_by:
                 await self._request(logbook, subject, request_id)
             await self.desk.fence(grant.run, grant.fencing_token)
+            await self.stop_sub_runs(logbook)
             await self._complete(logbook)
         except RemitError as error:
             if error.reason != reasons.ERROR_REASON_FENCED:
@@ -68,6 +74,36 @@ class Canceller:
         finally:
             logbook.close()
         return True
+
+    async def stop_sub_runs(self, logbook: Logbook) -> None:
+        """Cancels the sub-runs of a run about to end and journals their bills.
+
+        Call it under the run's newest token: nobody can start another one then.
+        """
+        for call in logbook.progress.sub_runs:
+            run = await self.stop_sub_run(call.run, by=logbook.progress.accepted.name)
+            if run is None:
+                continue
+            async with logbook.lock:
+                draft = logbook.draft()
+                draft.add(ended_call(len(draft.progress.turns), call, run))
+                await logbook.commit(draft)
+
+    async def stop_sub_run(self, name: str, *, by: str) -> run_pb2.Run | None:
+        """The sub-run as it ended, by itself or because the run `by` ends; None if there is none.
+
+        Raises what `cancel` raises where it cannot be ended now.
+        """
+        try:
+            stored = await self.books.reader.run(name)
+            if stored.run.state not in TERMINAL:
+                await self.cancel(stored, by, _BY_PARENT)
+        except RemitError as error:
+            if error.reason == reasons.ERROR_REASON_RUN_NOT_FOUND:
+                return None
+            if error.reason != reasons.ERROR_REASON_INVALID_STATE:  # else it has just ended
+                raise
+        return (await self.books.reader.run(name)).run
 
     async def _request(self, logbook: Logbook, subject: str, request_id: str) -> None:
         draft = logbook.draft()

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from remit import names, telemetry
 from remit.agent.conversation import Offer
-from remit.agent.definitions import AgentCatalog, AgentDefinition
+from remit.agent.definitions import AgentCatalog, AgentDefinition, Grant
 from remit.agent.entries import NewRun
 from remit.agent.journal import Progress
-from remit.agent.logbook import Draft
-from remit.agent.loop import started
+from remit.agent.logbook import Draft, started
 from remit.agent.metrics import count_created, refusals_counted
 from remit.agent.offers import Offers, pinned
 from remit.agent.pool import RunPool
@@ -51,14 +51,25 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """A request that was checked, and the run that it asks for."""
+class Order:
+    """A run to be created: checked, named, and asked for under a request id."""
 
-    request: agent_service_pb2.CreateRunRequest
-    digest: bytes
-    remit: Remit
-    definition: AgentDefinition
     run: run_pb2.Run
+    definition: AgentDefinition
+    request_id: str
+    digest: bytes
+    """Of the request's body: the same id with another digest is another request."""
+    parent_token: int = 0
+    """Of a sub-run: the fencing token of the worker that starts it."""
+
+    @property
+    def org(self) -> str:
+        """`orgs/{org}` whose run it is."""
+        return names.org_of(self.run.subject)
+
+
+Register: TypeAlias = Callable[[Grant], Awaitable[IssuedRemit]]
+"""Registers an order's run at policy and returns its first remit."""
 
 
 @dataclass(frozen=True)
@@ -98,31 +109,37 @@ class Creator:
             return Created(known)
         definition = self.catalog.get(request.agent)
         run = self._accepted(request, remit, definition)
-        order = _Order(request, digest, remit, definition, run)
-        # Whoever asked may leave now; what was begun is finished, so that no run lies idle.
-        return await asyncio.shield(spawn(self._create(order, remit_token), name=f"new-{run.name}"))
+        order = Order(run, definition, request.request_id, digest)
 
-    async def _create(self, order: _Order, client_remit: str) -> Created:
+        async def register(grant: Grant) -> IssuedRemit:
+            return await self.desk.register(run, FIRST_TOKEN, grant, client_remit=remit_token)
+
+        # Whoever asked may leave now; what was begun is finished, so that no run lies idle.
+        return await asyncio.shield(spawn(self.begin(order, register), name=f"new-{run.name}"))
+
+    async def begin(self, order: Order, register: Register) -> Created:
+        """Registers and stores a run, and begins it if there is a place. Raises as `create` does.
+
+        Raises FENCED for a sub-run whose parent is another worker's.
+        """
         telemetry.name_runs(order.run.name)
         is_later = order.run.HasField("schedule_time")
-        has_place = not is_later and self.pool.reserve(order.remit.org)
+        has_place = not is_later and self.pool.reserve(order.org)
         tenure: Tenure | None = None
         try:
             if not (has_place or is_later) and self.pool.is_queue_full:
                 raise queue_full(self.settings.max_queued_runs)
-            issued = await self.desk.issue(
-                order.run, FIRST_TOKEN, order.definition, client_remit=client_remit
-            )
+            issued = await register(self.catalog.grant(order.definition))
             created, tenure = await self._store(order, issued, has_place=has_place)
         finally:
             if has_place and tenure is None:
-                self.pool.give_up_place(order.remit.org)
+                self.pool.give_up_place(order.org)
         if has_place and tenure is not None:
             await self.pool.start(tenure)
         return created
 
     async def _store(
-        self, order: _Order, issued: IssuedRemit, *, has_place: bool
+        self, order: Order, issued: IssuedRemit, *, has_place: bool
     ) -> tuple[Created, Tenure | None]:
         draft = Draft(order.run.name, Progress(), self.clock)
         draft.add(run_pb2.RunCreated(run=order.run))
@@ -140,13 +157,13 @@ class Creator:
             grant_time=asked,
             lease_s=self.settings.lease_s,
             deadline=asked + new.max_duration_s,
-            org=order.remit.org,
+            org=order.org,
             head=Head(draft.progress, order.definition, issued, offer),
             traceparent=new.traceparent,
         )
         return created, tenure if has_place else None
 
-    def _first_step(self, draft: Draft, order: _Order) -> Offer | None:
+    def _first_step(self, draft: Draft, order: Order) -> Offer | None:
         """Begins the run in the commit that creates it, as far as is known without asking."""
         draft.add(started(FIRST_TOKEN, self.settings.replica))
         offer = self.offers.remembered(order.run.subject, order.definition)
@@ -154,11 +171,11 @@ class Creator:
             draft.announce_next(order.definition.model_name)
         return offer
 
-    def _row(self, order: _Order, draft: Draft, offer: Offer | None, *, has_place: bool) -> NewRun:
+    def _row(self, order: Order, draft: Draft, offer: Offer | None, *, has_place: bool) -> NewRun:
         return NewRun(
-            org=order.remit.org,
+            org=order.org,
             run=run_of(draft.progress),
-            request_id=order.request.request_id,
+            request_id=order.request_id,
             body_digest=order.digest,
             max_duration_s=order.run.limits.max_duration.ToNanoseconds() / 1e9,
             events=tuple(draft.events),
@@ -168,6 +185,7 @@ class Creator:
             traceparent=traceparent_of_call(),
             offer=pinned(offer) if offer is not None else None,
             schedule_time=_time_of(order.run),
+            parent_token=order.parent_token,
         )
 
     def _accepted(

@@ -31,6 +31,14 @@ class CallTools:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitSubRuns:
+    """See that the sub-runs of a step go on, and record those that ended."""
+
+    step: int
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """End the run."""
 
@@ -44,7 +52,7 @@ class Rest:
     """The run has ended or is paused; there is nothing to do."""
 
 
-Action: TypeAlias = AskModel | CallTools | End | Rest
+Action: TypeAlias = AskModel | CallTools | AwaitSubRuns | End | Rest
 
 
 def next_action(progress: Progress) -> Action:
@@ -89,8 +97,16 @@ def _after_ended_turn(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEn
         # Its calls were not journalled with it: the same key returns the recorded turn.
         return AskModel(turn.step, is_journalled=False)
     if turn.pending:
-        return CallTools(turn.step, turn.pending)
+        return _pending(turn)
     return AskModel(turn.step + 1, is_journalled=False)
+
+
+def _pending(turn: Turn) -> Action:
+    """Calls are made before sub-runs are waited for, which takes no worker."""
+    to_make = tuple(call for call in turn.pending if not call.run)
+    if to_make:
+        return CallTools(turn.step, to_make)
+    return AwaitSubRuns(turn.step, turn.pending)
 
 
 def _answered(turn: Turn) -> End:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -69,6 +70,7 @@ class AgentDefinition(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     tool_timeout_s: int | None = Field(default=None, ge=1, le=3_600)
     on_doubt: OnDoubt = OnDoubt.FAIL
+    agents: tuple[Identifier, ...] = Field(default=(), max_length=16)
 
     @field_validator("max_cost_usd", mode="before")
     @classmethod
@@ -78,9 +80,11 @@ class AgentDefinition(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.tools)) != len(self.tools):
-            message = "tools: names the same tool twice"
-            raise ValueError(message)
+        for field in ("tools", "agents"):
+            listed = getattr(self, field)
+            if len(set(listed)) != len(listed):
+                message = f"{field}: names the same {field[:-1]} twice"
+                raise ValueError(message)
         if (self.max_cost_usd * _NANOS_PER_USD) % 1:
             message = "max_cost_usd: has more than nine decimals"
             raise ValueError(message)
@@ -102,6 +106,11 @@ class AgentDefinition(BaseModel):
         return tuple(names.tool_name(tool) for tool in self.tools)
 
     @property
+    def agent_names(self) -> tuple[str, ...]:
+        """`agents/{agent}` of each agent that it may start, in the order declared."""
+        return tuple(names.agent_name(agent) for agent in self.agents)
+
+    @property
     def max_cost_nanos(self) -> int:
         """Most money of a run in nano-USD."""
         return int(self.max_cost_usd * _NANOS_PER_USD)
@@ -117,6 +126,8 @@ class AgentDefinition(BaseModel):
     def canonical(self) -> bytes:
         """The definition as JSON, keys sorted and no spaces: the version is its hash."""
         fields = self.model_dump(mode="json") | {"max_cost_usd": str(self.max_cost_usd.normalize())}
+        if not self.agents:  # as before there were any, so that no version changes
+            del fields["agents"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     @functools.cached_property
@@ -151,7 +162,18 @@ class AgentDefinition(BaseModel):
             max_steps=limits.max_steps,
             max_duration=limits.max_duration,
             max_cost_nanos=limits.max_cost_nanos,
+            agents=self.agent_names,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a run may use, and what it may pass on to its sub-runs without using it itself."""
+
+    tools: tuple[str, ...]
+    models: tuple[str, ...]
+    delegable_tools: tuple[str, ...] = ()
+    delegable_models: tuple[str, ...] = ()
 
 
 class AgentCatalog:
@@ -159,6 +181,9 @@ class AgentCatalog:
 
     def __init__(self, definitions: Iterable[AgentDefinition]) -> None:
         self._by_name = {d.full_name: d for d in sorted(definitions, key=lambda d: d.full_name)}
+        checked: set[str] = set()
+        for definition in self._by_name.values():
+            self._check_agents(definition, (), checked)
 
     def get(self, name: str) -> AgentDefinition:
         """The agent. Raises AGENT_NOT_FOUND that names the nearest one."""
@@ -169,6 +194,49 @@ class AgentCatalog:
                 f"{name} does not exist{did_you_mean(name, self._by_name)}",
             )
         return found
+
+    def grant(self, definition: AgentDefinition) -> Grant:
+        """What a run of the definition is registered with: its own, and what those below need."""
+        below = [self._by_name[name] for name in self._below(definition)]
+        return Grant(
+            tools=definition.tool_names,
+            models=(definition.model_name,),
+            delegable_tools=tuple(sorted({tool for agent in below for tool in agent.tool_names})),
+            delegable_models=tuple(sorted({agent.model_name for agent in below})),
+        )
+
+    def _below(self, definition: AgentDefinition) -> set[str]:
+        """The agents that its sub-runs may be of, at any depth.
+
+        A definition of an earlier version may name agents that are gone.
+        """
+        found: set[str] = set()
+        waiting = list(definition.agent_names)
+        while waiting:
+            name = waiting.pop()
+            if name in self._by_name and name not in found:
+                found.add(name)
+                waiting += self._by_name[name].agent_names
+        return found
+
+    def _check_agents(
+        self, definition: AgentDefinition, above: tuple[str, ...], checked: set[str]
+    ) -> None:
+        """Raises CONFIGURATION_INVALID for an agent that is not there, and for a circle."""
+        if definition.full_name in checked:
+            return
+        line = (*above, definition.full_name)
+        for name in definition.agent_names:
+            if name in line:
+                circle = " -> ".join((*line[line.index(name) :], name))
+                raise _invalid(f"agents: go round in a circle: {circle}")
+            if name not in self._by_name:
+                raise _invalid(
+                    f"agents: {definition.full_name} names {name}, which does not exist"
+                    f"{did_you_mean(name, self._by_name)}"
+                )
+            self._check_agents(self._by_name[name], line, checked)
+        checked.add(definition.full_name)
 
     def all(self) -> tuple[AgentDefinition, ...]:
         """Every agent, by name."""

@@ -31,6 +31,9 @@ class NewRun:
     """The trace that creates it."""
     schedule_time: datetime | None = None
     """When it may start; None: at once."""
+    parent_token: int = 0
+    """Of a sub-run: the fencing token of the worker that starts it. With a lower one than the
+    parent's newest nothing is created."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,20 @@ def judge_tool_failure(error: RemitError) -> Verdict:
     return _ALWAYS.get(error.reason) or _OF_TOOLS.get(error.reason) or _otherwise(error)
 
 
+_OF_SUB_RUNS: Final = {
+    reasons.ERROR_REASON_AGENT_NOT_FOUND: Verdict.TELL_MODEL,
+    reasons.ERROR_REASON_INVALID_REQUEST: Verdict.TELL_MODEL,
+    reasons.ERROR_REASON_SUSPICIOUS_INPUT: Verdict.TELL_MODEL,
+    reasons.ERROR_REASON_PERMISSION_DENIED: Verdict.TELL_MODEL,
+    reasons.ERROR_REASON_TOO_LARGE: Verdict.TELL_MODEL,
+}
+
+
+def judge_sub_run_failure(error: RemitError) -> Verdict:
+    """What it means that a sub-run could not be started."""
+    return _ALWAYS.get(error.reason) or _OF_SUB_RUNS.get(error.reason) or _otherwise(error)
+
+
 def is_told_to_model(status: status_pb2.Status) -> bool:
     """Whether the run goes on after a tool call that ended with this status."""
     error = RemitError.from_status(status)

@@ -21,9 +21,15 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2
 from remit.rpc.errors import RemitError
 
+_AFTER_CANCELLATION: Final = frozenset({"started", "tool_call_ended", "cancel_requested", "ended"})
+"""A call that ended then is billed: sub-runs are stopped before the run itself ends."""
+
 TERMINAL: Final = frozenset(
     {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED}
 )
+
+
+AGENT_PREFIX: Final = "agents/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,13 @@ class ToolCall:
     attempt: int = 1
     """Grows only where a call in doubt is made again under a new key."""
     ended: run_pb2.ToolCallEnded | None = None
+    run: str = ""
+    """The sub-run that the call of an agent became."""
+
+    @property
+    def is_delegation(self) -> bool:
+        """Whether an agent is called, and no tool."""
+        return self.tool.startswith(AGENT_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,10 @@ class Turn:
             return self.ended.error
         for call in self.calls:
             ended = call.ended
-            if ended is not None and ended.HasField("error") and not is_told_to_model(ended.error):
+            if ended is None or not ended.HasField("error"):
+                continue
+            # A sub-run has its own end; what comes of it is the model's to know.
+            if not (call.is_delegation or is_told_to_model(ended.error)):
                 return ended.error
         return None
 
@@ -160,6 +176,12 @@ class Progress:
         return self.tally_before.with_turn(self.turn)
 
     @property
+    def sub_runs(self) -> tuple[ToolCall, ...]:
+        """Calls that became sub-runs whose end is not recorded."""
+        turn = self.turn
+        return tuple(call for call in turn.pending if call.run) if turn is not None else ()
+
+    @property
     def max_steps(self) -> int:
         """Most model turns."""
         return self.accepted.limits.max_steps
@@ -204,7 +226,7 @@ def apply(progress: Progress, event: run_pb2.RunEvent) -> Progress:
         progress.sequence == 0 or event.run == progress.accepted.name, event, "is of another run"
     )
     if progress.cancelled_by:
-        _require(kind in {"started", "ended", "cancel_requested"}, event, "follows a cancellation")
+        _require(kind in _AFTER_CANCELLATION, event, "follows a cancellation")
     elif progress.paused_by:
         _require(kind in {"resumed", "cancel_requested", "ended"}, event, "follows a pause")
     _require(kind in _APPLY, event, "has no content")
@@ -280,6 +302,7 @@ def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
         _require(turn.ended is not None and not turn.is_recorded, event, "was not asked for")
         return _with_turn(progress, event, replace(turn, calls=(*turn.calls, call)))
     _require(earlier.ended is None, event, "starts a call that has ended")
+    _require(not earlier.run, event, "starts a call that became a sub-run")
     return _with_call(progress, event, turn, replace(call, attempt=earlier.attempt + 1))
 
 
@@ -291,6 +314,18 @@ def _tool_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     call = next((c for c in turn.pending if c.call_id == ended.call_id), None)
     _require(call is not None, event, "ends a call that is not open")
     return _with_call(progress, event, turn, replace(cast("ToolCall", call), ended=ended))
+
+
+def _sub_run_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    named = event.sub_run_started
+    turn = progress.turn
+    _require(turn is not None and turn.step == named.step, event, "is of another step")
+    turn = cast("Turn", turn)
+    call = next((c for c in turn.pending if c.call_id == named.call_id), None)
+    _require(
+        call is not None and call.is_delegation and not call.run, event, "names no call of an agent"
+    )
+    return _with_call(progress, event, turn, replace(cast("ToolCall", call), run=named.run))
 
 
 def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -334,6 +369,7 @@ _APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
     "cancel_requested": _cancel_requested,
     "paused": _paused,
     "resumed": _resumed,
+    "sub_run_started": _sub_run_started,
     "ended": _ended,
 }
 

@@ -117,6 +117,12 @@ class LeaseStore:
         )
         await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
 
+    async def park(self, lease: Held) -> None:
+        """Gives a lease back until the run's sub-runs have ended or its time is up."""
+        await self._database.execute(_PARK, run_id(lease.run), lease.fencing_token)
+        # Its sub-runs may have ended meanwhile, and nobody was told of a run that waits.
+        await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
+
     async def waiting(self) -> Waiting:
         """What waits for a worker."""
         rows = await self._database.fetch(_WAITING)
@@ -136,6 +142,12 @@ def _grant(row: asyncpg.Record) -> Grant:
     )
 
 
+_MAY_GO_ON: Final = """(
+    NOT r.awaits_sub_runs OR r.deadline_time <= clock_timestamp()
+    OR NOT EXISTS (SELECT FROM runs s WHERE s.parent = r.run AND s.state < 3)
+)"""
+"""Condition on a run `r` that it waits for no sub-run."""
+
 _WAITING: Final = f"""
 SELECT org, count(*) FILTER (WHERE {IS_DUE}) AS runs,
        extract(
@@ -153,9 +165,10 @@ WITH at_work AS (
     SELECT run, org, row_number() OVER (
         PARTITION BY org ORDER BY state DESC, priority, run
     ) AS place
-    FROM runs
+    FROM runs r
     WHERE state < 3 AND pause_time IS NULL AND {IS_DUE}
       AND (lease_expire_time IS NULL OR lease_expire_time <= clock_timestamp())
+      AND {_MAY_GO_ON}
 ), candidates AS (
     SELECT run, coalesce(at_work.runs, 0) + place AS turn
     FROM ranked LEFT JOIN at_work USING (org)
@@ -171,6 +184,7 @@ WITH at_work AS (
 )
 UPDATE runs SET
     owner = $1,
+    awaits_sub_runs = false,
     fencing_token = runs.fencing_token + 1,
     lease_expire_time = clock_timestamp() + make_interval(secs => $2::float8)
 FROM picked WHERE runs.run = picked.run
@@ -195,7 +209,7 @@ _RENEW: Final = """
 WITH held AS MATERIALIZED (
     SELECT r.run FROM runs r
     JOIN unnest($1::uuid[], $2::bigint[]) AS h (run, fencing_token) USING (run, fencing_token)
-    WHERE r.state < 3 ORDER BY r.run FOR UPDATE OF r
+    WHERE r.state < 3 AND r.owner IS NOT NULL ORDER BY r.run FOR UPDATE OF r
 )
 UPDATE runs SET lease_expire_time = clock_timestamp() + make_interval(secs => $3::float8)
 FROM held WHERE runs.run = held.run
@@ -210,4 +224,9 @@ WITH held AS MATERIALIZED (
 )
 UPDATE runs SET owner = NULL, lease_expire_time = NULL
 FROM held WHERE runs.run = held.run
+"""
+
+_PARK: Final = """
+UPDATE runs SET owner = NULL, lease_expire_time = NULL, awaits_sub_runs = true
+WHERE run = $1 AND fencing_token = $2 AND state < 3 AND owner IS NOT NULL
 """

@@ -41,6 +41,7 @@ Body: TypeAlias = (
     | run_pb2.CancelRequested
     | run_pb2.RunPaused
     | run_pb2.RunResumed
+    | run_pb2.SubRunStarted
     | run_pb2.RunEnded
 )
 
@@ -66,6 +67,7 @@ _FIELD_OF: Final[dict[type, str]] = {
     run_pb2.CancelRequested: "cancel_requested",
     run_pb2.RunPaused: "paused",
     run_pb2.RunResumed: "resumed",
+    run_pb2.SubRunStarted: "sub_run_started",
     run_pb2.RunEnded: "ended",
 }
 
@@ -102,10 +104,17 @@ class Draft:
         """Adds what the next action must have in the journal before it begins."""
         action = next_action(self.progress)
         if isinstance(action, End):
-            self.end(action)
+            # A run ends after its sub-runs: its worker stops them first.
+            if not self.progress.sub_runs:
+                self.end(action)
         elif isinstance(action, AskModel) and not action.is_journalled:
             self.enter(THINKING)
             self.add(run_pb2.ModelCallStarted(step=action.step, model=model))
+
+
+def started(fencing_token: int, replica: str) -> run_pb2.RunStarted:
+    """The event that says that a worker took a run."""
+    return run_pb2.RunStarted(fencing_token=fencing_token, replica=replica)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,20 @@ from typing import Final
 from remit import telemetry
 from remit.agent.attempts import Attempts
 from remit.agent.calls import RunOver, ToolCalls
-from remit.agent.decisions import AskModel, CallTools, End, Rest, failed, limit_reached, next_action
+from remit.agent.decisions import (
+    AskModel,
+    AwaitSubRuns,
+    CallTools,
+    End,
+    Rest,
+    failed,
+    limit_reached,
+    next_action,
+)
 from remit.agent.definitions import AgentDefinition
+from remit.agent.household import Household
 from remit.agent.journal import Progress, fold, header_of
-from remit.agent.logbook import THINKING, USING_TOOLS, Books, Logbook
+from remit.agent.logbook import THINKING, USING_TOOLS, Books, Logbook, started
 from remit.agent.reading import DefinitionStore
 from remit.agent.run_remit import IssuedRemit, RemitDesk, RunRemit
 from remit.agent.settings import AgentSettings
@@ -27,7 +37,6 @@ from remit.agent.spans import stage
 from remit.agent.tenure import Tenure
 from remit.agent.turns import ModelTurns
 from remit.agent.work import Outside, Work
-from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
@@ -52,6 +61,7 @@ class Workshop:
     outside: Outside
     settings: AgentSettings
     ids: IdSource
+    household: Household
 
 
 class RunWorker:
@@ -110,7 +120,7 @@ class RunWorker:
             await self._end(work, end)
 
     async def _go_on(self, work: Work, tenure: Tenure) -> None:
-        turns, calls = ModelTurns(work), ToolCalls(work)
+        turns, calls = ModelTurns(work), ToolCalls(work, self._shop.household)
         facts = self._facts(tenure)
         while True:
             action = next_action(work.logbook.progress)
@@ -122,6 +132,10 @@ class RunWorker:
             elif isinstance(action, CallTools):
                 with stage(USING_TOOLS, action.step, {**facts, TOOL_CALLS: len(action.calls)}):
                     await calls.make(action.step, action.calls)
+            elif isinstance(action, AwaitSubRuns):
+                if await self._shop.household.tend(work, action.step, action.calls):
+                    await self._shop.household.park(work)
+                    return
             else:
                 await self._end(work, action)
 
@@ -145,6 +159,7 @@ class RunWorker:
         await work.logbook.settle()
         if isinstance(next_action(work.logbook.progress), Rest):
             return
+        await self._shop.household.canceller.stop_sub_runs(work.logbook)
         async with work.logbook.lock:
             draft = work.logbook.draft()
             draft.end(end)
@@ -181,7 +196,7 @@ class RunWorker:
         logbook = Logbook(
             shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
         )
-        remit = RunRemit(shop.desk, progress.accepted, tenure.fencing_token, definition, issued)
+        remit = RunRemit(shop.desk, tenure.run, tenure.fencing_token, issued)
         return Work(
             run=tenure.run,
             definition=definition,
@@ -190,6 +205,8 @@ class RunWorker:
             outside=shop.outside,
             reader=shop.books.reader,
             settings=shop.settings,
+            fencing_token=tenure.fencing_token,
+            deadline=tenure.deadline,
         )
 
     async def _definition(self, version: str) -> AgentDefinition:
@@ -212,6 +229,8 @@ class RunWorker:
         logbook = Logbook(
             self._shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
         )
+        for name in await self._shop.books.reader.unfinished_sub_runs(tenure.run):
+            await self._shop.household.canceller.stop_sub_run(name, by=tenure.run)
         draft = logbook.draft()
         draft.end(failed(error))
         await logbook.commit(draft)
@@ -225,8 +244,3 @@ def _out_of_time(work: Work) -> End:
 def _crashed(error_id: str) -> End:
     message = f"an unexpected error occurred; its id is {error_id}"
     return failed(RemitError(reasons.ERROR_REASON_INTERNAL, message))
-
-
-def started(fencing_token: int, replica: str) -> run_pb2.RunStarted:
-    """The event that says that a worker took a run."""
-    return run_pb2.RunStarted(fencing_token=fencing_token, replica=replica)

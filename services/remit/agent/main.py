@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar
 from remit.agent.cancellation import Canceller
 from remit.agent.catalog_service import AgentCatalogService
 from remit.agent.creation import Creator
-from remit.agent.definitions import load_catalog
+from remit.agent.definitions import AgentCatalog, load_catalog
 from remit.agent.feed import Feed, Listener
+from remit.agent.household import Household
 from remit.agent.leases import LeaseStore
 from remit.agent.logbook import Books
 from remit.agent.loop import RunWorker, Workshop
@@ -23,6 +24,7 @@ from remit.agent.run_remit import RemitDesk
 from remit.agent.service import AgentService
 from remit.agent.settings import AgentSettings
 from remit.agent.store import RunStore
+from remit.agent.tenure import Tenure
 from remit.agent.work import Outside
 from remit.api.agent.v1 import agent_catalog_service_pb2_grpc, agent_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
@@ -117,15 +119,19 @@ async def open_parts(
     )
     books = Books(store, reader, feed, clock, settings.watch_page)
     desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
-    outside = _outside(settings, mesh, clock)
-    worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids))
+    outside = _outside(settings, mesh, catalog, clock)
     leases = LeaseStore(database, owner=owner, lease_s=settings.lease_s)
-    pool = RunPool(leases, worker.work, settings, clock)
+    canceller = Canceller(books, leases, desk)
+
+    async def work(tenure: Tenure) -> None:
+        await worker.work(tenure)
+
+    pool = RunPool(leases, work, settings, clock)
     creator = Creator(catalog, store, reader, desk, outside.offers, pool, settings, clock, ids)
+    household = Household(creator, canceller, leases)
+    worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
     return AgentParts(
-        runs=AgentService(
-            creator, Canceller(books, leases, desk), Pauser(books, leases, desk), reader, feed
-        ),
+        runs=AgentService(creator, canceller, Pauser(books, leases, desk), reader, feed),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=feed,
@@ -134,13 +140,15 @@ async def open_parts(
     )
 
 
-def _outside(settings: AgentSettings, mesh: StubSource, clock: Clock) -> Outside:
+def _outside(
+    settings: AgentSettings, mesh: StubSource, catalog: AgentCatalog, clock: Clock
+) -> Outside:
     tools = mesh.stub(tool_service_pb2_grpc.ToolServiceStub)
     return Outside(
         inference=mesh.stub(inference_service_pb2_grpc.InferenceServiceStub),
         tools=tools,
         offers=Offers(
-            tools, clock, size=settings.offer_cache_size, lifetime_s=settings.offer_cache_s
+            tools, catalog, clock, size=settings.offer_cache_size, lifetime_s=settings.offer_cache_s
         ),
     )
 

@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from remit import telemetry
 from remit.agent.journal import Turn
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.usage.v1 import usage_pb2
 from remit.rpc.errors import RemitError
 from remit.telemetry.logs import own_text
 
@@ -184,9 +185,10 @@ def count_ended(
     series = _series(run.agent)
     RUNS.labels(run.agent, state).inc()
     series.seconds.observe(_seconds(run))
-    series.input_tokens.inc(run.usage.input_tokens)
-    series.cached_input_tokens.inc(run.usage.cached_input_tokens)
-    series.output_tokens.inc(run.usage.output_tokens)
+    below = _of_sub_runs(turns)  # which count their own
+    series.input_tokens.inc(run.usage.input_tokens - below.input_tokens)
+    series.cached_input_tokens.inc(run.usage.cached_input_tokens - below.cached_input_tokens)
+    series.output_tokens.inc(run.usage.output_tokens - below.output_tokens)
     series.model_calls.observe(len(turns))
     series.tool_calls.observe(sum(len(turn.calls) for turn in turns))
     if run.state == run_pb2.RUN_STATE_FAILED:
@@ -195,6 +197,17 @@ def count_ended(
         if event.WhichOneof("event") == "model_call_ended":
             after_s = (now - event.event_time.ToDatetime(UTC)).total_seconds()
             series.post_processing_seconds.observe(max(0.0, after_s))
+
+
+def _of_sub_runs(turns: Sequence[Turn]) -> usage_pb2.Usage:
+    """What of a run's usage its sub-runs used."""
+    used = usage_pb2.Usage()
+    for call in (call for turn in turns for call in turn.calls):
+        if call.run and call.ended is not None:
+            used.input_tokens += call.ended.usage.input_tokens
+            used.cached_input_tokens += call.ended.usage.cached_input_tokens
+            used.output_tokens += call.ended.usage.output_tokens
+    return used
 
 
 def _seconds(run: run_pb2.Run) -> float:

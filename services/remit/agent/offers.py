@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.agent.conversation import Offer
-from remit.agent.definitions import AgentDefinition, did_you_mean
+from remit.agent.definitions import AgentCatalog, AgentDefinition, did_you_mean
 from remit.agent.records import Content
+from remit.agent.sub_runs import offered
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.clock import Clock
@@ -33,12 +34,14 @@ class Offers:
     def __init__(
         self,
         tools: tool_service_pb2_grpc.ToolServiceStub,
+        catalog: AgentCatalog,
         clock: Clock,
         *,
         size: int,
         lifetime_s: float,
     ) -> None:
         self._tools = tools
+        self._catalog = catalog
         self._clock = clock
         self._size = size
         self._lifetime_s = lifetime_s
@@ -47,7 +50,7 @@ class Offers:
     def remembered(self, subject: str, definition: AgentDefinition) -> Offer | None:
         """The offer, if it is remembered and fresh, or if the agent has no tools."""
         if not definition.tools:
-            return Offer(())
+            return Offer(self._agents(definition))
         known = self._remembered.get((subject, definition.version))
         if known is None or self._clock.monotonic() - known.time > self._lifetime_s:
             return None
@@ -57,9 +60,17 @@ class Offers:
         """The offer under the run's remit. Raises TOOL_NOT_FOUND for a tool that is not offered."""
         offer = self.remembered(subject, definition)
         if offer is None:
-            offer = _chosen(await self._listed(remit), definition)
+            tools = _chosen(await self._listed(remit), definition)
+            offer = Offer((*tools, *self._agents(definition)))
             self._remember((subject, definition.version), offer)
         return offer
+
+    def _agents(self, definition: AgentDefinition) -> tuple[tool_pb2.Tool, ...]:
+        """The agents that a run of the definition may start, as its model is offered them.
+
+        Raises AGENT_NOT_FOUND for one that a definition of an earlier version names.
+        """
+        return tuple(offered(self._catalog.get(name)) for name in definition.agent_names)
 
     async def _listed(self, remit: str) -> dict[str, tool_pb2.Tool]:
         listed: dict[str, tool_pb2.Tool] = {}
@@ -95,7 +106,9 @@ def unpinned(data: bytes) -> Offer:
     return Offer(tuple(tool_service_pb2.ListToolsResponse.FromString(data).tools))
 
 
-def _chosen(listed: dict[str, tool_pb2.Tool], definition: AgentDefinition) -> Offer:
+def _chosen(
+    listed: dict[str, tool_pb2.Tool], definition: AgentDefinition
+) -> tuple[tool_pb2.Tool, ...]:
     for name in definition.tool_names:
         if name not in listed:
             raise RemitError(
@@ -103,4 +116,4 @@ def _chosen(listed: dict[str, tool_pb2.Tool], definition: AgentDefinition) -> Of
                 f"{definition.full_name} needs {name}, which is not offered"
                 f"{did_you_mean(name, listed)}",
             )
-    return Offer(tuple(listed[name] for name in definition.tool_names))
+    return tuple(listed[name] for name in definition.tool_names)

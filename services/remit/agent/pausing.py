@@ -71,12 +71,23 @@ class Pauser:
         for _ in range(_TRIES):
             if stored.run.state in TERMINAL or wish.is_fulfilled(stored.run.state):
                 await self._complete(stored, wish)
+                await self._fulfil_below(name, wish)
                 return stored.run
             await self._seized(name, wish)
             stored = await self.books.reader.run(name)
         raise RemitError(
             reasons.ERROR_REASON_OVERLOADED, f"{name} changes hands too fast to be controlled"
         )
+
+    async def _fulfil_below(self, name: str, wish: _Wish) -> None:
+        """Does the same with the sub-runs that go on; one that is as wished already stays so."""
+        for below in await self.books.reader.unfinished_sub_runs(name):
+            stored = await self.books.reader.run(below)
+            try:
+                await self._fulfil(stored, wish)
+            except RemitError as error:
+                if error.reason != reasons.ERROR_REASON_INVALID_STATE:
+                    raise
 
     async def _complete(self, stored: StoredRun, wish: _Wish) -> None:
         """Sees that a fulfilled wish was this one, and that policy knows of it."""

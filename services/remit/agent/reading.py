@@ -38,6 +38,7 @@ class RunFilter:
     subject: str = ""
     agent: str = ""
     state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_UNSPECIFIED
+    parent: str = ""
 
 
 class RunReader:
@@ -80,8 +81,21 @@ class RunReader:
             only.state or None,
             run_id(before) if before else None,
             limit,
+            run_id(only.parent) if only.parent else None,
         )
         return [_run(row) for row in rows]
+
+    async def unfinished_sub_runs(self, name: str) -> list[str]:
+        """The sub-runs of a run that have not ended, the oldest first."""
+        rows = await self._database.fetch(
+            "SELECT run FROM runs WHERE parent = $1 AND state < 3 ORDER BY run", run_id(name)
+        )
+        return [names.run_name(str(row["run"])) for row in rows]
+
+    async def lineage(self, name: str) -> list[str]:
+        """The agents of a run and of those above it, `agents/{agent}`, its own first."""
+        rows = await self._database.fetch(_LINEAGE, run_id(name))
+        return [row["agent"] for row in rows]
 
     async def events(self, name: str, *, after: int, limit: int) -> list[run_pb2.RunEvent]:
         """Up to `limit` events after a sequence. Raises DATA_CORRUPT for a row that was changed."""
@@ -177,7 +191,17 @@ WHERE org = $1
   AND ($4::smallint IS NULL
        OR $4 = CASE WHEN state < 3 AND pause_time IS NOT NULL THEN 6 ELSE state END)
   AND ($5::uuid IS NULL OR run < $5)
+  AND ($7::uuid IS NULL OR parent = $7)
 ORDER BY run DESC LIMIT $6
+"""
+
+_LINEAGE: Final = """
+WITH RECURSIVE line AS (
+    SELECT run, parent, agent, 1 AS height FROM runs WHERE run = $1
+    UNION ALL
+    SELECT r.run, r.parent, r.agent, line.height + 1 FROM runs r JOIN line ON r.run = line.parent
+)
+SELECT agent FROM line ORDER BY height
 """
 
 _SELECT_EVENTS: Final = """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
-from remit.agent.definitions import AgentDefinition
+from remit.agent.definitions import Grant
 from remit.api.agent.v1 import run_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.rpc.clock import Clock
@@ -36,15 +36,10 @@ class RemitDesk:
         self._policy = policy
         self._clock = clock
 
-    async def issue(
-        self,
-        run: run_pb2.Run,
-        fencing_token: int,
-        definition: AgentDefinition,
-        *,
-        client_remit: str = "",
+    async def register(
+        self, run: run_pb2.Run, fencing_token: int, grant: Grant, *, client_remit: str
     ) -> IssuedRemit:
-        """The run's remit for the worker with this token; it fences every lower token.
+        """The first remit of a client's run, which fixes what the run may use.
 
         `client_remit` registers the run and is not kept. Raises what policy answers.
         """
@@ -55,12 +50,34 @@ class RemitDesk:
                 fencing_token=fencing_token,
                 client_remit=client_remit,
                 agent=run.agent,
-                tools=definition.tool_names,
-                models=[definition.model_name],
                 max_cost_nanos=run.limits.max_cost_nanos,
+                **asdict(grant),
             )
         )
-        return IssuedRemit(response.remit, response.lifetime.ToNanoseconds() / 1e9, asked)
+        return _issued(response, asked)
+
+    async def delegate(
+        self, run: run_pb2.Run, fencing_token: int, grant: Grant, *, parent_remit: str
+    ) -> IssuedRemit:
+        """The first remit of a sub-run, a subset of its parent's. Raises what policy answers."""
+        asked = self._clock.monotonic()
+        response = await self._policy.DelegateRemit(
+            policy_service_pb2.DelegateRemitRequest(
+                run=run.name,
+                fencing_token=fencing_token,
+                parent_remit=parent_remit,
+                agent=run.agent,
+                max_cost_nanos=run.limits.max_cost_nanos,
+                **asdict(grant),
+            )
+        )
+        return _issued(response, asked)
+
+    async def renew(self, run: str, fencing_token: int) -> IssuedRemit:
+        """The remit of a registered run for the worker with this token; it fences lower ones."""
+        asked = self._clock.monotonic()
+        request = policy_service_pb2.IssueRemitRequest(run=run, fencing_token=fencing_token)
+        return _issued(await self._policy.IssueRemit(request), asked)
 
     async def fence(self, run: str, fencing_token: int) -> None:
         """Makes policy refuse every remit of the run with a lower token."""
@@ -79,15 +96,13 @@ class RunRemit:
     def __init__(
         self,
         desk: RemitDesk,
-        run: run_pb2.Run,
+        run: str,
         fencing_token: int,
-        definition: AgentDefinition,
         issued: IssuedRemit | None,
     ) -> None:
         self._desk = desk
         self._run = run
         self._fencing_token = fencing_token
-        self._definition = definition
         self._issued = issued
         self._lock = asyncio.Lock()
 
@@ -95,11 +110,16 @@ class RunRemit:
         """A token with at least a fifth of its life left. Raises what policy answers."""
         async with self._lock:
             if self._issued is None or not self._desk.is_fresh(self._issued):
-                self._issued = await self._desk.issue(
-                    self._run, self._fencing_token, self._definition
-                )
+                self._issued = await self._desk.renew(self._run, self._fencing_token)
             return self._issued.token
 
     def drop(self) -> None:
         """Forgets a token that was refused, so that the next use asks for another."""
         self._issued = None
+
+
+def _issued(
+    response: policy_service_pb2.IssueRemitResponse | policy_service_pb2.DelegateRemitResponse,
+    asked: float,
+) -> IssuedRemit:
+    return IssuedRemit(response.remit, response.lifetime.ToNanoseconds() / 1e9, asked)

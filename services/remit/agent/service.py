@@ -111,6 +111,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             subject="" if ADMIN in remit.roles else remit.subject,
             agent=request.agent,
             state=request.state,
+            parent=request.parent,
         )
         runs, more = await self._page(only, page_size(request.page_size), request.page_token)
         return agent_service_pb2.ListRunsResponse(
@@ -231,6 +232,8 @@ def name_of_token(kind: str, token: str) -> str:
 def _check_filter(request: agent_service_pb2.ListRunsRequest) -> None:
     if request.agent:
         check_name("agent", "agent", request.agent)
+    if request.parent:
+        check_name("run", "parent", request.parent)
     if request.state not in run_pb2.RunState.values():
         raise invalid_request([Violation("state", "is not a state of runs")])
 

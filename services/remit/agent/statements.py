@@ -62,6 +62,9 @@ _CREATED: Final[tuple[Column[_Created], ...]] = (
     Column("traceparent", "text", lambda row: row.new.traceparent or None),
     Column("priority", "smallint", lambda row: row.new.run.priority),
     Column("schedule_time", "timestamptz", lambda row: row.new.schedule_time),
+    Column(
+        "parent", "uuid", lambda row: run_id(row.new.run.parent) if row.new.run.parent else None
+    ),
 )
 """Columns of a new run that are stored as they are."""
 
@@ -70,6 +73,13 @@ _DURATIONS: Final[tuple[Column[_Created], ...]] = (
     Column("lease_s", "float8", lambda row: row.new.lease_s if row.new.owner else None),
 )
 """Of which the database's clock makes times."""
+
+_CONDITIONS: Final[tuple[Column[_Created], ...]] = (
+    Column("parent_token", "bigint", lambda row: row.new.parent_token),
+)
+"""That decide whether a run is created."""
+
+_NEW_RUNS: Final = _CREATED + _DURATIONS + _CONDITIONS
 
 _ENTRIES: Final[tuple[Column[Entry], ...]] = (
     Column("run", "uuid", lambda entry: entry.run_id),
@@ -117,7 +127,7 @@ def write_arguments(
     """The arguments of WRITE, in its order."""
     new = [_created(run) for run in created]
     return [
-        *arrays(_CREATED + _DURATIONS, new),
+        *arrays(_NEW_RUNS, new),
         *arrays(_ENTRIES, entries),
         *arrays(_CONTENTS, contents),
         *arrays(_EVENTS, events),
@@ -135,26 +145,34 @@ def _stored_state(state: run_pb2.RunState.ValueType) -> int:
     return run_pb2.RUN_STATE_RUNNING if state == run_pb2.RUN_STATE_PAUSED else state
 
 
-_NEW, _ENTRY, _CONTENT, _EVENT, _NOTICE = unnests(
-    _CREATED + _DURATIONS, _ENTRIES, _CONTENTS, _EVENTS, _NOTICES
-)
+_NEW, _ENTRY, _CONTENT, _EVENT, _NOTICE = unnests(_NEW_RUNS, _ENTRIES, _CONTENTS, _EVENTS, _NOTICES)
 
 # `locked` locks rows in key order and reads their newest version; what is not in `written` leaves
 # no trace.
 WRITE: Final = f"""
-WITH fresh AS (
-    INSERT INTO runs ({names_of(_CREATED)}, deadline_time, lease_expire_time)
-    SELECT {names_of(_CREATED)},
-           greatest(clock_timestamp(), schedule_time) + make_interval(secs => max_duration_s),
-           clock_timestamp() + make_interval(secs => lease_s)
-    FROM {_NEW} AS new ({names_of(_CREATED + _DURATIONS)})
-    ON CONFLICT (org, subject, request_id) DO NOTHING
-    RETURNING run
+WITH new AS MATERIALIZED (
+    SELECT * FROM {_NEW} AS n ({names_of(_NEW_RUNS)})
 ), entry AS MATERIALIZED (
     SELECT * FROM {_ENTRY} AS e ({names_of(_ENTRIES)})
 ), locked AS MATERIALIZED (
     SELECT run, fencing_token, last_sequence, state FROM runs
-    WHERE run = ANY(ARRAY(SELECT run FROM entry)) ORDER BY run FOR UPDATE
+    WHERE run = ANY(ARRAY(
+        SELECT run FROM entry UNION SELECT parent FROM new WHERE parent IS NOT NULL
+    ))
+    ORDER BY run FOR UPDATE
+), fresh AS (
+    INSERT INTO runs ({names_of(_CREATED)}, deadline_time, lease_expire_time)
+    SELECT {names_of(_CREATED)},
+           greatest(clock_timestamp(), schedule_time) + make_interval(secs => max_duration_s),
+           clock_timestamp() + make_interval(secs => lease_s)
+    FROM new
+    WHERE parent IS NULL OR EXISTS (
+        SELECT FROM locked
+        WHERE locked.run = new.parent AND locked.fencing_token = new.parent_token
+          AND locked.state < 3
+    )
+    ON CONFLICT (org, subject, request_id) DO NOTHING
+    RETURNING run
 ), held AS MATERIALIZED (
     SELECT entry.run FROM locked JOIN entry USING (run, fencing_token)
     WHERE locked.last_sequence = entry.follows AND locked.state < 3

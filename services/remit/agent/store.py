@@ -14,6 +14,7 @@ from uuid import UUID
 
 from remit import names
 from remit.agent.entries import CreatedRun, Entry, Item, NewRun, run_of
+from remit.agent.journal import TERMINAL
 from remit.agent.records import Content, EventRow, encode_event
 from remit.agent.statements import WRITE, ContentRow, Notice, write_arguments
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -178,6 +179,8 @@ class _Batch:
 
 def _orders(entry: Entry) -> Iterator[str]:
     """What replicas must do beside reading the journal. Goes out before the raised token does."""
+    if entry.summary.state in TERMINAL and entry.summary.parent:
+        yield QUEUED  # its parent may go on
     if entry.cancel_request_id:
         yield f"{STOPPED} {entry.run_id} {entry.fencing_token}"
     if entry.control is not None:
@@ -202,6 +205,8 @@ def fenced(run: str) -> RemitError:
 
 async def _earlier(connection: Connection, new: NewRun) -> CreatedRun | RemitError:
     row = await connection.fetchrow(FIND_REQUEST, new.org, new.run.subject, new.request_id)
+    if row is None and new.run.parent:
+        return fenced(new.run.parent)
     if row is None or row["body_digest"] != new.body_digest:
         return key_reused(new.request_id)
     return CreatedRun(names.run_name(str(row["run"])), is_new=False)

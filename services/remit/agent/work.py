@@ -36,6 +36,9 @@ class Work:
     outside: Outside
     reader: RunReader
     settings: AgentSettings
+    fencing_token: int
+    deadline: float
+    """Monotonic seconds at which the run must end."""
     offer: Offer | None = None
     """What is pinned for the run, once it is known here."""
 

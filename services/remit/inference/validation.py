@@ -31,6 +31,7 @@ MAX_CALL_ID_CHARS: Final = 128
 MAX_VIOLATIONS: Final = 64
 """More would not fit into the metadata that carries an error."""
 
+_NOT_CALLABLE: Final = "must be the name of a tool, such as tools/search, or of an agent"
 _ROLES: Final = frozenset({ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL})
 
 
@@ -71,8 +72,8 @@ def _tools(tools: Sequence[ToolDefinition]) -> Iterator[Violation]:
     seen: set[str] = set()
     for index, tool in enumerate(tools):
         field = f"tools[{index}]"
-        if not names.is_name("tool", tool.name):
-            yield Violation(f"{field}.name", "must be the name of a tool, such as tools/search")
+        if not _may_be_called(tool.name):
+            yield Violation(f"{field}.name", _NOT_CALLABLE)
         elif tool.name in seen:
             yield Violation(f"{field}.name", f"{tool.name} is offered twice")
         seen.add(tool.name)
@@ -117,10 +118,15 @@ def _tool_calls(field: str, calls: Sequence[ToolCall]) -> Iterator[Violation]:
         elif call.id in seen:
             yield Violation(f"{at}.id", "stands twice in the turn")
         seen.add(call.id)
-        if not names.is_name("tool", call.tool):
-            yield Violation(f"{at}.tool", "must be the name of a tool, such as tools/search")
+        if not _may_be_called(call.tool):
+            yield Violation(f"{at}.tool", _NOT_CALLABLE)
         if not all(map(_is_json, call.arguments.fields.values())):
             yield Violation(f"{at}.arguments", "must be JSON: every number finite")
+
+
+def _may_be_called(name: str) -> bool:
+    """Whether it is the name of a tool, or of an agent that does a part of the task."""
+    return names.is_name("tool", name) or names.is_name("agent", name)
 
 
 def _is_json(value: struct_pb2.Value) -> bool:

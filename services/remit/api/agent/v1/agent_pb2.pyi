@@ -34,6 +34,7 @@ class Agent(_message.Message):
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_COST_NANOS_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`agents/{agent}`."""
     display_name: _builtins.str
@@ -56,6 +57,10 @@ class Agent(_message.Message):
     def max_duration(self) -> _duration_pb2.Duration:
         """Most time of a run."""
 
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Agents that it may start as steps of its run, `agents/{agent}`."""
+
     def __init__(
         self,
         *,
@@ -68,10 +73,11 @@ class Agent(_message.Message):
         max_steps: _builtins.int = ...,
         max_duration: _duration_pb2.Duration | None = ...,
         max_cost_nanos: _builtins.int = ...,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "display_name", b"display_name", "max_cost_nanos", b"max_cost_nanos", "max_duration", b"max_duration", "max_steps", b"max_steps", "model", b"model", "name", b"name", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "description", b"description", "display_name", b"display_name", "max_cost_nanos", b"max_cost_nanos", "max_duration", b"max_duration", "max_steps", b"max_steps", "model", b"model", "name", b"name", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

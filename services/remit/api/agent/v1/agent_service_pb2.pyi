@@ -284,6 +284,7 @@ class ListRunsRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Only of this agent; empty: all."""
     state: _run_pb2.RunState.ValueType
@@ -292,6 +293,8 @@ class ListRunsRequest(_message.Message):
     """At most this many; 0 means 50, more than 200 means 200."""
     page_token: _builtins.str
     """Where to go on; empty begins."""
+    parent: _builtins.str
+    """Only the sub-runs of this run, `runs/{run}`; empty: all."""
     def __init__(
         self,
         *,
@@ -299,10 +302,11 @@ class ListRunsRequest(_message.Message):
         state: _run_pb2.RunState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,7 +31,7 @@ from remit.api.tools.v1 import tool_pb2 as remit_dot_api_dot_tools_dot_v1_dot_to
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cremit/api/agent/v1/run.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xec\x05\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\x04task\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.remit.api.agent.v1.Run.ContextEntryB\x04\x90\xe7\x18\x01\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x14\n\x06result\x18\x08 \x01(\tB\x04\x90\xe7\x18\x01\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\tartifacts\x18\n \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12(\n\x05usage\x18\x0b \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x0c \x01(\x03\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1c\n\x0flast_leaf_index\x18\x0f \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x13 \x01(\x05\x12\x31\n\rschedule_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_last_leaf_index\"\x92\x01\n\tRunLimits\x12\x16\n\tmax_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0cmax_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_cost_nanos\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_max_stepsB\x11\n\x0f_max_cost_nanos\"\xd4\x06\n\x08RunEvent\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x31\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunCreatedH\x00\x12\x31\n\x07started\x18\x06 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunStartedH\x00\x12\x39\n\rstage_started\x18\x07 \x01(\x0b\x32 .remit.api.agent.v1.StageStartedH\x00\x12\x33\n\ntext_delta\x18\x08 \x01(\x0b\x32\x1d.remit.api.agent.v1.TextDeltaH\x00\x12\x42\n\x12model_call_started\x18\t \x01(\x0b\x32$.remit.api.agent.v1.ModelCallStartedH\x00\x12>\n\x10model_call_ended\x18\n \x01(\x0b\x32\".remit.api.agent.v1.ModelCallEndedH\x00\x12@\n\x11tool_call_started\x18\x0b \x01(\x0b\x32#.remit.api.agent.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x0c \x01(\x0b\x32!.remit.api.agent.v1.ToolCallEndedH\x00\x12\x31\n\x07waiting\x18\r \x01(\x0b\x32\x1e.remit.api.agent.v1.RunWaitingH\x00\x12?\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x0b\x32#.remit.api.agent.v1.CancelRequestedH\x00\x12-\n\x05\x65nded\x18\x0f \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEndedH\x00\x12/\n\x06paused\x18\x10 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunPausedH\x00\x12\x31\n\x07resumed\x18\x11 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunResumedH\x00\x42\x07\n\x05\x65vent\"2\n\nRunCreated\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\nRunStarted\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"-\n\tTextDelta\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\"/\n\x10ModelCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"\xcc\x01\n\x0eModelCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntool_calls\x18\x03 \x01(\x05\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x05 \x01(\x03\x12\r\n\x05\x63laim\x18\x06 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x07 \x01(\x03\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\"p\n\x0fToolCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x30\n\targuments\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"\xa7\x02\n\rToolCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12/\n\tartifacts\x18\x05 \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x12\n\ncost_nanos\x18\x06 \x01(\x03\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x08 \x01(\x03\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x05usage\x18\n \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\"`\n\nRunWaiting\x12\"\n\x06reason\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nretry_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x0f\x43\x61ncelRequested\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1c\n\tRunPaused\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1d\n\nRunResumed\x12\x0f\n\x07subject\x18\x01 \x01(\t\"0\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run*\xb0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cremit/api/agent/v1/run.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xfc\x05\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\x04task\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.remit.api.agent.v1.Run.ContextEntryB\x04\x90\xe7\x18\x01\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x14\n\x06result\x18\x08 \x01(\tB\x04\x90\xe7\x18\x01\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\tartifacts\x18\n \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12(\n\x05usage\x18\x0b \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x0c \x01(\x03\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1c\n\x0flast_leaf_index\x18\x0f \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x13 \x01(\x05\x12\x31\n\rschedule_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06parent\x18\x15 \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_last_leaf_index\"\x92\x01\n\tRunLimits\x12\x16\n\tmax_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0cmax_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_cost_nanos\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_max_stepsB\x11\n\x0f_max_cost_nanos\"\x92\x07\n\x08RunEvent\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x31\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunCreatedH\x00\x12\x31\n\x07started\x18\x06 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunStartedH\x00\x12\x39\n\rstage_started\x18\x07 \x01(\x0b\x32 .remit.api.agent.v1.StageStartedH\x00\x12\x33\n\ntext_delta\x18\x08 \x01(\x0b\x32\x1d.remit.api.agent.v1.TextDeltaH\x00\x12\x42\n\x12model_call_started\x18\t \x01(\x0b\x32$.remit.api.agent.v1.ModelCallStartedH\x00\x12>\n\x10model_call_ended\x18\n \x01(\x0b\x32\".remit.api.agent.v1.ModelCallEndedH\x00\x12@\n\x11tool_call_started\x18\x0b \x01(\x0b\x32#.remit.api.agent.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x0c \x01(\x0b\x32!.remit.api.agent.v1.ToolCallEndedH\x00\x12\x31\n\x07waiting\x18\r \x01(\x0b\x32\x1e.remit.api.agent.v1.RunWaitingH\x00\x12?\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x0b\x32#.remit.api.agent.v1.CancelRequestedH\x00\x12-\n\x05\x65nded\x18\x0f \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEndedH\x00\x12/\n\x06paused\x18\x10 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunPausedH\x00\x12\x31\n\x07resumed\x18\x11 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunResumedH\x00\x12<\n\x0fsub_run_started\x18\x12 \x01(\x0b\x32!.remit.api.agent.v1.SubRunStartedH\x00\x42\x07\n\x05\x65vent\"2\n\nRunCreated\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\nRunStarted\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"-\n\tTextDelta\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\"/\n\x10ModelCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"\xcc\x01\n\x0eModelCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntool_calls\x18\x03 \x01(\x05\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x05 \x01(\x03\x12\r\n\x05\x63laim\x18\x06 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x07 \x01(\x03\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\"p\n\x0fToolCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x30\n\targuments\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"\xb4\x02\n\rToolCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12/\n\tartifacts\x18\x05 \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x12\n\ncost_nanos\x18\x06 \x01(\x03\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x08 \x01(\x03\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x05usage\x18\n \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x0b\n\x03run\x18\x0b \x01(\t\";\n\rSubRunStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"`\n\nRunWaiting\x12\"\n\x06reason\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nretry_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x0f\x43\x61ncelRequested\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1c\n\tRunPaused\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1d\n\nRunResumed\x12\x0f\n\x07subject\x18\x01 \x01(\t\"0\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run*\xb0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,40 +52,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALLSTARTED'].fields_by_name['arguments']._serialized_options = b'\220\347\030\001'
   _globals['_TOOLCALLENDED'].fields_by_name['result']._loaded_options = None
   _globals['_TOOLCALLENDED'].fields_by_name['result']._serialized_options = b'\220\347\030\001'
-  _globals['_RUNSTATE']._serialized_start=3124
-  _globals['_RUNSTATE']._serialized_end=3300
+  _globals['_RUNSTATE']._serialized_start=3276
+  _globals['_RUNSTATE']._serialized_end=3452
   _globals['_RUN']._serialized_start=272
-  _globals['_RUN']._serialized_end=1020
-  _globals['_RUN_CONTEXTENTRY']._serialized_start=954
-  _globals['_RUN_CONTEXTENTRY']._serialized_end=1000
-  _globals['_RUNLIMITS']._serialized_start=1023
-  _globals['_RUNLIMITS']._serialized_end=1169
-  _globals['_RUNEVENT']._serialized_start=1172
-  _globals['_RUNEVENT']._serialized_end=2024
-  _globals['_RUNCREATED']._serialized_start=2026
-  _globals['_RUNCREATED']._serialized_end=2076
-  _globals['_RUNSTARTED']._serialized_start=2078
-  _globals['_RUNSTARTED']._serialized_end=2130
-  _globals['_STAGESTARTED']._serialized_start=2132
-  _globals['_STAGESTARTED']._serialized_end=2161
-  _globals['_TEXTDELTA']._serialized_start=2163
-  _globals['_TEXTDELTA']._serialized_end=2208
-  _globals['_MODELCALLSTARTED']._serialized_start=2210
-  _globals['_MODELCALLSTARTED']._serialized_end=2257
-  _globals['_MODELCALLENDED']._serialized_start=2260
-  _globals['_MODELCALLENDED']._serialized_end=2464
-  _globals['_TOOLCALLSTARTED']._serialized_start=2466
-  _globals['_TOOLCALLSTARTED']._serialized_end=2578
-  _globals['_TOOLCALLENDED']._serialized_start=2581
-  _globals['_TOOLCALLENDED']._serialized_end=2876
-  _globals['_RUNWAITING']._serialized_start=2878
-  _globals['_RUNWAITING']._serialized_end=2974
-  _globals['_CANCELREQUESTED']._serialized_start=2976
-  _globals['_CANCELREQUESTED']._serialized_end=3010
-  _globals['_RUNPAUSED']._serialized_start=3012
-  _globals['_RUNPAUSED']._serialized_end=3040
-  _globals['_RUNRESUMED']._serialized_start=3042
-  _globals['_RUNRESUMED']._serialized_end=3071
-  _globals['_RUNENDED']._serialized_start=3073
-  _globals['_RUNENDED']._serialized_end=3121
+  _globals['_RUN']._serialized_end=1036
+  _globals['_RUN_CONTEXTENTRY']._serialized_start=970
+  _globals['_RUN_CONTEXTENTRY']._serialized_end=1016
+  _globals['_RUNLIMITS']._serialized_start=1039
+  _globals['_RUNLIMITS']._serialized_end=1185
+  _globals['_RUNEVENT']._serialized_start=1188
+  _globals['_RUNEVENT']._serialized_end=2102
+  _globals['_RUNCREATED']._serialized_start=2104
+  _globals['_RUNCREATED']._serialized_end=2154
+  _globals['_RUNSTARTED']._serialized_start=2156
+  _globals['_RUNSTARTED']._serialized_end=2208
+  _globals['_STAGESTARTED']._serialized_start=2210
+  _globals['_STAGESTARTED']._serialized_end=2239
+  _globals['_TEXTDELTA']._serialized_start=2241
+  _globals['_TEXTDELTA']._serialized_end=2286
+  _globals['_MODELCALLSTARTED']._serialized_start=2288
+  _globals['_MODELCALLSTARTED']._serialized_end=2335
+  _globals['_MODELCALLENDED']._serialized_start=2338
+  _globals['_MODELCALLENDED']._serialized_end=2542
+  _globals['_TOOLCALLSTARTED']._serialized_start=2544
+  _globals['_TOOLCALLSTARTED']._serialized_end=2656
+  _globals['_TOOLCALLENDED']._serialized_start=2659
+  _globals['_TOOLCALLENDED']._serialized_end=2967
+  _globals['_SUBRUNSTARTED']._serialized_start=2969
+  _globals['_SUBRUNSTARTED']._serialized_end=3028
+  _globals['_RUNWAITING']._serialized_start=3030
+  _globals['_RUNWAITING']._serialized_end=3126
+  _globals['_CANCELREQUESTED']._serialized_start=3128
+  _globals['_CANCELREQUESTED']._serialized_end=3162
+  _globals['_RUNPAUSED']._serialized_start=3164
+  _globals['_RUNPAUSED']._serialized_end=3192
+  _globals['_RUNRESUMED']._serialized_start=3194
+  _globals['_RUNRESUMED']._serialized_end=3223
+  _globals['_RUNENDED']._serialized_start=3225
+  _globals['_RUNENDED']._serialized_end=3273
 # @@protoc_insertion_point(module_scope)

@@ -111,6 +111,7 @@ class Run(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`; {run} is a UUIDv7."""
     agent: _builtins.str
@@ -126,13 +127,15 @@ class Run(_message.Message):
     result: _builtins.str
     """The answer; empty until SUCCEEDED."""
     cost_nanos: _builtins.int
-    """What it cost so far, in nano-USD."""
+    """What it cost so far, in nano-USD, the sub-runs that ended included."""
     last_sequence: _builtins.int
     """Sequence of its newest event."""
     last_leaf_index: _builtins.int
     """Index of the newest intent of its effects in the log; absent while it has none."""
     priority: _builtins.int
     """Which of its org's waiting runs go first, 1 before 5."""
+    parent: _builtins.str
+    """The run that started it as one of its steps, `runs/{run}`; empty for a client's."""
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts given with the task; the model sees them."""
@@ -147,7 +150,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """What it used so far."""
+        """What it used so far, the sub-runs that ended included."""
 
     @_builtins.property
     def limits(self) -> Global___RunLimits:
@@ -192,10 +195,11 @@ class Run(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         priority: _builtins.int = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
@@ -265,6 +269,7 @@ class RunEvent(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
+    SUB_RUN_STARTED_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Run that it belongs to."""
     sequence: _builtins.int
@@ -327,6 +332,10 @@ class RunEvent(_message.Message):
     def resumed(self) -> Global___RunResumed:
         """The run may go on."""
 
+    @_builtins.property
+    def sub_run_started(self) -> Global___SubRunStarted:
+        """A tool call became a run of another agent."""
+
     def __init__(
         self,
         *,
@@ -347,12 +356,13 @@ class RunEvent(_message.Message):
         ended: Global___RunEnded | None = ...,
         paused: Global___RunPaused | None = ...,
         resumed: Global___RunResumed | None = ...,
+        sub_run_started: Global___SubRunStarted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "resumed", b"resumed", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "resumed", b"resumed", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "percent", b"percent", "resumed", b"resumed", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "percent", b"percent", "resumed", b"resumed", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended", "paused", "resumed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended", "paused", "resumed", "sub_run_started"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -551,7 +561,7 @@ class ToolCallStarted(_message.Message):
     call_id: _builtins.str
     """Identifier of the call within the step."""
     tool: _builtins.str
-    """`tools/{tool}`."""
+    """`tools/{tool}`, or `agents/{agent}` for a sub-run."""
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The arguments."""
@@ -588,18 +598,21 @@ class ToolCallEnded(_message.Message):
     INTENT_LEAF_INDEX_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step, from 1."""
     call_id: _builtins.str
     """Identifier of the call within the step."""
     tool: _builtins.str
-    """`tools/{tool}`."""
+    """`tools/{tool}`, or `agents/{agent}` for a sub-run."""
     cost_nanos: _builtins.int
     """What it costs in nano-USD."""
     claim: _builtins.str
     """Claim of the effect."""
     intent_leaf_index: _builtins.int
     """Index of its intent in the log."""
+    run: _builtins.str
+    """The sub-run that it was, `runs/{run}`; empty for a tool. Usage and cost are those of its whole tree."""
     @_builtins.property
     def result(self) -> _struct_pb2.Struct:
         """The result; unset on failure."""
@@ -629,14 +642,47 @@ class ToolCallEnded(_message.Message):
         intent_leaf_index: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        run: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "call_id", b"call_id", "claim", b"claim", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "result", b"result", "step", b"step", "tool", b"tool", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "call_id", b"call_id", "claim", b"claim", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "result", b"result", "run", b"run", "step", b"step", "tool", b"tool", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCallEnded: _TypeAlias = ToolCallEnded  # noqa: Y015
+
+@_typing.final
+class SubRunStarted(_message.Message):
+    """SubRunStarted names the run that a call of an agent becomes. It is named here before it is created, so that
+    a crash between the two starts no second one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Step, from 1."""
+    call_id: _builtins.str
+    """Identifier of the call within the step."""
+    run: _builtins.str
+    """The sub-run, `runs/{run}`."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubRunStarted: _TypeAlias = SubRunStarted  # noqa: Y015
 
 @_typing.final
 class RunWaiting(_message.Message):
@@ -676,7 +722,7 @@ class CancelRequested(_message.Message):
 
     SUBJECT_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """`orgs/{org}/users/{user}`."""
+    """`orgs/{org}/users/{user}`, or for a sub-run the run that started it, `runs/{run}`."""
     def __init__(
         self,
         *,

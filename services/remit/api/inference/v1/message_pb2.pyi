@@ -136,7 +136,7 @@ class ToolCall(_message.Message):
     id: _builtins.str
     """Identifier within the turn, which the TOOL turn repeats."""
     tool: _builtins.str
-    """`tools/{tool}`."""
+    """`tools/{tool}`, or `agents/{agent}` where agents are offered."""
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """Arguments as the model gave them."""
@@ -158,7 +158,7 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class ToolDefinition(_message.Message):
-    """ToolDefinition offers a tool to a model."""
+    """ToolDefinition offers a tool to a model, or an agent that does a part of the task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -166,7 +166,7 @@ class ToolDefinition(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     INPUT_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`tools/{tool}`."""
+    """`tools/{tool}` or `agents/{agent}`."""
     description: _builtins.str
     """What it does."""
     input_schema_json: _builtins.str
