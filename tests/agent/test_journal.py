@@ -26,6 +26,7 @@ def test_every_prefix_folds_and_says_what_comes_next(events: list[run_pb2.RunEve
         assert progress.percent == event.percent
         run = run_of(progress)
         assert run.last_sequence == number
+        assert (run.percent, run.stage) == (event.percent, progress.stage)
         is_last = number == len(events)
         is_paused = run.state == run_pb2.RUN_STATE_PAUSED
         assert isinstance(next_action(progress), Rest) == (is_last or is_paused)

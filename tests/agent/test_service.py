@@ -154,6 +154,31 @@ async def test_a_watcher_sees_text_before_the_turn_ends(
     assert "".join(seen) == "first second"
 
 
+async def test_percent_and_stage_of_a_run_are_read_without_its_journal(
+    replica: StartReplica, world: World
+) -> None:
+    client = (await replica()).client()
+    world.tools.effects.hold = asyncio.Event()
+    run = await client.create(limits=run_pb2.RunLimits(max_steps=2))
+    assert (run.percent, run.stage) in {(0, ""), (0, "thinking")}
+
+    async def uses_tools() -> run_pb2.Run | None:
+        read = await client.get(run.name)
+        return read if read.stage == "using tools" else None
+
+    halfway = await eventually(uses_tools)
+    assert halfway is not None
+    listed = await client.runs.ListRuns(
+        agent_service_pb2.ListRunsRequest(), metadata=client.metadata
+    )
+    assert list(listed.runs) == [halfway]
+    assert halfway.percent == 0
+    world.tools.effects.hold.set()
+    ended = await client.ended(run.name)
+    assert (ended.percent, ended.stage) == (100, "answering")
+    assert await client.get(run.name) == ended
+
+
 async def test_a_silent_stream_sends_heartbeats(replica: StartReplica, world: World) -> None:
     world.inference.effects.hold = asyncio.Event()
     client = (await replica(heartbeat_s=0.05)).client()

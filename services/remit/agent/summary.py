@@ -36,6 +36,7 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
     run.result = end.result
     if end.error is not None:
         run.error.CopyFrom(end.error)
+    run.percent = 100
     run.end_time.FromDatetime(now)
     run.last_sequence = progress.sequence + 1
     return run
@@ -44,6 +45,8 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
 def _add_progress(run: run_pb2.Run, progress: Progress) -> None:
     tally = progress.tally
     run.state = progress.state
+    run.percent = progress.percent
+    run.stage = progress.stage
     run.artifacts.extend(tally.artifacts)
     run.usage.CopyFrom(usage(tally))
     run.cost_nanos = tally.cost_nanos
