@@ -221,6 +221,28 @@ async def test_a_keyed_call_is_sent_again_elsewhere_when_it_was_refused(world: W
     assert {seen.replica for seen in world.seen} == {0, 1}
 
 
+async def test_a_pause_of_the_only_replica_is_no_outage(world: World) -> None:
+    """Its first attempts time out, five in a row and more; it gets the second ones all the same."""
+    going_on = asyncio.Event()
+
+    async def stalls(request: bytes, _: Context) -> bytes:
+        await going_on.wait()
+        return request
+
+    world.answers[APPEND_EVENTS] = stalls
+    channel = world.mesh("tools")
+    calls = [asyncio.create_task(call(channel, APPEND_EVENTS)) for _ in range(8)]
+    # Where it was ejected, no second attempt of all of them arrives.
+    await eventually(lambda: len(world.seen) >= 2 * len(calls) or _one_failed(calls), timeout_s=10)
+    going_on.set()
+    assert await asyncio.gather(*calls) == [b"body"] * len(calls)
+    assert await call(channel, APPEND_EVENTS) == b"body"
+
+
+def _one_failed(calls: list[asyncio.Task[bytes]]) -> bool:
+    return any(task.done() and task.exception() for task in calls)
+
+
 async def test_a_replica_that_drains_gets_no_more_calls(world: World) -> None:
     await world.upstreams["cost", 0].health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     await eventually(lambda: _unhealthy(world, "mesh_cost"), timeout_s=15)

@@ -56,6 +56,8 @@ _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _MAX_CONNECTIONS: Final = 1024
 _STREAM_WINDOW_BYTES: Final = 1 << 20
 _CONNECTION_WINDOW_BYTES: Final = 4 << 20
+_ALL_BUT_ONE_PERCENT: Final = 99
+"""Of any number of replicas up to 100: what would be ejected is rounded up and compared with it."""
 
 
 def cluster_name(way: str, area: str) -> str:
@@ -150,6 +152,9 @@ def _outlier_detection(
 ) -> OutlierDetection:
     """Ejects a replica that loses connections or calls; beyond that, one that answers only errors.
 
+    The last replica stays: calls that time out while it stalls must not make an outage of a pause,
+    and one that is dead fails its health checks.
+
     Answers count only on the mesh and only for areas without effects: a client with tiny
     deadlines, or a model provider that is down, makes a healthy replica answer errors and must not
     shut it out.
@@ -165,7 +170,7 @@ def _outlier_detection(
         enforcing_local_origin_success_rate=0,
         interval=timedelta(seconds=1),
         base_ejection_time=timedelta(seconds=resilience.ejection_s),
-        max_ejection_percent=100,
+        max_ejection_percent=_ALL_BUT_ONE_PERCENT,
     )
 
 
