@@ -18,7 +18,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from remit.tools import ToolContext, ToolError, tool
+from remit.tools import NothingDoneError, ToolContext, ToolError, tool
 
 RUNS = Path(os.environ["RUNS_FILE"])
 
@@ -47,6 +47,16 @@ async def wait_for_ever() -> None:
     """Wait."""
     note("waiting")
     await asyncio.Event().wait()
+
+
+@tool(permission_class="execute", timeout_s=20)
+async def prepare_for_ever() -> None:
+    """Prepare."""
+    note("preparing")
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise NothingDoneError("nothing was done") from None
 
 
 @tool(permission_class="read", idempotent=True, timeout_s=20)

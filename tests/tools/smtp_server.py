@@ -31,6 +31,8 @@ class Mailbox:
     data_reply: str = "250 OK"
     cut_after_data: bool = False
     hang_at_data: bool = False
+    hang_at_recipient: bool = False
+    asked_recipients: list[str] = field(default_factory=list)
     logins: list[tuple[bytes, bytes]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -43,6 +45,9 @@ class Mailbox:
     async def handle_RCPT(
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any
     ) -> str:
+        self.asked_recipients.append(address)
+        if self.hang_at_recipient:
+            await self.release.wait()
         if address in self.refused_recipients:
             return "550 no such user here"
         envelope.rcpt_tos.append(address)

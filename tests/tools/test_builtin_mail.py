@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
 from remit.tools.builtin.send_email import send_email_tool
+from remit.tools.execution import StoppedInTimeError
 from remit.tools.mail import Mail, compose, message_id
 from remit.tools.settings import ToolsSettings
 from tests.ports import free_ports
 from tests.tools.calls import NOON, Caller, context_of
 from tests.tools.smtp_server import Mailbox, certificate, smtp_server
+from tests.waiting import eventually
 
 GOOD: dict[str, Any] = {
     "to": ["bob@example.org", "carol@example.org"],
@@ -196,6 +198,23 @@ async def test_a_server_that_never_answers_does_not_hold_the_call(tmp_path: Path
         error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
         error_reason_pb2.ERROR_REASON_TOOL_FAILED,
     }
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["left", "late"])
+async def test_a_mail_that_was_stopped_before_its_text_was_certainly_not_sent(
+    tmp_path: Path, port: int, mailbox: Mailbox, *, late: bool
+) -> None:
+    mailbox.hang_at_recipient = True
+    context = context_of(tmp_path, limit_s=0.3 if late else 20)
+    sending = asyncio.create_task(sender(tmp_path, port).outcome(GOOD, context))
+    await eventually(lambda: mailbox.asked_recipients)
+    if not late:
+        sending.cancel()
+    with pytest.raises(StoppedInTimeError, match="nothing was sent") as caught:
+        await sending
+    wanted = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+    assert caught.value.reason_name == wanted
+    assert mailbox.envelopes == []
 
 
 async def test_a_server_that_hangs_on_the_message_leaves_a_doubt(

@@ -17,9 +17,15 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.rpc.calls import current_call_or_none
 from remit.rpc.errors import RemitError
-from remit.tools import ToolContext, ToolError, tool
+from remit.tools import NothingDoneError, ToolContext, ToolError, tool
 from remit.tools.definition import define
-from remit.tools.execution import Execution, ExecutionLimits, NotStartedError, open_execution
+from remit.tools.execution import (
+    Execution,
+    ExecutionLimits,
+    NotStartedError,
+    StoppedInTimeError,
+    open_execution,
+)
 from remit.tools.results import Outcome
 from tests.effects.world import a_call
 from tests.tools.calls import LIMITS, context_of
@@ -219,6 +225,27 @@ async def test_a_blocking_tool_that_listens_tells_how_far_it_came(tmp_path: Path
 
     outcome = await run(listens, tmp_path, limit_s=0.05)
     assert outcome.result["value"] == "stopped: True"
+
+
+async def test_a_tool_that_was_stopped_may_say_that_it_did_nothing(tmp_path: Path) -> None:
+    def nothing_yet(context: ToolContext) -> None:
+        """Stop before anything is done."""
+        woken = threading.Event()
+        context.cancellation.on_request(woken.set)
+        woken.wait(timeout=30)
+        raise NothingDoneError("nothing was printed")
+
+    async def nobody_stopped_it() -> None:
+        """Fail."""
+        raise NothingDoneError("nothing was printed")
+
+    with pytest.raises(StoppedInTimeError) as caught:
+        await run(nothing_yet, tmp_path, limit_s=0.05)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    assert caught.value.message == "tools/nothing_yet: nothing was printed"
+    error = await error_of(nobody_stopped_it, tmp_path)
+    assert not isinstance(error, StoppedInTimeError)
+    assert error.reason == error_reason_pb2.ERROR_REASON_TOOL_FAILED
 
 
 async def test_a_cancelled_call_asks_the_tool_to_stop(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ async def test_time_that_runs_out_fails_what_only_reads(tools: ToolsWorld, world
     ("tool", "outcome", "ran"),
     [
         ("tools/wait_for_ever", event_pb2.OUTCOME_IN_DOUBT, ["waiting"]),
+        ("tools/prepare_for_ever", event_pb2.OUTCOME_CANCELLED, ["preparing", "preparing"]),
         ("tools/watch_for_ever", event_pb2.OUTCOME_CANCELLED, ["watching", "watching"]),
     ],
 )

@@ -25,6 +25,14 @@ class ToolError(Exception):
     """
 
 
+class NothingDoneError(ToolError):
+    """What a tool raises that was stopped before it had done anything, and knows so for certain.
+
+    The call counts as cancelled, not as in doubt, and may be made again whatever the tool is. From
+    a tool that nobody stopped it is a failure as any other.
+    """
+
+
 class Cancellation:
     """Asks a running tool to stop; safe between threads.
 
@@ -89,6 +97,11 @@ class ToolContext:
     def remaining_s(self) -> float:
         """Seconds until the deadline, at least 0."""
         return max(self.deadline - self.clock.monotonic(), 0.0)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the tool's time is up or it was asked to stop."""
+        return self.cancellation.requested or self.remaining_s() <= 0
 
     def check(self) -> None:
         """Stop a blocking tool whose time is up.

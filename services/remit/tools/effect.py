@@ -25,7 +25,7 @@ from remit.telemetry.content import capture
 from remit.tools import results
 from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition
-from remit.tools.execution import Execution, NotStartedError
+from remit.tools.execution import Execution, NotStartedError, StoppedInTimeError
 from remit.tools.metrics import count_call
 
 ONE_CALL: Final = usage_pb2.Usage(calls=1)
@@ -110,6 +110,8 @@ class ToolEffect:
     def _failed(self, error: RemitError) -> EffectResult:
         if isinstance(error, NotStartedError):
             return EffectResult(Outcome.FAILED, NOTHING, error=error)
+        if isinstance(error, StoppedInTimeError):
+            return EffectResult(Outcome.CANCELLED, ONE_CALL, error=error)
         if error.reason in _DOUBTFUL and not self.definition.idempotent:
             return EffectResult(Outcome.IN_DOUBT, ONE_CALL, error=_in_doubt(error))
         if error.reason == error_reason_pb2.ERROR_REASON_CANCELLED:

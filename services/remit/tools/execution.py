@@ -19,7 +19,7 @@ from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.calls import spawn
 from remit.rpc.errors import RemitError
-from remit.tools.context import ToolContext, ToolError
+from remit.tools.context import NothingDoneError, ToolContext, ToolError
 from remit.tools.definition import ToolDefinition
 from remit.tools.results import Outcome, ResultLimits, to_outcome
 
@@ -51,6 +51,10 @@ class ExecutionLimits:
 
 class NotStartedError(RemitError):
     """The tool did not begin: the same call may be made again, whatever the tool is."""
+
+
+class StoppedInTimeError(RemitError):
+    """The tool was stopped and says that it did nothing: the same call may be made again."""
 
 
 class Execution:
@@ -87,6 +91,7 @@ class Execution:
 
         Raises:
             NotStartedError: OVERLOADED.
+            StoppedInTimeError: CANCELLED or DEADLINE_EXCEEDED.
             RemitError: DEADLINE_EXCEEDED, TOO_LARGE, TOOL_FAILED with the tool's own message, or
                 what the tool itself raised of these.
             asyncio.CancelledError: the caller was cancelled; the tool was asked to stop.
@@ -111,10 +116,10 @@ class Execution:
         except asyncio.CancelledError:
             if not await _stopped(task, context):
                 raise
-            return _returned(definition, task)
+            return _returned(definition, task, context)
         if not done and not await _stopped(task, context):
             raise _too_slow(context)
-        return _returned(definition, task)
+        return _returned(definition, task, context)
 
     async def _run_blocking(self, definition: ToolDefinition, keywords: dict[str, Any]) -> object:
         """Run a blocking tool in a thread. Its place is free again when the thread ends."""
@@ -212,7 +217,21 @@ def _too_slow(context: ToolContext) -> RemitError:
     )
 
 
-def _returned(definition: ToolDefinition, task: asyncio.Future[Any]) -> object:
+def _stopped_in_time(
+    name: str, error: NothingDoneError, context: ToolContext
+) -> StoppedInTimeError:
+    """The error of a tool that had done nothing yet, with the reason why it was stopped."""
+    is_late = context.remaining_s() <= 0
+    late, left = (
+        error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        error_reason_pb2.ERROR_REASON_CANCELLED,
+    )
+    return StoppedInTimeError(late if is_late else left, f"{name}: {error}")
+
+
+def _returned(
+    definition: ToolDefinition, task: asyncio.Future[Any], context: ToolContext
+) -> object:
     """What the tool returned. An exception becomes an error that a caller may see.
 
     Only a ToolError speaks for itself: the text of any other exception may hold a credential or a
@@ -228,6 +247,8 @@ def _returned(definition: ToolDefinition, task: asyncio.Future[Any]) -> object:
         raise error
     if isinstance(error, RemitError) and error.reason in _REASONS_OF_TOOLS:
         raise error
+    if isinstance(error, NothingDoneError) and context.is_stopped:
+        raise _stopped_in_time(name, error, context) from None
     if isinstance(error, ToolError):
         raise RemitError(error_reason_pb2.ERROR_REASON_TOOL_FAILED, f"{name}: {error}") from None
     _logger.error("tool_raised", tool=name, exc_info=error)

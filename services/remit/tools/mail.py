@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
-from remit.tools.context import ToolContext, ToolError
+from remit.tools.context import NothingDoneError, ToolContext, ToolError
 
 # RFC 5321 section 4.1.2 without quoted local parts and address literals, in ASCII. Nothing in it
 # can end a header or a command.
@@ -85,6 +85,7 @@ def send(
     """Hand a message over to a mail server; blocks until it is accepted for all recipients.
 
     Raises:
+        NothingDoneError: it was stopped before the message was sent.
         ToolError: it was not handed over, and why.
         RemitError: EFFECT_IN_DOUBT where it may have been.
 
@@ -106,7 +107,7 @@ def send(
 @contextlib.contextmanager
 def _connected(server: MailServer, context: ToolContext) -> Iterator[smtplib.SMTP]:
     _check(context)
-    with _explained(server):
+    with _explained(server, context):
         client = _connect(server, max(context.remaining_s(), _LEAST_TIMEOUT_S))
     try:
         context.cancellation.on_request(lambda: _wake(client))
@@ -141,7 +142,7 @@ def _begin(
     client: smtplib.SMTP, server: MailServer, recipients: Sequence[str], context: ToolContext
 ) -> None:
     """Everything before the message. It is sent to all recipients or to none."""
-    with _explained(server):
+    with _explained(server, context):
         _set_timeout(client, context)
         client.ehlo_or_helo_if_needed()
         if server.security == "starttls":
@@ -166,7 +167,7 @@ def _check(context: ToolContext) -> None:
         context.check()
     except RemitError as error:
         message = f"{error.message}; nothing was sent"
-        raise ToolError(message) from error
+        raise NothingDoneError(message) from error
 
 
 def _set_timeout(client: smtplib.SMTP, context: ToolContext) -> None:
@@ -182,7 +183,7 @@ def _wake(client: smtplib.SMTP) -> None:
 
 
 @contextlib.contextmanager
-def _explained(server: MailServer) -> Iterator[None]:
+def _explained(server: MailServer, context: ToolContext) -> Iterator[None]:
     """Turns faults before the message into words; none of them repeats the password."""
     where = f"the mail server {server.host}:{server.port}"
     try:
@@ -194,6 +195,8 @@ def _explained(server: MailServer) -> Iterator[None]:
         message = f"{where} has no certificate that can be trusted; nothing was sent"
         raise ToolError(message) from error
     except (smtplib.SMTPException, OSError) as error:
+        if context.is_stopped:  # which ends whatever was waited for
+            _check(context)
         message = (
             f"{where} cannot be used ({type(error).__name__}); nothing was sent; "
             "REMIT_TOOLS_SMTP_HOST and REMIT_TOOLS_SMTP_PORT name the server"
