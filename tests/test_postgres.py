@@ -77,6 +77,19 @@ async def test_a_lost_connection_is_unavailable_not_a_result(numbers: Database) 
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
 
 
+async def test_a_driver_that_met_the_end_of_its_server_is_an_outage(numbers: Database) -> None:
+    """What the driver raises when the server dies between two of its messages."""
+
+    async def confused(_connection: Connection, _items: Sequence[int]) -> Sequence[int]:
+        message = "got result for unknown protocol state 3"
+        raise asyncpg.InternalClientError(message)
+
+    commits = GroupCommit(numbers, confused, name="numbers")
+    with pytest.raises(RemitError) as caught:
+        await commits.submit(1)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+
+
 async def test_unsafe_durability_is_refused(postgres: PostgresCluster) -> None:
     dsn = postgres.dsn("postgres", "postgres") + "&options=-c%20synchronous_commit%3Doff"
     with pytest.raises(RemitError, match="synchronous_commit = off"):
