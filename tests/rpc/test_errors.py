@@ -140,3 +140,18 @@ def test_what_is_left_out_is_counted() -> None:
 @pytest.mark.parametrize(("char", "fit"), [("x", 1_000), ("%", 333), ("ü", 166), ("🦉", 83)])
 def test_a_message_is_bounded_as_it_is_sent(char: str, fit: int) -> None:
     assert RemitError(REASONS[0], char * 10_000).message == char * fit
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Received RST_STREAM with error code 2", "DEPENDENCY_UNAVAILABLE"),
+        ("Exception deserializing response!", "INTERNAL"),
+    ],
+)
+def test_a_stream_that_was_cut_is_an_outage_and_no_defect(text: str, reason: str) -> None:
+    nothing = grpc.aio.Metadata()
+    code = grpc.StatusCode.INTERNAL
+    error = RemitError.from_rpc(grpc.aio.AioRpcError(code, nothing, nothing, details=text))
+    assert (error.reason_name, error.message) == (reason, text)
+    assert error.retryable == (reason == "DEPENDENCY_UNAVAILABLE")

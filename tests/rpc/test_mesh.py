@@ -1,14 +1,18 @@
-"""Clients: how long a call may take."""
+"""Clients: how long a call may take, and what a broken stream means."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
 
+from remit.api.errors.v1 import error_reason_pb2
+from remit.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from remit.api.options.v1 import options_pb2
+from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
-from remit.rpc.mesh import known_contract, timeout_s
+from remit.rpc.mesh import Mesh, known_contract, timeout_s
 from remit.rpc.remits import RemitVerifier
 from tests.rpc.test_remits import Keys
 
@@ -44,3 +48,46 @@ async def test_a_call_gets_what_is_left_of_the_call_being_served_by_its_own_cloc
         assert timeout_s(CALLED, 0.1) == pytest.approx(0.1)
         assert timeout_s(CLOSING, None) == CLOSING.deadline_s
     assert timeout_s(CALLED, None) == CALLED.deadline_s
+
+
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+PREFACE_BYTES = 24
+# HPACK (RFC 7541): ":status: 200" from the static table, and a literal header.
+RESPONSE = b"\x88\x00\x0ccontent-type\x10application/grpc"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return (
+        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    )
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Begins to answer, and ends the stream as a gateway does whose service died."""
+    writer.write(frame(SETTINGS, 0, 0))
+    await reader.readexactly(PREFACE_BYTES)
+    kind, stream = SETTINGS, 0
+    while kind != HEADERS:
+        head = await reader.readexactly(9)
+        kind, stream = head[3], int.from_bytes(head[5:], "big")
+        await reader.readexactly(int.from_bytes(head[:3], "big"))
+        if kind == SETTINGS and not head[4]:
+            writer.write(frame(SETTINGS, 1, 0))
+    writer.write(frame(HEADERS, 4, stream, RESPONSE))
+    writer.write(frame(RST_STREAM, 0, stream, (2).to_bytes(4, "big")))
+    await reader.read()
+    writer.close()
+
+
+async def test_a_stream_that_is_reset_is_an_outage() -> None:
+    async with await asyncio.start_server(resets, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Mesh.connect(f"127.0.0.1:{port}", None) as mesh:
+            inference = mesh.stub(inference_service_pb2_grpc.InferenceServiceStub)
+            request = inference_service_pb2.StreamGenerateTextRequest()
+            with pytest.raises(RemitError, match="RST_STREAM") as caught:
+                async for _ in inference.StreamGenerateText(request):
+                    pass
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    assert caught.value.retryable

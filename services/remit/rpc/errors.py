@@ -47,6 +47,8 @@ _QUOTED: Final = "message"
 """Key of ErrorInfo.metadata that holds the message of a quoting error on its way."""
 _ELSEWHERE: Final = f"what was said is in ErrorInfo.metadata['{_QUOTED}']"
 _PREFIX: Final = "ERROR_REASON_"
+_RESET: Final = "RST_STREAM"
+"""A frame of HTTP/2 (RFC 9113, 6.4) by which a stream ends without a status."""
 _DEFAULT_RETRY_S: Final = 1.0
 _ENVELOPE_BYTES: Final = 64
 """What packing adds to a detail: its type's name, tags and lengths."""
@@ -211,8 +213,19 @@ class RemitError(Exception):
         with contextlib.suppress(ValueError):
             status = rpc_status.from_call(error)  # type: ignore[arg-type]
         if status is None:
-            status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+            status = status_pb2.Status(code=_foreign_code(error), message=error.details() or "")
         return cls.from_status(status)
+
+
+def _foreign_code(error: grpc.aio.AioRpcError) -> int:
+    """The code of an error without details, as a number.
+
+    A stream that the other side's death cut short ends with RST_STREAM, which the client library
+    calls INTERNAL; it is an outage and no defect.
+    """
+    cut = error.code() is grpc.StatusCode.INTERNAL and _RESET in (error.details() or "")
+    code = grpc.StatusCode.UNAVAILABLE if cut else error.code()
+    return int(code.value[0])
 
 
 class _Parts:
