@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -406,3 +407,33 @@ async def test_a_client_without_a_remit_is_refused(replica: StartReplica) -> Non
         stub.GetRun(agent_service_pb2.GetRunRequest(name="runs/x")),
         reasons.ERROR_REASON_REMIT_INVALID,
     )
+
+
+async def test_a_client_that_leaves_while_policy_is_away_makes_no_lost_error(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, going_on = asyncio.Event(), asyncio.Event()
+
+    async def away_in_a_while(*_: Any) -> Any:
+        asked.set()
+        await going_on.wait()
+        raise away("policy")
+
+    monkeypatch.setattr(world.policy, "IssueRemit", away_in_a_while)
+    client = (await replica()).client()
+    lost: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    creating = asyncio.create_task(client.create())
+    await asked.wait()
+    creating.cancel()
+    with pytest.raises((asyncio.CancelledError, RemitError)):
+        await creating
+    going_on.set()
+    await eventually(lambda: not _creations())
+    del creating
+    gc.collect()
+    assert lost == []
+
+
+def _creations() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("new-")]

@@ -6,7 +6,6 @@ it, and from then on the run's own remits need only the fencing token.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
 from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
-from remit.rpc.calls import spawn
+from remit.rpc.calls import shielded, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.ids import IdSource
 from remit.rpc.remits import Remit
@@ -115,7 +114,7 @@ class Creator:
             return await self.desk.register(run, FIRST_TOKEN, grant, client_remit=remit_token)
 
         # Whoever asked may leave now; what was begun is finished, so that no run lies idle.
-        return await asyncio.shield(spawn(self.begin(order, register), name=f"new-{run.name}"))
+        return await shielded(spawn(self.begin(order, register), name=f"new-{run.name}"))
 
     async def begin(self, order: Order, register: Register) -> Created:
         """Registers and stores a run, and begins it if there is a place. Raises as `create` does.

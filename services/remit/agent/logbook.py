@@ -24,6 +24,7 @@ from remit.agent.store import RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.rpc.calls import shielded
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.telemetry import within
@@ -177,7 +178,7 @@ class Logbook:
             control=control,
         )
         self._committing = asyncio.create_task(self._commit(entry, draft.progress))
-        await asyncio.shield(self._committing)
+        await shielded(self._committing)
 
     async def settle(self) -> None:
         """Waits for the commit whose caller was cancelled, so that `progress` is the journal's."""

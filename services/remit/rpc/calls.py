@@ -104,6 +104,17 @@ def outgoing_remit_token() -> str:
     return _token.get()
 
 
+async def shielded(task: asyncio.Task[T]) -> T:
+    """Awaits a task that goes on when the caller leaves; what it raises then is no lost error."""
+    task.add_done_callback(_retrieved)
+    return await asyncio.shield(task)
+
+
+def _retrieved(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 def spawn(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     """Starts work that outlives the call in progress: it keeps the trace, not the deadline."""
     context = contextvars.copy_context()
