@@ -9,9 +9,10 @@ from typing import Any
 from google.protobuf import struct_pb2
 from hypothesis import strategies as st
 
-from remit.agent.decisions import AskModel, CallTools, End, Rest, next_action
-from remit.agent.journal import Progress
+from remit.agent.decisions import AskModel, AwaitSubRuns, CallTools, End, Rest, next_action
+from remit.agent.journal import Progress, ToolCall
 from remit.agent.logbook import USING_TOOLS, Draft
+from remit.agent.sub_runs import ended_call
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2
@@ -19,6 +20,7 @@ from remit.api.usage.v1 import usage_pb2
 from remit.rpc.errors import RemitError
 
 RUN = "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
+SUB_RUN = "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5c"
 MODEL = "models/m"
 
 
@@ -73,11 +75,15 @@ class Player:
             self._disturb()
             action = next_action(self.draft.progress)
             if isinstance(action, End):
+                for call in self.draft.progress.sub_runs:
+                    self._end_sub_run(len(self.draft.progress.turns), call)
                 self.draft.end(action)
             elif isinstance(action, AskModel):
                 self._ask(action)
             elif isinstance(action, CallTools):
                 self._call(action)
+            elif isinstance(action, AwaitSubRuns):
+                self._end_sub_run(action.step, self._draw(st.sampled_from(action.calls)))
 
     def _pause(self) -> None:
         """Somebody pauses the run and lets it go on, and another worker takes it."""
@@ -128,14 +134,20 @@ class Player:
         for number in range(calls):
             self.draft.enter(USING_TOOLS)
             size = self._draw(st.sampled_from([1, 2_000]))
+            tool = self._draw(st.sampled_from(["tools/t", "tools/t", "agents/b"]))
             self.draft.add(
                 run_pb2.ToolCallStarted(
-                    step=step, call_id=f"c{number}", tool="tools/t", arguments=struct(size)
+                    step=step, call_id=f"c{number}", tool=tool, arguments=struct(size)
                 )
             )
 
     def _call(self, action: CallTools) -> None:
         call = self._draw(st.sampled_from(action.calls))
+        if call.is_delegation and self._draw(st.booleans()):
+            self.draft.add(
+                run_pb2.SubRunStarted(step=action.step, call_id=call.call_id, run=SUB_RUN)
+            )
+            return
         ended = run_pb2.ToolCallEnded(
             step=action.step,
             call_id=call.call_id,
@@ -151,13 +163,23 @@ class Player:
             ended.error.CopyFrom(error_of(reasons.ERROR_REASON_TOOL_FAILED).error)
         elif fate == "fatal":
             ended.error.CopyFrom(error_of(reasons.ERROR_REASON_BUDGET_EXHAUSTED).error)
-        elif fate == "again":
+        elif fate == "again" and not call.is_delegation:
             self.draft.add(
                 run_pb2.ToolCallStarted(
                     step=action.step, call_id=call.call_id, tool=call.tool, arguments=call.arguments
                 )
             )
         self.draft.add(ended)
+
+    def _end_sub_run(self, step: int, call: ToolCall) -> None:
+        below = run_pb2.Run(name=call.run, cost_nanos=11, usage=usage_pb2.Usage(input_tokens=4))
+        below.state = self._draw(
+            st.sampled_from([run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED])
+        )
+        if below.state == run_pb2.RUN_STATE_FAILED:
+            error = RemitError(reasons.ERROR_REASON_BUDGET_EXHAUSTED, "no")
+            below.error.CopyFrom(error.to_status())
+        self.draft.add(ended_call(step, call, below))
 
 
 def struct(size: int) -> struct_pb2.Struct:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -107,6 +107,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     least: dict[str, int] = field(default_factory=dict)
     issued: list[tuple[str, int]] = field(default_factory=list)
     failures: list[RemitError] = field(default_factory=list)
+    on_delegation: Callable[[str], Awaitable[None]] | None = None
+    """Told of every sub-run that was registered, before its parent hears of it."""
 
     async def IssueRemit(self, request: Any, context: Any) -> policy_service_pb2.IssueRemitResponse:
         if self.failures:
@@ -156,6 +158,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
             run=request.run, fencing_token=request.fencing_token
         )
         issued = await self.IssueRemit(issue, context)
+        if self.on_delegation is not None:
+            await self.on_delegation(request.run)
         return policy_service_pb2.DelegateRemitResponse(
             remit=issued.remit, lifetime=issued.lifetime
         )
@@ -350,13 +354,17 @@ class Tools(tool_service_pb2_grpc.ToolServiceServicer):
 
 
 def says(text: str, *calls: tuple[str, dict[str, Any]]) -> Turn:
-    """A turn with a text and tool calls."""
+    """A turn with a text and calls of tools, or of agents by their full names."""
     return Turn(
         message=message_pb2.Message(
             role=message_pb2.ROLE_ASSISTANT,
             text=text,
             tool_calls=[
-                message_pb2.ToolCall(id=f"c{i}", tool=f"tools/{tool}", arguments=_struct(arguments))
+                message_pb2.ToolCall(
+                    id=f"c{i}",
+                    tool=tool if "/" in tool else f"tools/{tool}",
+                    arguments=_struct(arguments),
+                )
                 for i, (tool, arguments) in enumerate(calls)
             ],
         ),

@@ -31,7 +31,12 @@ def refused(text: str) -> RemitError:
 
 def test_the_shipped_agents_load() -> None:
     catalog = load_catalog(None)
-    assert [agent.name for agent in catalog.all()] == ["assistant", "clerk", "researcher"]
+    assert [agent.name for agent in catalog.all()] == [
+        "assistant",
+        "clerk",
+        "coordinator",
+        "researcher",
+    ]
     assert catalog.get("agents/assistant").tool_names == (
         "tools/calculator",
         "tools/clock",

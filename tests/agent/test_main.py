@@ -31,6 +31,7 @@ async def test_the_service_opens_ready_and_drains(world: World) -> None:
     assert [row["agent"] for row in versions] == [
         "agents/assistant",
         "agents/clerk",
+        "agents/coordinator",
         "agents/researcher",
     ]
 

@@ -386,7 +386,13 @@ async def test_the_catalogue_lists_agents_in_pages(replica: StartReplica) -> Non
         metadata=client.metadata,
     )
     agents = [*first.agents, *rest.agents]
-    assert [a.name for a in agents] == ["agents/assistant", "agents/clerk", "agents/researcher"]
+    assert [a.name for a in agents] == [
+        "agents/assistant",
+        "agents/clerk",
+        "agents/coordinator",
+        "agents/researcher",
+    ]
+    assert list(agents[2].agents) == ["agents/assistant", "agents/researcher", "agents/clerk"]
     assert rest.next_page_token == ""
     one = await client.catalog.GetAgent(
         catalog.GetAgentRequest(name="agents/clerk"), metadata=client.metadata

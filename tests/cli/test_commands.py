@@ -139,6 +139,27 @@ def test_runs_show_of_an_unknown_run(remit: Remit, edge: EdgeServer) -> None:
     assert "next: List the runs with `remit runs list`." in outcome.err
 
 
+def test_runs_tree(remit: Remit, edge: EdgeServer) -> None:
+    """A run, the two that it started, and one below the first of them."""
+    top, first, second, deep = (ended_run() for _ in range(4))
+    for number, (run, parent) in enumerate(((first, top), (second, top), (deep, first))):
+        run.name, run.parent = f"{RUN[:-1]}{number}", parent.name
+    deep.parent = first.name
+    edge.answers["GetRun"] = lambda _: agent_service_pb2.GetRunResponse(run=top)
+    edge.answers["ListRuns"] = lambda request: agent_service_pb2.ListRunsResponse(
+        runs=[run for run in (second, first, deep) if run.parent == request.parent]
+    )
+    lines = [line.split("  ")[0] for line in remit("runs", "tree", RUN_ID).out.splitlines()]
+    agent = top.agent.removeprefix("agents/")
+    assert lines == [agent, f"├─ {agent}", "│", f"└─ {agent}"]
+    (document,) = remit("runs", "tree", RUN_ID, "--json").documents
+    assert document["run"]["name"] == RUN
+    names = [below["run"]["name"] for below in document["sub_runs"]]
+    assert names == [first.name, second.name]
+    assert document["sub_runs"][0]["sub_runs"][0]["run"]["name"] == deep.name
+    assert document["more"] is False
+
+
 def test_runs_cancel(remit: Remit, edge: EdgeServer) -> None:
     run = ended_run(run_pb2.RUN_STATE_CANCELLED)
     edge.answers["CancelRun"] = lambda _: agent_service_pb2.CancelRunResponse(run=run)

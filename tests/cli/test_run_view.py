@@ -66,6 +66,16 @@ def test_a_failed_model_says_why() -> None:
     assert shown([event]) == ["  ✗ models/gpt: notes.txt does not exist [TOOL_FAILED]"]
 
 
+def test_a_sub_run_is_named_and_its_bill_is_told() -> None:
+    named = run_pb2.RunEvent(sub_run_started=run_pb2.SubRunStarted(step=1, run="runs/below"))
+    ended = run_pb2.ToolCallEnded(tool="agents/clerk", run="runs/below", cost_nanos=COST_NANOS)
+    ended.result.update({"answer": "Done."})
+    lines = shown([named, run_pb2.RunEvent(tool_call_ended=ended)])
+    assert lines[0] == "  ⤷ runs/below"
+    assert lines[1] == '  ← clerk: {"answer": "Done."}'
+    assert lines[2].endswith("remit runs show runs/below")
+
+
 def test_waiting_says_until_when_and_for_what() -> None:
     event = run_pb2.RunEvent(waiting=run_pb2.RunWaiting(reason=FAILURE.to_status()))
     event.waiting.retry_time.seconds = 1_795_446_000

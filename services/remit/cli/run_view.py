@@ -51,6 +51,7 @@ class RunView:
             "model_call_ended": self._model_ended,
             "tool_call_started": self._tool_started,
             "tool_call_ended": self._tool_ended,
+            "sub_run_started": self._sub_run_started,
             "waiting": self._waiting,
             "cancel_requested": self._cancel,
             "paused": self._paused,
@@ -115,7 +116,11 @@ class RunView:
         yield Line(f"  ← {tool}: {_value(documents.of_struct(call.result))}", "green")
         for artifact in call.artifacts:
             yield Line(f"  + {artifact.name} ({artifact.size_bytes:,} bytes)", "green")
-        yield Line(f"  {_effect(call.usage, call.cost_nanos, call.intent_leaf_index)}", "dim")
+        yield Line(f"  {_effect_of(call)}", "dim")
+
+    def _sub_run_started(self, event: run_pb2.RunEvent) -> Iterator[Line]:
+        self.stage = "waiting for sub-runs"
+        yield Line(f"  ⤷ {event.sub_run_started.run}", "magenta")
 
     def _waiting(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.stage = "waiting"
@@ -233,6 +238,12 @@ def _effect(usage: usage_pb2.Usage, cost_nanos: int, leaf_index: int) -> str:
     if usage.input_tokens or usage.output_tokens:
         used = f"{usage.input_tokens:,} in, {usage.output_tokens:,} out, "
     return f"  {used}{usd(cost_nanos)}, audit leaf {leaf_index}"
+
+
+def _effect_of(call: run_pb2.ToolCallEnded) -> str:
+    if call.run:  # whose effects have leaves of their own
+        return f"  {tokens(call.usage)}, {usd(call.cost_nanos)}; remit runs show {call.run}"
+    return _effect(call.usage, call.cost_nanos, call.intent_leaf_index)
 
 
 def _reason(status: status_pb2.Status) -> str:

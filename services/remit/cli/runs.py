@@ -17,6 +17,7 @@ from remit.cli.parameters import full_name, limit_option
 from remit.cli.run import Journey, exit_code_of
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import ending, state_name
+from remit.cli.runs_tree import command as tree
 from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
 from remit.rpc.clock import SystemClock
 
@@ -38,6 +39,9 @@ _COLUMNS: Final = (
 )
 def command() -> None:
     """List, show, watch, pause, resume and cancel runs."""
+
+
+command.add_command(tree)
 
 
 @command.command(
@@ -189,6 +193,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("run", run.name),
             ("agent", f"{run.agent} (version {run.agent_version[:12]})"),
             ("by", run.subject),
+            ("part of", run.parent),
             ("task", run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
             ("created", local_time(run.create_time)),

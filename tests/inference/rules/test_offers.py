@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit.inference.rules.jobs import Calculation, Reading, Searching, Task, TimeQuestion, Writing
+from remit.inference.rules.jobs import (
+    Calculation,
+    Delegation,
+    Reading,
+    Searching,
+    Task,
+    TimeQuestion,
+    Writing,
+)
 from remit.inference.rules.offers import best_fit
 from tests.inference.offered import a_tool, renamed, shipped
 
@@ -36,6 +44,22 @@ def test_order_and_names_of_the_offer_do_not_matter(
     fit = best_fit([offer[index] for index in order], task.job(""))
     assert fit is not None
     assert (fit.tool, fit.arguments) == (f"tools/{names[f'tools/{name}']}", arguments)
+
+
+AN_AGENT = a_tool(
+    "researcher", "Hands a part of the task to the agent Researcher.", ["task"], task="What to do."
+)
+AN_AGENT.name = "agents/researcher"
+
+
+def test_an_agent_is_taken_where_it_is_named_and_nowhere_else() -> None:
+    offer = [*shipped(), AN_AGENT]
+    fit = best_fit(offer, Delegation("researcher", "Find it.").job(""))
+    assert fit is not None
+    assert (fit.tool, fit.arguments) == ("agents/researcher", {"task": "Find it."})
+    assert best_fit(offer, Delegation("clerk", "Find it.").job("")) is None
+    for task, _, _ in TASKS:
+        assert best_fit([AN_AGENT], task.job("")) is None
 
 
 @pytest.mark.parametrize(("task", "name", "_"), TASKS)

@@ -18,7 +18,7 @@ QUOTED: Final = re.compile(
 _VERBS: Final = (
     "what|what's|whats|which|when|where|who|how|tell|give|show|read|open|print|display|cat|write"
     "|save|store|put|create|search|find|look|calculate|compute|evaluate|please|can|could|list"
-    "|summarize|summarise|translate|explain|send|delete|email"
+    "|summarize|summarise|translate|explain|send|delete|email|ask|delegate"
 )
 _BREAK: Final = re.compile(
     r"(?:[.?!]+(?=\s|$)|[\n;]+)\s*"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Final
 
+from remit import names
 from remit.inference.rules.offers import Job, Need
 from remit.inference.rules.results import ToolResult
 from remit.inference.rules.vocabulary import vocabulary
@@ -228,4 +229,40 @@ class Searching:
         return result.value() if hits is None else "\n".join(hits)
 
 
-Task = Calculation | TimeQuestion | Reading | Writing | Searching
+@dataclass(frozen=True)
+class Delegation:
+    """A task for another agent, named by its identifier."""
+
+    agent: str
+    task: str
+    follows: ClassVar = False
+
+    @property
+    def subject(self) -> str:
+        """The request to the agent."""
+        return f"asking the {self.agent}"
+
+    @property
+    def ability(self) -> str:
+        """That it is this agent."""
+        return f"is the agent {self.agent}"
+
+    def job(self, previous: str) -> Job:  # noqa: ARG002 - the task is said
+        """The agent itself, and a string property for its task."""
+        return Job(
+            words=vocabulary("agent"),
+            avoided=frozenset(),
+            needs=(Need(self.task, vocabulary("task")),),
+            agent=names.agent_name(self.agent),
+        )
+
+    def told(self, result: ToolResult) -> str:
+        """The agent's answer, under its name."""
+        return f"The {self.agent} answers: {result.value()}"
+
+    def brought(self, result: ToolResult) -> str:
+        """The answer."""
+        return result.value()
+
+
+Task = Calculation | TimeQuestion | Reading | Writing | Searching | Delegation

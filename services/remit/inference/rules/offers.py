@@ -1,9 +1,9 @@
 """Finds the offered tool that can do a job, by its JSON Schema, and fills in its arguments.
 
-Nothing here knows a tool by name. A tool fits when every argument that it requires can be given,
-the value goes into a string property that is meant for it, and the tool's own words speak of the
-job. Among those that fit, the one with the most evidence is taken; ties go by name, so that the
-order in which tools are offered never matters.
+Nothing here knows a tool by name; an agent is taken where the job names it, and never else. A tool
+fits when every argument that it requires can be given, the value goes into a string property that
+is meant for it, and the tool's own words speak of the job. Among those that fit, the one with the
+most evidence is taken; ties go by name, so that the order in which tools are offered never matters.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Job:
     words: frozenset[str]
     avoided: frozenset[str]
     needs: tuple[Need, ...]
+    agent: str = ""
+    """`agents/{agent}` that alone may do it; empty for a job of a tool."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ _remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(_offer)
 
 
 def _fit(offer: _Offer, job: Job) -> Fit | None:
+    is_agent = offer.name.startswith("agents/")
+    if (job.agent or is_agent) and offer.name != job.agent:
+        return None
     evidence = _evidence(offer, job)
     if evidence is None:
         return None

@@ -22,6 +22,7 @@ from remit.api.inference.v1.message_pb2 import (
 from remit.inference.rules.arithmetic import formulas_in
 from remit.inference.rules.clauses import clauses_of
 from remit.inference.rules.clock import time_questions
+from remit.inference.rules.delegation import delegation
 from remit.inference.rules.files import reading, writing, written_from
 from remit.inference.rules.jobs import Calculation, Task, Writing
 from remit.inference.rules.offers import Fit, best_fit
@@ -38,8 +39,8 @@ CONNECT: Final = (
 )
 NO_RULE: Final = (
     "I have no rule for this. I am builtin-rules, a small rule engine and not a language model: "
-    "with the tools that are offered I do arithmetic, tell the time, read and write files, and "
-    f"search. {CONNECT}"
+    "with the tools that are offered I do arithmetic, tell the time, read and write files, "
+    f"search, and hand tasks to other agents. {CONNECT}"
 )
 
 
@@ -96,6 +97,9 @@ def understood(text: str) -> list[Step]:
 
 def _steps(clause: str) -> list[Step]:
     """The steps of one clause by the first rule that recognises it."""
+    handed = delegation(clause)
+    if handed is not None:
+        return [handed]
     source = written_from(clause)
     if source is not None:
         before = _steps(f"what is {source[0]}")
