@@ -53,9 +53,7 @@ async def test_a_coordinator_hands_its_task_to_others(mesh: RunningMesh) -> None
                 audit_query_service_pb2.ListEventsRequest(run=child.name, page_size=200),
                 metadata=bearer(mesh.api_key),
             )
-            intents = [
-                e.event for e in found.events if e.event.kind == event_pb2.EVENT_KIND_INTENT
-            ]
+            intents = [e.event for e in found.events if e.event.kind == event_pb2.EVENT_KIND_INTENT]
             assert len(intents) == 3, "two model turns and a tool"
             assert {intent.subject for intent in intents} == {run.subject}
     shown = mesh.run("runs", "tree", run.name, "--json")
