@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_runs_pause_and_resume(remit: Remit, edge: EdgeServer, verb: str, method
 
 def test_runs_artifact(remit: Remit, edge: EdgeServer, tmp_path: Path) -> None:
     found = agent_service_pb2.GetArtifactResponse(media_type="text/plain", content=b"hello\n")
+    found.digest = hashlib.sha256(found.content).digest()
     edge.answers["GetArtifact"] = lambda _: found
     assert remit("runs", "artifact", RUN_ID, "a.txt").out == "hello\n"
     request = edge.requests("GetArtifact")[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from scripts.protos import ROOT
 from tests.clients.languages import LANGUAGES, Language, build
 from tests.clients.relay import before, relay
 from tests.integration.clients import bearer, channel
@@ -44,6 +47,25 @@ async def test_a_client_goes_on_where_its_connection_was_cut(
     assert broken.cuts == 1
     assert broken.connections == 2
     assert_told_all(lines, await journal(mesh, told(lines, "run")))
+
+
+async def test_the_client_that_comes_with_remit_goes_on_where_its_connection_was_cut(
+    mesh: RunningMesh,
+) -> None:
+    async with relay(mesh.address, before(b"tools/calculator")) as broken:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", str(ROOT / "tests/client/example.py")),
+            env=os.environ | {"REMIT_ADDRESS": broken.address, "REMIT_API_KEY": mesh.api_key},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+    assert (process.returncode, broken.cuts, broken.connections) == (0, 1, 2)
+    *events, answer = output.decode().splitlines()
+    run = events[0].split()[-1]
+    told = await journal(mesh, run)
+    assert [int(line.split()[0]) for line in events] == [sequence for sequence, _ in told]
+    assert {line.split()[-1] for line in events} == {run}
+    assert "42" in answer
 
 
 def assert_told_all(lines: Lines, journal: Sequence[tuple[int, str]]) -> None:

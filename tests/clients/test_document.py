@@ -15,6 +15,7 @@ from scripts.protos import ROOT
 from tests.clients.languages import LANGUAGES, Language
 from tests.golden import assert_golden
 
+EXAMPLE = ROOT / "tests" / "client" / "example.py"
 DOCUMENT = ROOT / "docs" / "CLIENTS.md"
 CI_PACKAGES = ROOT / ".ci" / "packages"
 TYPESCRIPT = ROOT / "tests" / "clients" / "typescript"
@@ -59,7 +60,11 @@ def test_its_blocks_are_the_programs_own_lines() -> None:
 
 def test_it_shows_every_marked_region_once() -> None:
     files = [file for language in LANGUAGES.values() for file in language.shown]
-    files += [TYPESCRIPT / "buf.gen.yaml", *TYPESCRIPT.glob("src/*.ts")]
+    files += [
+        ROOT / "tests/client/example.py",
+        TYPESCRIPT / "buf.gen.yaml",
+        *TYPESCRIPT.glob("src/*.ts"),
+    ]
     marked = [(str(file.relative_to(ROOT)), name) for file in files for name in regions(file)]
     shown = [(path, name) for path, name, _, _ in _BLOCK.findall(DOCUMENT.read_text("utf-8"))]
     assert sorted(shown) == sorted(marked)

@@ -16,10 +16,10 @@ from remit.audit.note import NoteError, Verifier
 from remit.audit.verifier import Report, VerificationError, verify_export
 from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Listing, Session, client_options, collect
-from remit.cli.follow import is_break
 from remit.cli.output import Column, Output
 from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
 from remit.cli.wording import last_part, local_time
+from remit.client import is_break
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import reading
 

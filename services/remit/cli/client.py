@@ -15,40 +15,31 @@ import re
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import click
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cli.output import Output
+from remit.client import Client, Patience
 from remit.local.state import StateDirectory, default_state
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import SystemIds
-from remit.rpc.mesh import Mesh, StubFactory
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8080"
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):(?P<port>[0-9]{1,5})")
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _LOOPBACK: Final = re.compile(r"127\.[0-9.]+|localhost|\[::1\]")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MAX_PAGE: Final = 200
+_UNANSWERED_S: Final = 1.0
+"""A person is told soon that nothing answers."""
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-Stub = TypeVar("Stub")
 
 
-class Edge:
-    """The edge of a mesh, called with one API key."""
-
-    def __init__(self, mesh: Mesh, api_key: str) -> None:
-        self._mesh = mesh
-        self.metadata = (("authorization", f"Bearer {api_key}"),)
-        """Sent with every call."""
-
-    def stub(self, factory: StubFactory[Stub]) -> Stub:
-        """The stub of a service; failures raise RemitError."""
-        return self._mesh.stub(factory)
+Edge: TypeAlias = Client
+"""The edge of a mesh, called with one API key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +64,11 @@ class Session:
         """A connection for the body; what cannot be reached is told with its address."""
         address = self.address or address_of(self.state)
         key = self.api_key or stored_key(self.state)
-        check_key(key)
+        client = Client(address, key, patience=Patience(unanswered_s=_UNANSWERED_S))
         self._warn_of_plain_text(address)
         try:
-            async with Mesh.connect(address, None) as mesh:
-                yield Edge(mesh, key)
+            async with client:
+                yield client
         except RemitError as error:
             raise _explained(error, address) from error
 
@@ -175,15 +166,6 @@ def stored_key(state: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _configuration(f"the API key in {file} cannot be read: {error}") from error
-
-
-def check_key(key: str) -> None:
-    """Raises CREDENTIAL_INVALID for what cannot be sent as a key."""
-    if not _KEY.fullmatch(key):
-        raise RemitError(
-            error_reason_pb2.ERROR_REASON_CREDENTIAL_INVALID,
-            "the API key is empty or holds characters that no key has",
-        )
 
 
 def _explained(error: RemitError, address: str) -> RemitError:

@@ -6,21 +6,20 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
 import click
 
-from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Session, client_options, new_request_id
-from remit.cli.follow import Follower, RunResponse
 from remit.cli.parameters import Length, Pair, Start, Usd, duration, full_name, timestamp
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import when
-from remit.rpc.clock import Clock, SystemClock
+from remit.client import RunStream
 from remit.rpc.errors import RemitError
 
 CANCEL_WAIT_S: Final = 15.0
@@ -100,18 +99,13 @@ def command(  # noqa: PLR0913 - one parameter an option
         schedule_time=timestamp(start_time),
     )
     if detach:
-        _tell_accepted(session, session.run(lambda edge: _accepted(edge, request)))
+        _tell_accepted(session, session.run(lambda edge: edge.runs.create(request)))
         return exit_codes.OK
     with display_for(session.output) as display:
         run = session.run(lambda edge: execute(edge, request, display))
         code = exit_code_of(run)
         display.end(run, code)
     return code
-
-
-async def _accepted(edge: Edge, request: agent_service_pb2.CreateRunRequest) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    return (await stub.CreateRun(request, metadata=edge.metadata)).run
 
 
 def _tell_accepted(session: Session, run: run_pb2.Run) -> None:
@@ -150,53 +144,37 @@ async def execute(
 
 def start(edge: Edge, request: agent_service_pb2.CreateRunRequest, display: Display) -> Journey:
     """The journey of a new run; the run starts when the journey is followed."""
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-
-    def open_stream(after_sequence: int) -> AsyncIterator[RunResponse]:
-        resumed = agent_service_pb2.StreamRunRequest(request=request, after_sequence=after_sequence)
-        return aiter(stub.StreamRun(resumed, metadata=edge.metadata))
-
-    return Journey(open_stream, display, SystemClock())
+    return Journey(lambda on_break: edge.runs.stream(request, on_break=on_break), display)
 
 
 class Journey:
     """A run shown from its first event to its last."""
 
     def __init__(
-        self,
-        open_stream: Callable[[int], AsyncIterator[RunResponse]],
-        display: Display,
-        clock: Clock,
-        *,
-        after_sequence: int = 0,
+        self, follow: Callable[[Callable[[RemitError], None]], RunStream], display: Display
     ) -> None:
         self._display = display
-        self._follower = Follower(
-            open_stream, clock=clock, on_break=self._broken, after_sequence=after_sequence
-        )
+        self._events = follow(self._broken)
         self._named = asyncio.Event()
-        self._run = ""
 
     async def to_end(self) -> run_pb2.Run:
         """Shows every event; returns the run as it ended. Raises RemitError.
 
         The run has no name where it had ended before the first event that was asked for.
         """
-        run = run_pb2.Run()
-        async for event in self._follower.events():
-            self._run = event.run
-            self._named.set()
-            self._display.event(event)
-            run = event.ended.run
-        return run
+        async with self._events as events:
+            async for event in events:
+                self._named.set()
+                self._display.event(event)
+        return events.ended or run_pb2.Run()
 
     async def name(self) -> str:
         """The run's name, as soon as it is known."""
         await self._named.wait()
-        return self._run
+        return self._events.run
 
     def _broken(self, cause: RemitError) -> None:
-        self._display.broken(self._follower.sequence, cause)
+        self._display.broken(self._events.sequence, cause)
 
 
 class Canceller:
@@ -229,12 +207,10 @@ class Canceller:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _cancel(self) -> None:
-        stub = self._edge.stub(agent_service_pb2_grpc.AgentServiceStub)
         try:
             async with asyncio.timeout(_NAME_WAIT_S):
                 name = await self._journey.name()
-            request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
-            await stub.CancelRun(request, metadata=self._edge.metadata)
+            await self._edge.runs.cancel(name)
         except TimeoutError:
             self._display.note("  the run has no name yet; look for it with `remit runs list`")
         except RemitError as error:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import click
 
-from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.agent.v1 import run_pb2
 from remit.cli import documents, exit_codes
-from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
-from remit.cli.follow import RunResponse
+from remit.cli.client import Edge, Session, client_options
 from remit.cli.output import Column
-from remit.cli.parameters import full_name, limit_option
+from remit.cli.parameters import limit_option
 from remit.cli.run import Journey, exit_code_of
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import ending, state_name
 from remit.cli.runs_tree import command as tree
 from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
-from remit.rpc.clock import SystemClock
+from remit.client import ListedRuns
 
 _STATES: Final = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 _TASK_CHARS: Final = 60
@@ -55,11 +53,9 @@ command.add_command(tree)
 @client_options
 def list_runs(*, session: Session, agent: str, in_state: str | None, limit: int) -> None:
     """List the runs that you may read, newest first."""
-    request = agent_service_pb2.ListRunsRequest(
-        agent=full_name("agents", agent) if agent else "", state=_state(in_state)
-    )
-    listing = session.run(lambda edge: _runs(edge, request, limit))
-    session.output.listing("runs", listing.items, _COLUMNS, more=listing.more)
+    only = ListedRuns(agent=agent, state=_state(in_state))
+    listing = session.run(lambda edge: edge.runs.list(only, limit=limit))
+    session.output.listing("runs", listing.runs, _COLUMNS, more=listing.more)
 
 
 @command.command(
@@ -71,7 +67,7 @@ def list_runs(*, session: Session, agent: str, in_state: str | None, limit: int)
 @client_options
 def show(*, session: Session, name: str) -> None:
     """Show the run NAME: its task, its limits, its answer, and what it used."""
-    run = session.run(lambda edge: _run(edge, full_name("runs", name)))
+    run = session.run(lambda edge: edge.runs.get(name))
     _print_run(session, run)
 
 
@@ -91,7 +87,7 @@ def watch(*, session: Session, name: str, after: int) -> int:
     Ctrl-C stops watching; the run goes on. The exit code is that of `remit run`.
     """
     with display_for(session.output) as display:
-        run = session.run(lambda edge: _watched(edge, full_name("runs", name), after, display))
+        run = session.run(lambda edge: _watched(edge, name, after, display))
         code = exit_code_of(run)
         display.end(run, code)
     return code
@@ -108,7 +104,7 @@ def cancel(*, session: Session, name: str) -> None:
     Nothing new starts after the answer; what is under way is asked to stop, and is billed for what
     it used.
     """
-    _tell_state(session, session.run(lambda edge: _cancelled(edge, full_name("runs", name))))
+    _tell_state(session, session.run(lambda edge: edge.runs.cancel(name)))
 
 
 @command.command(
@@ -121,7 +117,7 @@ def pause(*, session: Session, name: str) -> None:
 
     Nothing new starts after the answer. A tool call under way ends and is not made again.
     """
-    _tell_state(session, session.run(lambda edge: _paused(edge, full_name("runs", name))))
+    _tell_state(session, session.run(lambda edge: edge.runs.pause(name)))
 
 
 @command.command(
@@ -131,7 +127,7 @@ def pause(*, session: Session, name: str) -> None:
 @client_options
 def resume(*, session: Session, name: str) -> None:
     """Let the paused run NAME go on where it stood."""
-    _tell_state(session, session.run(lambda edge: _resumed(edge, full_name("runs", name))))
+    _tell_state(session, session.run(lambda edge: edge.runs.resume(name)))
 
 
 @command.command(
@@ -150,7 +146,7 @@ def resume(*, session: Session, name: str) -> None:
 @client_options
 def artifact(*, session: Session, name: str, file: str, out: Path | None) -> None:
     """Fetch a FILE that the run NAME made."""
-    found = session.run(lambda edge: _artifact(edge, full_name("runs", name), file))
+    found = session.run(lambda edge: edge.runs.artifact(name, file))
     if out is not None:
         _write_new(out, found.content)
     if session.output.as_json:
@@ -218,57 +214,11 @@ def _limits(limits: run_pb2.RunLimits) -> str:
     return f"{limits.max_steps} steps, {longest}, {usd(limits.max_cost_nanos)}"
 
 
-async def _runs(
-    edge: Edge, request: agent_service_pb2.ListRunsRequest, limit: int
-) -> Listing[run_pb2.Run]:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-
-    async def fetch(size: int, token: str) -> agent_service_pb2.ListRunsResponse:
-        request.page_size, request.page_token = size, token
-        return await stub.ListRuns(request, metadata=edge.metadata)
-
-    return await collect(fetch, lambda page: page.runs, limit)
-
-
-async def _run(edge: Edge, name: str) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    request = agent_service_pb2.GetRunRequest(name=name)
-    return (await stub.GetRun(request, metadata=edge.metadata)).run
-
-
-async def _cancelled(edge: Edge, name: str) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    request = agent_service_pb2.CancelRunRequest(name=name, request_id=new_request_id())
-    return (await stub.CancelRun(request, metadata=edge.metadata)).run
-
-
-async def _paused(edge: Edge, name: str) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    request = agent_service_pb2.PauseRunRequest(name=name, request_id=new_request_id())
-    return (await stub.PauseRun(request, metadata=edge.metadata)).run
-
-
-async def _resumed(edge: Edge, name: str) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    request = agent_service_pb2.ResumeRunRequest(name=name, request_id=new_request_id())
-    return (await stub.ResumeRun(request, metadata=edge.metadata)).run
-
-
-async def _artifact(edge: Edge, run: str, artifact: str) -> agent_service_pb2.GetArtifactResponse:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-    request = agent_service_pb2.GetArtifactRequest(run=run, artifact=artifact)
-    return await stub.GetArtifact(request, metadata=edge.metadata)
-
-
 async def _watched(edge: Edge, name: str, after: int, display: Display) -> run_pb2.Run:
-    stub = edge.stub(agent_service_pb2_grpc.AgentServiceStub)
-
-    def open_stream(sequence: int) -> AsyncIterator[RunResponse]:
-        request = agent_service_pb2.WatchRunRequest(name=name, after_sequence=sequence)
-        return aiter(stub.WatchRun(request, metadata=edge.metadata))
-
-    run = await Journey(open_stream, display, SystemClock(), after_sequence=after).to_end()
+    run = await Journey(
+        lambda on_break: edge.runs.watch(name, after_sequence=after, on_break=on_break), display
+    ).to_end()
     if run.name:
         return run
     display.note(f"  nothing follows event {after}: the run has ended")
-    return await _run(edge, name)
+    return await edge.runs.get(name)
