@@ -18,6 +18,7 @@ _PATTERNS: Final = {
     "apiKey": re.compile(rf"orgs/({_ID})/apiKeys/({_ID})"),
     "agent": re.compile(rf"agents/({_ID})"),
     "run": re.compile(rf"runs/({_UUID})"),
+    "conversation": re.compile(rf"conversations/({_UUID})"),
     "tool": re.compile(rf"tools/({_ID})"),
     "model": re.compile(rf"models/({_ID})"),
     "claim": re.compile(rf"claims/({_UUID})"),
@@ -69,6 +70,11 @@ def agent_name(agent: str) -> str:
 def run_name(run: str) -> str:
     """`runs/{run}`; {run} is a UUID in canonical text form."""
     return _checked("run", f"runs/{run}")
+
+
+def conversation_name(conversation: str) -> str:
+    """`conversations/{conversation}`; {conversation} is a UUID in canonical text form."""
+    return _checked("conversation", f"conversations/{conversation}")
 
 
 def tool_name(tool: str) -> str:

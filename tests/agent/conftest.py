@@ -18,6 +18,7 @@ from remit.api.agent.v1 import (
     agent_catalog_service_pb2_grpc,
     agent_service_pb2,
     agent_service_pb2_grpc,
+    conversation_service_pb2_grpc,
     run_pb2,
 )
 from remit.api.inference.v1 import inference_service_pb2_grpc
@@ -92,6 +93,7 @@ class Client:
 
     runs: agent_service_pb2_grpc.AgentServiceStub
     catalog: agent_catalog_service_pb2_grpc.AgentCatalogServiceStub
+    conversations: conversation_service_pb2_grpc.ConversationServiceStub
     metadata: tuple[tuple[str, str], ...]
 
     async def create(self, task: str = "What is 17 * 23?", **more: Any) -> run_pb2.Run:
@@ -162,6 +164,7 @@ class Replica:
         return Client(
             client.stub(agent_service_pb2_grpc.AgentServiceStub),
             client.stub(agent_catalog_service_pb2_grpc.AgentCatalogServiceStub),
+            client.stub(conversation_service_pb2_grpc.ConversationServiceStub),
             (("remit-token", token),),
         )
 
@@ -226,6 +229,11 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
             )
             guard = world.guard("agent")
             mesh.add(guard, agent_service_pb2_grpc.add_AgentServiceServicer_to_server, parts.runs)
+            mesh.add(
+                guard,
+                conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server,
+                parts.conversations,
+            )
             mesh.add(
                 guard,
                 agent_catalog_service_pb2_grpc.add_AgentCatalogServiceServicer_to_server,

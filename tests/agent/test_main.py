@@ -21,7 +21,7 @@ async def test_the_service_opens_ready_and_drains(world: World) -> None:
     mesh = world.mesh().as_caller(options_pb2.CALLER_AGENT)
     async with open_service(settings, mesh, clock=SystemClock(), ids=SystemIds()) as service:
         assert service.area == "agent"
-        assert len(service.servicers) == 2
+        assert len(service.servicers) == 3
         assert len(service.background) == 4
         for check in service.ready:
             await check()

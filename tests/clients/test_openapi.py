@@ -22,6 +22,7 @@ API = "/remit.api"
 AGENTS = f"{API}.agent.v1.AgentService"
 CATALOG = f"{API}.agent.v1.AgentCatalogService"
 AUDIT = f"{API}.audit.v1.AuditQueryService"
+TALK = f"{API}.agent.v1.ConversationService"
 COST = f"{API}.cost.v1.CostReportService"
 INFERENCE = f"{API}.inference.v1.InferenceService"
 MODELS = f"{API}.inference.v1.ModelService"
@@ -48,6 +49,9 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
 """Path and query parameters of every read that needs no more than a run before it."""
 
 OF_A_RUN = {f"{AGENTS}/{name}" for name in ("StreamRun", "GetRun", "WatchRun", "GetArtifact")}
+OF_A_CONVERSATION = {f"{TALK}/{name}Conversation" for name in ("Create", "Get", "Delete")} | {
+    f"{TALK}/ListConversations"
+}
 CHANGES = {
     f"{AGENTS}/CreateRun",
     f"{AGENTS}/CancelRun",
@@ -98,7 +102,7 @@ async def a_file(rest: Rest) -> Answer:
 
 
 def test_every_operation_is_tried() -> None:
-    tried = {*READS, *OF_A_RUN, *CHANGES, *STREAMS}
+    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *CHANGES, *STREAMS}
     assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
 
 
@@ -177,6 +181,32 @@ async def test_a_run_is_paused_and_goes_on(rest: Rest) -> None:
     assert refused.status == 400
     assert fits(f"{AGENTS}/ResumeRun", refused)["details"][0]["reason"] == "INVALID_STATE"
     await rest(f"{AGENTS}/CancelRun", name, body={"requestId": new_id()})
+
+
+async def test_a_conversation(rest: Rest) -> None:
+    body = {"displayName": "Sums", "requestId": new_id()}
+    begun = fits(f"{TALK}/CreateConversation", await rest(f"{TALK}/CreateConversation", body=body))
+    name = begun["conversation"]["name"]
+    path = {"conversation": name.removeprefix("conversations/")}
+    runs: list[dict[str, Any]] = []
+    for task in ("What is 2 + 3?", "What is 17 * 23?"):
+        body = {"agent": "agents/assistant", "task": task, "requestId": new_id()}
+        streamed = await rest(f"{AGENTS}/StreamRun", body=body | {"conversation": name})
+        runs.append(messages(f"{AGENTS}/StreamRun", streamed)[-1]["event"]["ended"]["run"])
+    assert runs[1]["previousRun"] == runs[0]["name"]
+    assert (runs[1]["historyRuns"], runs[1]["conversation"]) == (1, name)
+    read = fits(f"{TALK}/GetConversation", await rest(f"{TALK}/GetConversation", path))
+    assert read["conversation"]["lastRun"] == runs[1]["name"]
+    listed = await rest(f"{TALK}/ListConversations", query={"pageSize": "1", "own": "true"})
+    assert fits(f"{TALK}/ListConversations", listed)["conversations"] == [read["conversation"]]
+    of_it = await rest(f"{AGENTS}/ListRuns", query={"conversation": name})
+    assert fits(f"{AGENTS}/ListRuns", of_it)["runs"] == runs[::-1]
+    gone = await rest(f"{TALK}/DeleteConversation", path, body={"requestId": new_id()})
+    assert fits(f"{TALK}/DeleteConversation", gone)["conversation"]["deleteTime"]
+    run = {"run": runs[0]["name"].removeprefix("runs/")}
+    for method, where in ((f"{TALK}/GetConversation", path), (f"{AGENTS}/GetRun", run)):
+        assert fits(method, answer := await rest(method, where))["details"][0]["reason"]
+        assert answer.status == 404
 
 
 async def test_a_run_is_cancelled(rest: Rest) -> None:

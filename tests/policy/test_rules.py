@@ -23,6 +23,9 @@ NOBODY = Principal("orgs/acme/users/eve", "orgs/acme", "", ())
 NONE, READ, WRITE, EXECUTE = 1, 2, 3, 4
 
 
+CONVERSATION = "conversations/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
+
+
 def call(arguments: dict[str, object] | None = None) -> dict[str, object]:
     facts = facts_of(arguments or {}).to_cedar()
     return {"tool_call": {"arguments_digest": "00", "facts": facts}}
@@ -39,6 +42,9 @@ def tool(who: Principal, permission_class: int, **arguments: object) -> Question
         (Question(MEMBER, "runs.cancel", "orgs/acme"), True, "members-work"),
         (Question(MEMBER, "agents.run", "agents/assistant"), True, "members-work"),
         (Question(MEMBER, "models.generate", "models/m"), True, "members-work"),
+        (Question(MEMBER, "conversations.create", "orgs/acme"), True, "members-work"),
+        (Question(MEMBER, "conversations.delete", CONVERSATION), True, "members-work"),
+        (Question(NOBODY, "conversations.read", CONVERSATION), False, None),
         (Question(MEMBER, "audit.export", "orgs/acme"), False, None),
         (Question(MEMBER, "keys.create", "orgs/acme"), False, None),
         (Question(MEMBER, "keys.list", "orgs/acme"), False, None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from google.protobuf import json_format, struct_pb2
 from google.rpc import status_pb2
 
 from remit.agent.definitions import AgentDefinition
+from remit.agent.history import Exchange
 from remit.agent.journal import Progress, ToolCall
 from remit.api.inference.v1 import inference_service_pb2, message_pb2
 from remit.api.tools.v1 import tool_pb2
@@ -61,12 +62,16 @@ def tool_key(run: str, step: int, call: ToolCall) -> str:
 
 
 def model_request(
-    progress: Progress, definition: AgentDefinition, offer: Offer, step: int
+    progress: Progress,
+    definition: AgentDefinition,
+    offer: Offer,
+    step: int,
+    history: Sequence[Exchange] = (),
 ) -> inference_service_pb2.GenerateTextRequest:
     """The request for the model turn of a step."""
     return inference_service_pb2.GenerateTextRequest(
         model=definition.model_name,
-        messages=messages(progress, definition),
+        messages=messages(progress, definition, history),
         tools=offer.definitions(),
         max_output_tokens=definition.max_output_tokens,
         temperature=definition.temperature,
@@ -74,13 +79,16 @@ def model_request(
     )
 
 
-def messages(progress: Progress, definition: AgentDefinition) -> list[message_pb2.Message]:
-    """The conversation so far: instructions with the context, the task, the complete turns."""
+def messages(
+    progress: Progress, definition: AgentDefinition, history: Sequence[Exchange] = ()
+) -> list[message_pb2.Message]:
+    """What was said so far: instructions with the context, earlier runs, task, complete turns."""
     run = progress.accepted
     return [
         message_pb2.Message(
             role=message_pb2.ROLE_SYSTEM, text=system_text(definition.instructions, run.context)
         ),
+        *_exchanges(history),
         message_pb2.Message(role=message_pb2.ROLE_USER, text=run.task),
         *_turns(progress),
     ]
@@ -129,6 +137,13 @@ def _digest_id(call_id: str, position: int) -> str:
     if not call_id:
         return f"call-{position}"
     return hashlib.sha256(call_id.encode()).hexdigest()[:32]
+
+
+def _exchanges(history: Sequence[Exchange]) -> Iterator[message_pb2.Message]:
+    for exchange in history:
+        asked = system_text(exchange.task, exchange.context)
+        yield message_pb2.Message(role=message_pb2.ROLE_USER, text=asked)
+        yield message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, text=exchange.answer)
 
 
 def _turns(progress: Progress) -> Iterator[message_pb2.Message]:

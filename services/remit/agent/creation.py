@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 from remit import names, telemetry
+from remit.agent.admission import Admission
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition, Grant
 from remit.agent.entries import NewRun
@@ -28,6 +29,7 @@ from remit.agent.spans import traceparent_of_call
 from remit.agent.store import RunStore, queue_full
 from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
+from remit.agent.threads import Place
 from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.calls import shielded, spawn
@@ -60,6 +62,8 @@ class Order:
     """Of the request's body: the same id with another digest is another request."""
     parent_token: int = 0
     """Of a sub-run: the fencing token of the worker that starts it."""
+    place: Place | None = None
+    """Of a run that continues a conversation."""
 
     @property
     def org(self) -> str:
@@ -78,6 +82,7 @@ class Creator:
     catalog: AgentCatalog
     store: RunStore
     reader: RunReader
+    admission: Admission
     desk: RemitDesk
     offers: Offers
     pool: RunPool
@@ -90,7 +95,8 @@ class Creator:
     ) -> Created:
         """The run of a request: a new one, or the one that the same request created before.
 
-        Raises INVALID_REQUEST, SUSPICIOUS_INPUT, AGENT_NOT_FOUND, KEY_REUSED, OVERLOADED, and
+        Raises INVALID_REQUEST, SUSPICIOUS_INPUT, AGENT_NOT_FOUND, CONVERSATION_NOT_FOUND,
+        KEY_REUSED, INVALID_STATE while another run of the conversation goes on, OVERLOADED, and
         whatever policy answers.
         """
         with refusals_counted():
@@ -101,6 +107,9 @@ class Creator:
     ) -> Created:
         check_create(request, self.clock.now())
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        thread = None
+        if request.conversation:
+            thread = await self.admission.find(request.conversation, remit)
         known = await self.reader.run_of_request(
             remit.org, remit.subject, request.request_id, digest
         )
@@ -108,7 +117,10 @@ class Creator:
             return Created(known)
         definition = self.catalog.get(request.agent)
         run = self._accepted(request, remit, definition)
-        order = Order(run, definition, request.request_id, digest)
+        place = await self.admission.place(thread) if thread is not None else None
+        if place is not None:
+            place.pin(run)
+        order = Order(run, definition, request.request_id, digest, place=place)
 
         async def register(grant: Grant) -> IssuedRemit:
             return await self.desk.register(run, FIRST_TOKEN, grant, client_remit=remit_token)
@@ -150,6 +162,7 @@ class Creator:
             return Created(stored.name), None
         count_created(order.run)
         created = Created(stored.name, new.events, new.run)
+        history = order.place.history if order.place is not None else ()
         tenure = Tenure(
             run=stored.name,
             fencing_token=FIRST_TOKEN,
@@ -157,7 +170,7 @@ class Creator:
             lease_s=self.settings.lease_s,
             deadline=asked + new.max_duration_s,
             org=order.org,
-            head=Head(draft.progress, order.definition, issued, offer),
+            head=Head(draft.progress, order.definition, issued, offer, history),
             traceparent=new.traceparent,
         )
         return created, tenure if has_place else None
@@ -185,6 +198,7 @@ class Creator:
             offer=pinned(offer) if offer is not None else None,
             schedule_time=_time_of(order.run),
             parent_token=order.parent_token,
+            last_run=order.place.last_run if order.place is not None else "",
         )
 
     def _accepted(

@@ -34,6 +34,9 @@ class NewRun:
     parent_token: int = 0
     """Of a sub-run: the fencing token of the worker that starts it. With a lower one than the
     parent's newest nothing is created."""
+    last_run: str = ""
+    """Of a run in a conversation: the newest run there that its creator knew. If there is a newer
+    one, or the conversation was deleted, nothing is created."""
 
 
 @dataclass(frozen=True, slots=True)

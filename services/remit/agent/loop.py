@@ -169,13 +169,15 @@ class RunWorker:
         if tenure.head is not None:
             head = tenure.head
             work = self._made(tenure, head.progress, head.definition, head.remit)
-            work.offer = head.offer
+            work.offer, work.history = head.offer, head.history
             return work
         progress = fold(
             await self._shop.books.reader.journal(tenure.run, page=self._shop.books.page)
         )
         definition = await self._definition(progress.accepted.agent_version)
-        return self._made(tenure, progress, definition, None)
+        work = self._made(tenure, progress, definition, None)
+        work.history = await work.reader.history(progress.accepted)
+        return work
 
     async def _say_started(self, work: Work, tenure: Tenure) -> None:
         if isinstance(next_action(work.logbook.progress), Rest | End):

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from remit.agent.admission import Admission
 from remit.agent.cancellation import Canceller
 from remit.agent.catalog_service import AgentCatalogService
+from remit.agent.conversation_service import ConversationService
+from remit.agent.conversation_store import ConversationStore
 from remit.agent.creation import Creator
 from remit.agent.definitions import AgentCatalog, load_catalog
 from remit.agent.feed import Feed, Listener
@@ -26,7 +29,11 @@ from remit.agent.settings import AgentSettings
 from remit.agent.store import RunStore
 from remit.agent.tenure import Tenure
 from remit.agent.work import Outside
-from remit.api.agent.v1 import agent_catalog_service_pb2_grpc, agent_service_pb2_grpc
+from remit.api.agent.v1 import (
+    agent_catalog_service_pb2_grpc,
+    agent_service_pb2_grpc,
+    conversation_service_pb2_grpc,
+)
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
@@ -54,6 +61,7 @@ class AgentParts:
     """The wired parts of one replica."""
 
     runs: AgentService
+    conversations: ConversationService
     catalog: AgentCatalogService
     pool: RunPool
     feed: Feed
@@ -76,6 +84,10 @@ async def open_service(
             "agent",
             servicers=[
                 (agent_service_pb2_grpc.add_AgentServiceServicer_to_server, parts.runs),
+                (
+                    conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server,
+                    parts.conversations,
+                ),
                 (
                     agent_catalog_service_pb2_grpc.add_AgentCatalogServiceServicer_to_server,
                     parts.catalog,
@@ -127,11 +139,16 @@ async def open_parts(
         await worker.work(tenure)
 
     pool = RunPool(leases, work, settings, clock)
-    creator = Creator(catalog, store, reader, desk, outside.offers, pool, settings, clock, ids)
+    conversations = ConversationStore(database)
+    admission = Admission(conversations, reader, settings)
+    creator = Creator(
+        catalog, store, reader, admission, desk, outside.offers, pool, settings, clock, ids
+    )
     household = Household(creator, canceller, leases)
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
     return AgentParts(
         runs=AgentService(creator, canceller, Pauser(books, leases, desk), reader, feed),
+        conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=feed,

@@ -10,7 +10,8 @@ import asyncpg
 
 from remit import names
 from remit.agent.definitions import AgentDefinition
-from remit.agent.records import EventRow, decode_event, decode_run, run_id
+from remit.agent.history import Exchange, exchanges_of
+from remit.agent.records import EventRow, conversation_id, decode_event, decode_run, run_id
 from remit.agent.store import FIND_REQUEST, key_reused
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -28,6 +29,8 @@ class StoredRun:
     control_request: str
     """The pause or its end that was asked for last: its kind and request id."""
     fencing_token: int
+    is_deleted: bool = False
+    """Whether its conversation, or that of a run above it, was deleted: nobody is shown it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class RunFilter:
     agent: str = ""
     state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_UNSPECIFIED
     parent: str = ""
+    conversation: str = ""
 
 
 class RunReader:
@@ -58,6 +62,7 @@ class RunReader:
             row["cancel_request_id"] or "",
             row["control_request"] or "",
             row["fencing_token"],
+            is_deleted=row["delete_time"] is not None,
         )
 
     async def run_of_request(
@@ -82,6 +87,7 @@ class RunReader:
             run_id(before) if before else None,
             limit,
             run_id(only.parent) if only.parent else None,
+            conversation_id(only.conversation) if only.conversation else None,
         )
         return [_run(row) for row in rows]
 
@@ -96,6 +102,30 @@ class RunReader:
         """The agents of a run and of those above it, `agents/{agent}`, its own first."""
         rows = await self._database.fetch(_LINEAGE, run_id(name))
         return [row["agent"] for row in rows]
+
+    async def history(self, run: run_pb2.Run) -> tuple[Exchange, ...]:
+        """What a run's model sees of what came before, oldest first: the same at every reading.
+
+        Read from the journals of the earlier runs, of which nothing is copied. Raises DATA_CORRUPT.
+        """
+        found: list[Exchange] = []
+        if run.history_runs:
+            found = await self.exchanges(run.previous_run, limit=run.history_runs)
+        if len(found) < run.history_runs:
+            raise RemitError(
+                reasons.ERROR_REASON_DATA_CORRUPT,
+                f"{run.name}: {run.history_runs} runs came before it, and {len(found)} are found",
+            )
+        return tuple(reversed(found))
+
+    async def exchanges(self, newest: str, *, limit: int) -> list[Exchange]:
+        """Up to `limit` exchanges, newest first: of that run, of the run before it, and so on.
+
+        Raises DATA_CORRUPT for an end of a run that was changed or stands in the wrong place.
+        """
+        rows = await self._database.fetch(_SELECT_EXCHANGES, run_id(newest), limit)
+        ends = [decode_event(_event_row(row), row["bytes"]) for row in rows]
+        return exchanges_of(newest, ends)
 
     async def events(self, name: str, *, after: int, limit: int) -> list[run_pb2.RunEvent]:
         """Up to `limit` events after a sequence. Raises DATA_CORRUPT for a row that was changed."""
@@ -179,7 +209,7 @@ def _event_row(row: asyncpg.Record) -> EventRow:
 
 _SELECT_RUN: Final = """
 SELECT runs.summary, runs.org, runs.cancel_request_id, runs.control_request, runs.fencing_token,
-       content.bytes
+       runs.delete_time, content.bytes
 FROM runs JOIN content ON content.digest = runs.content_digest
 """
 
@@ -192,6 +222,8 @@ WHERE org = $1
        OR $4 = CASE WHEN state < 3 AND pause_time IS NOT NULL THEN 6 ELSE state END)
   AND ($5::uuid IS NULL OR run < $5)
   AND ($7::uuid IS NULL OR parent = $7)
+  AND ($8::uuid IS NULL OR conversation = $8)
+  AND delete_time IS NULL
 ORDER BY run DESC LIMIT $6
 """
 
@@ -208,6 +240,19 @@ _SELECT_EVENTS: Final = """
 SELECT e.run, e.sequence, e.event_time, e.percent, e.payload, e.content_digest, e.digest, c.bytes
 FROM run_events e LEFT JOIN content c ON c.digest = e.content_digest
 WHERE e.run = $1 AND e.sequence > $2 ORDER BY e.sequence LIMIT $3
+"""
+
+_SELECT_EXCHANGES: Final = """
+WITH RECURSIVE line AS (
+    SELECT run, previous_run, last_sequence, 1 AS age FROM runs WHERE run = $1
+    UNION ALL
+    SELECT r.run, r.previous_run, r.last_sequence, line.age + 1
+    FROM runs r JOIN line ON r.run = line.previous_run WHERE line.age < $2
+)
+SELECT e.run, e.sequence, e.event_time, e.percent, e.payload, e.content_digest, e.digest, c.bytes
+FROM line JOIN run_events e ON e.run = line.run AND e.sequence = line.last_sequence
+     LEFT JOIN content c ON c.digest = e.content_digest
+ORDER BY line.age
 """
 
 _SELECT_OFFER: Final = """

@@ -63,6 +63,11 @@ def run_id(name: str) -> UUID:
     return UUID(names.parse("run", name)[0])
 
 
+def conversation_id(name: str) -> UUID:
+    """The identifier of a conversation's full name. Raises ValueError."""
+    return UUID(names.parse("conversation", name)[0])
+
+
 def encode_event(event: run_pb2.RunEvent) -> tuple[EventRow, Content | None]:
     """An event as its row, and its large part."""
     slim = _without_columns(event)

@@ -112,6 +112,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
             agent=request.agent,
             state=request.state,
             parent=request.parent,
+            conversation=request.conversation,
         )
         runs, more = await self._page(only, page_size(request.page_size), request.page_token)
         return agent_service_pb2.ListRunsResponse(
@@ -191,7 +192,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """The run, if the caller may see it. Raises RUN_NOT_FOUND: existence is not told either."""
         check_name("run", field, name)
         stored = await self.reader.run(name)
-        if not _may_see(current_remit(), stored):
+        if stored.is_deleted or not may_see(current_remit(), stored.org, stored.run.subject):
             raise not_found(name)
         return stored
 
@@ -234,14 +235,15 @@ def _check_filter(request: agent_service_pb2.ListRunsRequest) -> None:
         check_name("agent", "agent", request.agent)
     if request.parent:
         check_name("run", "parent", request.parent)
+    if request.conversation:
+        check_name("conversation", "conversation", request.conversation)
     if request.state not in run_pb2.RunState.values():
         raise invalid_request([Violation("state", "is not a state of runs")])
 
 
-def _may_see(remit: Remit, stored: StoredRun) -> bool:
-    if stored.org != remit.org:
-        return False
-    return stored.run.subject == remit.subject or ADMIN in remit.roles
+def may_see(remit: Remit, org: str, subject: str) -> bool:
+    """Whether a caller is shown what belongs to a subject of an org."""
+    return org == remit.org and (subject == remit.subject or ADMIN in remit.roles)
 
 
 def _check_after(after: int) -> None:

@@ -77,6 +77,18 @@ class AgentSettings(ServiceSettings):
         le=10,
         description="Times that an idempotent tool call in doubt is made, the first included.",
     )
+    max_history_runs: int = Field(
+        default=50,
+        ge=0,
+        le=1000,
+        description="Earlier exchanges of its conversation that a run sees at most.",
+    )
+    max_history_bytes: int = Field(
+        default=262_144,
+        ge=0,
+        le=2_097_152,
+        description="Bytes of the earlier exchanges that a run sees at most; the newest are kept.",
+    )
     heartbeat_s: float = Field(
         default=10.0,
         gt=0,

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from remit.agent.entries import Entry, NewRun
 from remit.agent.journal import TERMINAL
-from remit.agent.records import EventRow, encode_run, run_id
+from remit.agent.records import EventRow, conversation_id, encode_run, run_id
 from remit.api.agent.v1 import run_pb2
 from remit.columns import Column, arrays, names_of, unnests
 
@@ -62,9 +62,10 @@ _CREATED: Final[tuple[Column[_Created], ...]] = (
     Column("traceparent", "text", lambda row: row.new.traceparent or None),
     Column("priority", "smallint", lambda row: row.new.run.priority),
     Column("schedule_time", "timestamptz", lambda row: row.new.schedule_time),
-    Column(
-        "parent", "uuid", lambda row: run_id(row.new.run.parent) if row.new.run.parent else None
-    ),
+    Column("parent", "uuid", lambda row: _run_or_none(row.new.run.parent)),
+    Column("conversation", "uuid", lambda row: _conversation(row.new.run)),
+    Column("previous_run", "uuid", lambda row: _run_or_none(row.new.run.previous_run)),
+    Column("history_runs", "smallint", lambda row: row.new.run.history_runs),
 )
 """Columns of a new run that are stored as they are."""
 
@@ -76,6 +77,7 @@ _DURATIONS: Final[tuple[Column[_Created], ...]] = (
 
 _CONDITIONS: Final[tuple[Column[_Created], ...]] = (
     Column("parent_token", "bigint", lambda row: row.new.parent_token),
+    Column("last_run", "uuid", lambda row: _run_or_none(row.new.last_run)),
 )
 """That decide whether a run is created."""
 
@@ -140,6 +142,14 @@ def _created(new: NewRun) -> _Created:
     return _Created(new, summary, given.digest)
 
 
+def _run_or_none(name: str) -> UUID | None:
+    return run_id(name) if name else None
+
+
+def _conversation(run: run_pb2.Run) -> UUID | None:
+    return conversation_id(run.conversation) if run.conversation else None
+
+
 def _stored_state(state: run_pb2.RunState.ValueType) -> int:
     """A paused run keeps a state of those that go on; `pause_time` says that it does not now."""
     return run_pb2.RUN_STATE_RUNNING if state == run_pb2.RUN_STATE_PAUSED else state
@@ -160,19 +170,32 @@ WITH new AS MATERIALIZED (
         SELECT run FROM entry UNION SELECT parent FROM new WHERE parent IS NOT NULL
     ))
     ORDER BY run FOR UPDATE
+), thread AS MATERIALIZED (
+    SELECT conversation, last_run FROM conversations
+    WHERE conversation = ANY(ARRAY(SELECT conversation FROM new WHERE conversation IS NOT NULL))
+      AND delete_time IS NULL AND (SELECT count(*) FROM locked) >= 0  -- runs are locked first
+    ORDER BY conversation FOR UPDATE
 ), fresh AS (
     INSERT INTO runs ({names_of(_CREATED)}, deadline_time, lease_expire_time)
     SELECT {names_of(_CREATED)},
            greatest(clock_timestamp(), schedule_time) + make_interval(secs => max_duration_s),
            clock_timestamp() + make_interval(secs => lease_s)
     FROM new
-    WHERE parent IS NULL OR EXISTS (
+    WHERE (parent IS NULL OR EXISTS (
         SELECT FROM locked
         WHERE locked.run = new.parent AND locked.fencing_token = new.parent_token
           AND locked.state < 3
-    )
+    )) AND (conversation IS NULL OR EXISTS (
+        SELECT FROM thread
+        WHERE thread.conversation = new.conversation
+          AND thread.last_run IS NOT DISTINCT FROM new.last_run
+    ))
     ON CONFLICT (org, subject, request_id) DO NOTHING
-    RETURNING run
+    RETURNING run, conversation, create_time
+), continued AS (
+    UPDATE conversations
+    SET last_run = fresh.run, update_time = fresh.create_time, runs = conversations.runs + 1
+    FROM fresh WHERE conversations.conversation = fresh.conversation
 ), held AS MATERIALIZED (
     SELECT entry.run FROM locked JOIN entry USING (run, fencing_token)
     WHERE locked.last_sequence = entry.follows AND locked.state < 3

@@ -17,6 +17,7 @@ from remit.agent.entries import CreatedRun, Entry, Item, NewRun, run_of
 from remit.agent.journal import TERMINAL
 from remit.agent.records import Content, EventRow, encode_event
 from remit.agent.statements import WRITE, ContentRow, Notice, write_arguments
+from remit.agent.threads import not_continued
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
@@ -139,9 +140,14 @@ class _Batch:
     events: list[EventRow] = field(default_factory=list)
     contents: dict[tuple[bytes, UUID], bytes] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
+    conversations: set[str] = field(default_factory=set)
 
     def take(self, item: Item) -> None:
         run = run_of(item)
+        if isinstance(item, NewRun) and item.run.conversation:
+            if item.run.conversation in self.conversations:
+                return  # one run at a time: it came second
+            self.conversations.add(item.run.conversation)
         self._keep(run, item.offer)
         for event in item.events:
             row, content = encode_event(event)
@@ -207,6 +213,8 @@ async def _earlier(connection: Connection, new: NewRun) -> CreatedRun | RemitErr
     row = await connection.fetchrow(FIND_REQUEST, new.org, new.run.subject, new.request_id)
     if row is None and new.run.parent:
         return fenced(new.run.parent)
+    if row is None and new.run.conversation:
+        return await not_continued(connection, new.run.conversation)
     if row is None or row["body_digest"] != new.body_digest:
         return key_reused(new.request_id)
     return CreatedRun(names.run_name(str(row["run"])), is_new=False)

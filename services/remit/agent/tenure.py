@@ -7,6 +7,7 @@ from typing import Final
 
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentDefinition
+from remit.agent.history import Exchange
 from remit.agent.journal import Progress
 from remit.agent.leases import Held
 from remit.agent.run_remit import IssuedRemit
@@ -24,6 +25,7 @@ class Head:
     remit: IssuedRemit
     offer: Offer | None
     """Pinned with the first events; None if it was not known."""
+    history: tuple[Exchange, ...] = ()
 
 
 @dataclass(slots=True)

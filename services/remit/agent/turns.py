@@ -66,7 +66,9 @@ class ModelTurns:
         self, step: int, offer: Offer, remit: str
     ) -> inference_service_pb2.GenerateTextResponse:
         request = inference_service_pb2.StreamGenerateTextRequest(
-            request=model_request(self._logbook.progress, self._work.definition, offer, step)
+            request=model_request(
+                self._logbook.progress, self._work.definition, offer, step, self._work.history
+            )
         )
         buffer = self._buffer(step)
         facts: dict[str, Value] = {STAGE: ANSWERING, STEP: step, RUN: self._work.run}

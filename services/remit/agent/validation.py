@@ -16,7 +16,7 @@ from google.protobuf import timestamp_pb2
 
 from remit import names
 from remit.agent.definitions import AgentDefinition
-from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.agent.v1 import agent_service_pb2, conversation_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
@@ -25,6 +25,7 @@ MAX_CONTEXT_ENTRIES: Final = 50
 MAX_CONTEXT_KEY_CHARS: Final = 100
 MAX_CONTEXT_VALUE_CHARS: Final = 10_000
 MAX_REQUEST_ID_CHARS: Final = 64
+MAX_DISPLAY_NAME_CHARS: Final = 100
 MAX_STEPS: Final = 100
 MAX_DURATION_S: Final = 86_400
 FIRST_PRIORITY: Final = 1
@@ -71,6 +72,20 @@ def check_create(request: agent_service_pb2.CreateRunRequest, now: datetime) -> 
         raise _suspicious_input(suspicious)
 
 
+def check_conversation(request: conversation_service_pb2.CreateConversationRequest) -> None:
+    """Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found."""
+    name = request.display_name
+    shape = list(_request_id(request.request_id))
+    if len(name) > MAX_DISPLAY_NAME_CHARS or not name.isprintable():
+        fault = f"must have up to {MAX_DISPLAY_NAME_CHARS} printable characters"
+        shape.append(Violation("display_name", fault))
+    suspicious = list(_suspicious_text("display_name", name[:MAX_DISPLAY_NAME_CHARS]))
+    if shape:
+        raise invalid_request([*shape, *suspicious])
+    if suspicious:
+        raise _suspicious_input(suspicious)
+
+
 def check_request_id(request_id: str) -> None:
     """Raises INVALID_REQUEST unless the id has 1 to 64 printable characters."""
     _raise_if(list(_request_id(request_id)))
@@ -103,6 +118,8 @@ def _raise_if(violations: list[Violation]) -> None:
 
 def _names(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violation]:
     yield from _full_name("agent", "agent", request.agent)
+    if request.conversation:
+        yield from _full_name("conversation", "conversation", request.conversation)
     yield from _request_id(request.request_id)
 
 
@@ -114,6 +131,7 @@ def _full_name(kind: str, field: str, name: str) -> Iterator[Violation]:
 _EXAMPLES: Final = {
     "agent": "agents/assistant",
     "run": "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b",
+    "conversation": "conversations/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b",
 }
 
 
@@ -206,9 +224,13 @@ def _suspicious(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violati
     for key, value in sorted(request.context.items() if few else ()):
         texts += [(_context_field(key), key), (_context_field(key), value)]
     for field, text in texts:
-        for pattern, description in _SUSPICIOUS:
-            if pattern.search(text):
-                yield Violation(field, description)
+        yield from _suspicious_text(field, text)
+
+
+def _suspicious_text(field: str, text: str) -> Iterator[Violation]:
+    for pattern, description in _SUSPICIOUS:
+        if pattern.search(text):
+            yield Violation(field, description)
 
 
 def _suspicious_input(violations: list[Violation]) -> RemitError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from remit.agent.attempts import Attempts
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentDefinition
+from remit.agent.history import Exchange
 from remit.agent.logbook import Logbook
 from remit.agent.offers import Offers, pinned, unpinned
 from remit.agent.reading import RunReader
@@ -41,6 +42,8 @@ class Work:
     """Monotonic seconds at which the run must end."""
     offer: Offer | None = None
     """What is pinned for the run, once it is known here."""
+    history: tuple[Exchange, ...] = ()
+    """What its model sees of what came before the run, oldest first."""
 
     @property
     def model(self) -> str:

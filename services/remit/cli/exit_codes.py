@@ -73,12 +73,13 @@ MEANINGS: Final = (
     ),
     Meaning(
         NOT_FOUND,
-        "no such agent, tool, model, run or other thing",
+        "no such agent, tool, model, run, conversation or other thing",
         (
             "AGENT_NOT_FOUND",
             "TOOL_NOT_FOUND",
             "MODEL_NOT_FOUND",
             "RUN_NOT_FOUND",
+            "CONVERSATION_NOT_FOUND",
             "RESOURCE_NOT_FOUND",
         ),
     ),

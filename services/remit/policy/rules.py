@@ -31,6 +31,7 @@ _TYPES: Final = {
     "apiKey": "ApiKey",
     "agent": "Agent",
     "run": "Run",
+    "conversation": "Conversation",
     "tool": "Tool",
     "model": "Model",
 }

@@ -22,6 +22,7 @@ _ORG: Final = "Org"
 _RESOURCES: Final = {
     "agents": ("Agent",),
     "budgets": ("Team", "User"),
+    "conversations": ("Conversation",),
     "keys": ("ApiKey", "User", "Team"),
     "models": ("Model",),
     "runs": ("Run", "Agent"),

@@ -31,6 +31,7 @@ AREAS: Final = ("agent", "audit", "cost", "inference", "policy", "tools")
 SERVICE_MODULES: Final = (
     "remit.api.agent.v1.agent_catalog_service_pb2",
     "remit.api.agent.v1.agent_service_pb2",
+    "remit.api.agent.v1.conversation_service_pb2",
     "remit.api.audit.v1.audit_query_service_pb2",
     "remit.api.audit.v1.audit_service_pb2",
     "remit.api.cost.v1.cost_report_service_pb2",

@@ -53,6 +53,7 @@ class CreateRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """`agents/{agent}`."""
     task: _builtins.str
@@ -61,6 +62,10 @@ class CreateRunRequest(_message.Message):
     """Names this request: the same id and body get the same run; 1 to 64 characters."""
     priority: _builtins.int
     """Which of its org's waiting runs go first: 1 before 5; 0 means 3. Orgs take turns whatever it says."""
+    conversation: _builtins.str
+    """The conversation that it continues, `conversations/{conversation}`; empty: none. One run at a time: it is
+    refused while another one of the conversation goes on.
+    """
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts given with the task; at most 50, each key up to 100 and each value up to 10,000 characters."""
@@ -85,10 +90,11 @@ class CreateRunRequest(_message.Message):
         request_id: _builtins.str = ...,
         priority: _builtins.int = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        conversation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "schedule_time", b"schedule_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "limits", b"limits", "priority", b"priority", "request_id", b"request_id", "schedule_time", b"schedule_time", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "conversation", b"conversation", "limits", b"limits", "priority", b"priority", "request_id", b"request_id", "schedule_time", b"schedule_time", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,6 +290,7 @@ class ListRunsRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Only of this agent; empty: all."""
@@ -293,6 +300,8 @@ class ListRunsRequest(_message.Message):
     """At most this many; 0 means 50, more than 200 means 200."""
     page_token: _builtins.str
     """Where to go on; empty begins."""
+    conversation: _builtins.str
+    """Only of this conversation, `conversations/{conversation}`; empty: all."""
     parent: _builtins.str
     """Only the sub-runs of this run, `runs/{run}`; empty: all."""
     def __init__(
@@ -302,11 +311,12 @@ class ListRunsRequest(_message.Message):
         state: _run_pb2.RunState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        conversation: _builtins.str = ...,
         parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "conversation", b"conversation", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -112,6 +112,9 @@ class Run(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_RUN_FIELD_NUMBER: _builtins.int
+    HISTORY_RUNS_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -138,6 +141,16 @@ class Run(_message.Message):
     """Which of its org's waiting runs go first, 1 before 5."""
     parent: _builtins.str
     """The run that started it as one of its steps, `runs/{run}`; empty for a client's."""
+    conversation: _builtins.str
+    """The conversation that it continues, `conversations/{conversation}`; empty: none."""
+    previous_run: _builtins.str
+    """The newest run before it in its conversation that SUCCEEDED, `runs/{run}`; empty if there is none. Pinned when
+    the run is created, as is what its model sees of what came before.
+    """
+    history_runs: _builtins.int
+    """How many exchanges its model sees of what came before: that of `previous_run`, that of the previous run of
+    that one, and so on.
+    """
     percent: _builtins.int
     """How far it is, in percent of its step limit; 100 only at the end."""
     stage: _builtins.str
@@ -202,12 +215,15 @@ class Run(_message.Message):
         priority: _builtins.int = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         parent: _builtins.str = ...,
+        conversation: _builtins.str = ...,
+        previous_run: _builtins.str = ...,
+        history_runs: _builtins.int = ...,
         percent: _builtins.int = ...,
         stage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015

@@ -96,6 +96,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A bug in Remit."""
     ERROR_REASON_METHOD_UNKNOWN: _ErrorReason.ValueType  # 35
     """The RPC is not part of this service's contracts."""
+    ERROR_REASON_CONVERSATION_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """No such conversation, it was deleted, or it belongs to somebody else."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -172,4 +174,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 34
 """A bug in Remit."""
 ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 35
 """The RPC is not part of this service's contracts."""
+ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 36
+"""No such conversation, it was deleted, or it belongs to somebody else."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
