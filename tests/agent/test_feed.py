@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remit.agent import feed as feed_module
 from remit.agent.feed import Feed
 from remit.agent.reading import RunReader
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
+from tests.agent.conftest import StartReplica, World
 from tests.agent.histories import RUN
 from tests.waiting import eventually
 
@@ -34,6 +37,9 @@ class Journal:
     def __init__(self) -> None:
         self.events_: list[run_pb2.RunEvent] = []
         self.reads = 0
+
+    def was_read_since(self, reads: int) -> bool:
+        return self.reads > reads
 
     async def events(self, _: str, *, after: int, limit: int) -> list[run_pb2.RunEvent]:
         self.reads += 1
@@ -113,6 +119,32 @@ async def test_a_lost_notice_is_made_good_at_the_heartbeat() -> None:
     assert await asyncio.wait_for(following, 5) == [1, 2]
 
 
+@pytest.mark.parametrize("losses", [1, 3])
+async def test_a_notice_after_a_lost_connection_wakes_at_once(losses: int) -> None:
+    journal = Journal()
+    journal.events_ = [event(1)]
+    feed = feed_of(journal)
+    following = asyncio.create_task(follow(feed, 0))
+    await eventually(lambda: journal.reads >= 1)
+    for _ in range(losses):
+        before = journal.reads
+        feed.wake_all()
+        await eventually(functools.partial(journal.was_read_since, before))
+    journal.events_ = [event(1), event(2, last=True)]
+    feed.announce(RUN, 2)
+    assert await asyncio.wait_for(following, 5) == [1, 2]
+
+
+async def test_what_was_told_while_nobody_listened_is_looked_for() -> None:
+    journal = Journal()
+    feed = feed_of(journal)
+    following = asyncio.create_task(follow(feed, 0))
+    await eventually(lambda: journal.reads >= 1)
+    journal.events_ = [event(1), event(2, last=True)]
+    feed.wake_all()
+    assert await asyncio.wait_for(following, 5) == [1, 2]
+
+
 async def test_a_closed_feed_sends_its_followers_away() -> None:
     feed = feed_of(Journal())
     following = asyncio.create_task(follow(feed, 0))
@@ -121,3 +153,25 @@ async def test_a_closed_feed_sends_its_followers_away() -> None:
     with pytest.raises(RemitError) as caught:
         await following
     assert caught.value.reason == reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+
+
+async def test_a_listener_whose_connection_ends_is_back_at_once(
+    replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It does not wait until it would ask whether the connection still stands.
+    monkeypatch.setattr(feed_module, "_PING_S", 60.0)
+    listener = (await replica()).parts.listener
+    pid = await world.database.fetchval(_LISTENING)
+    await world.database.fetchval("SELECT pg_terminate_backend($1)", pid)
+
+    async def is_back() -> bool:
+        listening = await world.database.fetchval(_LISTENING)
+        return listener.connected.is_set() and listening not in {None, pid}
+
+    await eventually(is_back)
+
+
+_LISTENING = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND query LIKE 'LISTEN %' LIMIT 1
+"""

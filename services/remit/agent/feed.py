@@ -37,6 +37,8 @@ class _Topic:
 
     recent: deque[run_pb2.RunEvent]
     latest: int = 0
+    losses: int = 0
+    """How often notices may have been lost: each follower then looks at the journal itself."""
     followers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -98,7 +100,7 @@ class Feed:
         """Makes every follower look at the journal itself."""
         for topic in self._topics.values():
             topic.recent.clear()
-            topic.latest += 1
+            topic.losses += 1
             topic.wake()
 
     async def follow(
@@ -112,9 +114,10 @@ class Feed:
         with self._followed(run) as topic:
             if known:
                 topic.add(known)
-            look = not known
+            look, losses = not known, topic.losses
             while True:
                 changed = topic.changed
+                look, losses = look or topic.losses > losses, topic.losses
                 self._check_open()
                 events = await self._more(topic, run, after, look=look)
                 for event in events:
@@ -194,15 +197,18 @@ class Listener:
 
     async def _listen_once(self) -> None:
         connection = await asyncpg.connect(self._dsn, timeout=_PING_S)
+        lost = asyncio.Event()
         try:
+            connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(CHANNEL, self._heard)
             self.connected.set()
             # Whatever was told while nobody listened is looked for.
             self._feed.wake_all()
             self._orders.wake()
-            while True:
-                await asyncio.sleep(_PING_S)
+            # A server that ends says so; one that only falls silent is found out by asking.
+            while not await _within(lost, _PING_S):
                 await connection.execute("SELECT 1", timeout=_PING_S)
+            raise ConnectionResetError
         finally:
             connection.terminate()
 
