@@ -58,6 +58,7 @@ async def followed(
                 if error.code() not in {
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.INTERNAL,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                 }:
                     raise

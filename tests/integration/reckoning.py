@@ -1,0 +1,217 @@
+"""What must hold after a storm, whatever was killed in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import grpc
+
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.cost.checks import ledger_faults
+from remit.postgres import Database
+from remit.rpc.errors import RemitError
+from tests.integration.clients import bearer, channel, events_of, result_of
+from tests.integration.conftest import RunningMesh
+from tests.integration.storming import (
+    Crowd,
+    StormWorld,
+    expected_result,
+    path_of,
+    recipient_of,
+)
+from tests.waiting import eventually
+
+EFFECT_DATABASES: Final = ("remit_inference", "remit_tools")
+_AWAY: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
+_ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts"
+_OPEN_ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL"
+_OPEN_HOLDS: Final = "SELECT count(*) FROM reservations WHERE state = 1"
+_OVERSPENT: Final = """
+    SELECT count(*) FROM balances b JOIN budgets g USING (account, period)
+    WHERE b.pending_nanos + b.posted_nanos > g.limit_nanos
+"""
+_DOUBLED: Final = """
+    SELECT count(*) FROM (
+        SELECT claim FROM effect_attempts WHERE outcome = 'SUCCEEDED'
+        GROUP BY claim HAVING count(*) > 1
+    ) AS twice
+"""
+_WITHOUT_PERMITS: Final = """
+    SELECT count(*) FROM effect_attempts WHERE outcome <> 'REFUSED'
+    AND (decision_id IS NULL OR reservation IS NULL OR intent_leaf IS NULL)
+"""
+
+
+@dataclass(frozen=True)
+class Reckoning:
+    """The numbers of a storm that were worth a look; everything else was asserted."""
+
+    runs: int
+    in_doubt: int
+    sub_runs: int
+    mails: int
+    attempts: int
+
+
+async def reckon(world: StormWorld, crowd: Crowd) -> Reckoning:
+    """Asserts everything that holds after a storm."""
+    mesh = world.mesh
+    for number, events in crowd.histories.items():
+        _as_without_crashes(world, number, events)
+    in_doubt = [n for n, events in crowd.histories.items() if _is_in_doubt(result_of(events))]
+    mails = world.mails()
+    assert [to for to, count in mails.items() if count > 1] == []
+    await _journals_equal_what_was_received(mesh, list(crowd.histories.values()))
+    sub_runs = await _one_child_each(mesh, crowd)
+    await eventually(lambda: nothing_is_open(mesh), 90)
+    for database in EFFECT_DATABASES:
+        assert await value(mesh, database, _DOUBLED) == 0
+        assert await value(mesh, database, _WITHOUT_PERMITS) == 0
+    await _books_agree(mesh)
+    await _log_is_whole(mesh, crowd)
+    counts = [
+        await value(mesh, d, "SELECT count(*) FROM effect_attempts") for d in EFFECT_DATABASES
+    ]
+    return Reckoning(len(crowd.histories), len(in_doubt), sub_runs, mails.total(), sum(counts))
+
+
+def _as_without_crashes(world: StormWorld, number: int, events: list[run_pb2.RunEvent]) -> None:
+    """A run ends as it would have without crashes, or says that a mail is in doubt."""
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    run = result_of(events)
+    assert run.cost_nanos <= run.limits.max_cost_nanos
+    mails = world.mails()[recipient_of(number)]
+    if _is_in_doubt(run):
+        assert mails <= 1
+        return
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED, (number, run)
+    assert run.result == expected_result(number), (number, run)
+    assert mails == 1, (number, run)
+    assert world.written[path_of(number)] == f"Storm {number}"
+
+
+def _is_in_doubt(run: run_pb2.Run) -> bool:
+    """Whether the run, or the one that it handed its task to, says so."""
+    if run.state != run_pb2.RUN_STATE_FAILED:
+        return "EFFECT_IN_DOUBT" in run.result
+    return RemitError.from_status(run.error).reason_name == "EFFECT_IN_DOUBT"
+
+
+async def _journals_equal_what_was_received(
+    mesh: RunningMesh, histories: Sequence[list[run_pb2.RunEvent]]
+) -> None:
+    """No event was lost, doubled or changed on its way."""
+    async with channel(mesh.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        for events in histories:
+            assert await eventually(lambda e=events: _journal(mesh, agents, e[0].run), 30) == events  # type: ignore[misc]
+
+
+async def _journal(
+    mesh: RunningMesh, agents: agent_service_pb2_grpc.AgentServiceStub, run: str
+) -> list[run_pb2.RunEvent]:
+    """The journal as it is stored; nothing while a part on the way is away."""
+    stream = agents.WatchRun(
+        agent_service_pb2.WatchRunRequest(name=run), metadata=bearer(mesh.api_key), timeout=20
+    )
+    try:
+        return [response.event async for response in stream if response.HasField("event")]
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return []
+
+
+async def _one_child_each(mesh: RunningMesh, crowd: Crowd) -> int:
+    """Every sub-run that a journal names is there, and no other."""
+    named = {
+        event.sub_run_started.run
+        for events in crowd.histories.values()
+        for event in events
+        if event.HasField("sub_run_started")
+    }
+    starts = sum(
+        event.HasField("sub_run_started") for events in crowd.histories.values() for event in events
+    )
+    assert starts == len(named)
+    children = "SELECT count(*) FROM runs WHERE parent IS NOT NULL"
+    assert await value(mesh, "remit_agent", children) == len(named)
+    return len(named)
+
+
+async def nothing_is_open(mesh: RunningMesh) -> bool:
+    """No attempt is open, and no money is held."""
+    try:
+        for database in EFFECT_DATABASES:
+            if await value(mesh, database, _OPEN_ATTEMPTS):
+                return False
+        return await value(mesh, "remit_cost", _OPEN_HOLDS) == 0
+    except _AWAY:
+        return False
+
+
+async def _books_agree(mesh: RunningMesh) -> None:
+    """Every balance follows from the transfers, and none is above its limit."""
+    dsn = f"postgresql://postgres@/remit_cost?host={postgres_socket(mesh)}"
+    async with Database.open(dsn, pool_size=1) as database, database.acquire() as connection:
+        assert await ledger_faults(connection, 10) == []
+    assert await value(mesh, "remit_cost", _OVERSPENT) == 0
+
+
+async def _log_is_whole(mesh: RunningMesh, crowd: Crowd) -> None:
+    """The log holds every effect that a run's journal names."""
+    for events in crowd.histories.values():
+        claims = {e.model_call_ended.claim or e.tool_call_ended.claim for e in events} - {""}
+
+        async def logged(events: list[run_pb2.RunEvent] = events) -> set[str]:
+            found = await events_of(mesh.address, mesh.api_key, events[0].run)
+            return {event.claim for event in found}
+
+        assert claims <= await eventually(logged, 30)
+
+
+async def take_checkpoint(mesh: RunningMesh, file: Path) -> None:
+    """Keeps the log's signed size outside the mesh."""
+    taken = await asyncio.to_thread(mesh.run, "audit", "checkpoint")
+    assert taken.returncode == 0, taken.stderr
+    await asyncio.to_thread(file.write_text, taken.stdout)
+
+
+async def verify_log(mesh: RunningMesh, folder: Path, checkpoint: Path) -> None:
+    """The log verifies offline, and goes on where the checkpoint ends."""
+    exported = await asyncio.to_thread(mesh.run, "audit", "export", str(folder / "log"))
+    assert exported.returncode == 0, exported.stderr
+    verified = await asyncio.to_thread(
+        mesh.run,
+        *("audit", "verify", str(folder / "log"), "--key", str(mesh.state / "audit.pub")),
+        *("--checkpoint", str(checkpoint)),
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def postgres_socket(mesh: RunningMesh) -> str:
+    """The folder of the database's socket."""
+    return str(json.loads((mesh.state / "mesh.json").read_text())["postgres_socket"])
+
+
+async def value(mesh: RunningMesh, database: str, query: str) -> int:
+    """What a query counts, asked by the database's administrator."""
+    connection = await asyncpg.connect(
+        host=postgres_socket(mesh), user="postgres", database=database
+    )
+    try:
+        return int(await connection.fetchval(query))
+    finally:
+        await connection.close()
+
+
+async def set_budget(mesh: RunningMesh) -> None:
+    """Gives the org a limit, which no balance may exceed."""
+    given = await asyncio.to_thread(mesh.run, "budgets", "set", mesh.org, "5")
+    assert given.returncode == 0, given.stderr
