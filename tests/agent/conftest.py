@@ -26,7 +26,7 @@ from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
 from remit.postgres import Database
-from remit.rpc.clock import SystemClock
+from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
 from remit.rpc.memory import MemoryMesh
@@ -217,14 +217,16 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
     """Starts replicas over the world's database."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(*, running: bool = True, **settings: Any) -> Replica:
+        async def start(
+            *, running: bool = True, clock: Clock | None = None, **settings: Any
+        ) -> Replica:
             mesh = world.mesh()
             facts = {"retry_base_s": 0.02, "retry_cap_s": 0.2, "claim_poll_s": 0.1} | settings
             parts = await open_parts(
                 AgentSettings.load(**facts),
                 mesh.as_caller(options_pb2.CALLER_AGENT),
                 world.database,
-                clock=SystemClock(),
+                clock=clock or SystemClock(),
                 ids=SystemIds(),
             )
             guard = world.guard("agent")
