@@ -143,6 +143,13 @@ class Client:
         )
         return response.run
 
+    async def fork(self, name: str, **more: Any) -> run_pb2.Run:
+        facts = {"request_id": SystemIds().uuid7()} | more
+        response = await self.runs.ForkRun(
+            agent_service_pb2.ForkRunRequest(name=name, **facts), metadata=self.metadata
+        )
+        return response.run
+
 
 def request(task: str = "What is 17 * 23?", **more: Any) -> agent_service_pb2.CreateRunRequest:
     facts = {"agent": "agents/assistant", "request_id": SystemIds().uuid7()} | more

@@ -163,7 +163,7 @@ async def test_a_list_is_read_page_by_page_up_to_its_limit(
     assert {request.agent for request in asked} == {"agents/clerk"}
 
 
-@pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "fork"])
 async def test_control_keeps_its_request_id_over_a_break(
     edge: EdgeServer, client: Client, verb: str
 ) -> None:

@@ -57,6 +57,7 @@ CHANGES = {
     f"{AGENTS}/CancelRun",
     f"{AGENTS}/PauseRun",
     f"{AGENTS}/ResumeRun",
+    f"{AGENTS}/ForkRun",
     f"{COST}/SetBudget",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
@@ -207,6 +208,19 @@ async def test_a_conversation(rest: Rest) -> None:
     for method, where in ((f"{TALK}/GetConversation", path), (f"{AGENTS}/GetRun", run)):
         assert fits(method, answer := await rest(method, where))["details"][0]["reason"]
         assert answer.status == 404
+
+
+async def test_a_run_is_forked(rest: Rest) -> None:
+    source = messages(f"{AGENTS}/StreamRun", await a_file(rest))[-1]["event"]["ended"]["run"]
+    name = {"run": source["name"].removeprefix("runs/")}
+    body = {"fromStep": 2, "overrides": {"limits": {"maxSteps": 3}}, "requestId": new_id()}
+    fork = fits(f"{AGENTS}/ForkRun", await rest(f"{AGENTS}/ForkRun", name, body=body))["run"]
+    assert fork["fork"]["run"] == source["name"]
+    assert fork["fork"]["turns"] == 1
+    assert fork["fork"]["overrides"] == ["limits.max_steps"]
+    refused = await rest(f"{AGENTS}/ForkRun", name, body={"fromSequence": "0", "requestId": "x"})
+    content = fits(f"{AGENTS}/ForkRun", refused)
+    assert (refused.status, content["details"][0]["reason"]) == (400, "INVALID_REQUEST")
 
 
 async def test_a_run_is_cancelled(rest: Rest) -> None:

@@ -14,6 +14,7 @@ from remit.agent.definitions import OnDoubt
 from remit.agent.failures import Verdict, judge_tool_failure
 from remit.agent.household import Household
 from remit.agent.journal import Progress, ToolCall
+from remit.agent.logbook import USING_TOOLS
 from remit.agent.records import Content
 from remit.agent.work import Work
 from remit.api.agent.v1 import run_pb2
@@ -44,6 +45,7 @@ class ToolCalls:
 
     async def make(self, step: int, calls: Sequence[ToolCall]) -> None:
         """Makes the calls and records each. Raises FENCED, or RunOver if one ended the run."""
+        await self._say_so()
         if len(calls) == 1:
             await self._make_one(step, calls[0])
             return
@@ -54,6 +56,13 @@ class ToolCalls:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _say_so(self) -> None:
+        """Journals the stage where it is not: a fork may begin with calls that its source asked."""
+        async with self._logbook.lock:
+            draft = self._logbook.draft()
+            draft.enter(USING_TOOLS)
+            await self._logbook.commit(draft)
 
     async def _make_one(self, step: int, call: ToolCall) -> None:
         async with self._places:

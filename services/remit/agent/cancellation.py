@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.agent.decisions import End, next_action
-from remit.agent.journal import TERMINAL, fold
+from remit.agent.journal import TERMINAL
 from remit.agent.leases import Grant, LeaseStore
 from remit.agent.logbook import Books, Logbook
 from remit.agent.reading import StoredRun
@@ -57,10 +57,8 @@ class Canceller:
 
     async def _end(self, grant: Grant, subject: str, request_id: str) -> bool:
         """Ends a seized run; False if somebody else took it meanwhile."""
-        events = await self.books.reader.journal(grant.run, page=self.books.page)
-        logbook = Logbook(
-            self.books, grant.run, grant.fencing_token, fold(events), grant.traceparent
-        )
+        progress = await self.books.standing.now(grant.run)
+        logbook = Logbook(self.books, grant.run, grant.fencing_token, progress, grant.traceparent)
         try:
             if not logbook.progress.cancelled_by:
                 await self._request(logbook, subject, request_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -17,6 +17,7 @@ from remit.agent.admission import Admission
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition, Grant
 from remit.agent.entries import NewRun
+from remit.agent.history import Exchange
 from remit.agent.journal import Progress
 from remit.agent.logbook import Draft, started
 from remit.agent.metrics import count_created, refusals_counted
@@ -52,6 +53,18 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a run begins with: nothing, unless it is a fork."""
+
+    base: Progress = field(default_factory=Progress)
+    """What it takes over of its source."""
+    offer: Offer | None = None
+    """The tools that its source was offered; None: those that it is offered itself."""
+    history: tuple[Exchange, ...] = ()
+    """What its source saw of the runs before it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """A run to be created: checked, named, and asked for under a request id."""
 
@@ -64,6 +77,8 @@ class Order:
     """Of a sub-run: the fencing token of the worker that starts it."""
     place: Place | None = None
     """Of a run that continues a conversation."""
+    begins: Beginning = field(default_factory=Beginning)
+    """Of a fork: what it takes over."""
 
     @property
     def org(self) -> str:
@@ -152,9 +167,9 @@ class Creator:
     async def _store(
         self, order: Order, issued: IssuedRemit, *, has_place: bool
     ) -> tuple[Created, Tenure | None]:
-        draft = Draft(order.run.name, Progress(), self.clock)
+        draft = Draft(order.run.name, order.begins.base, self.clock)
         draft.add(run_pb2.RunCreated(run=order.run))
-        offer = self._first_step(draft, order) if has_place else None
+        offer = self._first_step(draft, order) if has_place else order.begins.offer
         asked = self.clock.monotonic()
         new = self._row(order, draft, offer, has_place=has_place)
         stored = await self.store.create(new)
@@ -162,7 +177,7 @@ class Creator:
             return Created(stored.name), None
         count_created(order.run)
         created = Created(stored.name, new.events, new.run)
-        history = order.place.history if order.place is not None else ()
+        history = order.place.history if order.place is not None else order.begins.history
         tenure = Tenure(
             run=stored.name,
             fencing_token=FIRST_TOKEN,
@@ -178,7 +193,7 @@ class Creator:
     def _first_step(self, draft: Draft, order: Order) -> Offer | None:
         """Begins the run in the commit that creates it, as far as is known without asking."""
         draft.add(started(FIRST_TOKEN, self.settings.replica))
-        offer = self.offers.remembered(order.run.subject, order.definition)
+        offer = order.begins.offer or self.offers.remembered(order.run.subject, order.definition)
         if offer is not None:
             draft.announce_next(order.definition.model_name)
         return offer

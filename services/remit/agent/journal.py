@@ -44,6 +44,8 @@ class ToolCall:
     ended: run_pb2.ToolCallEnded | None = None
     run: str = ""
     """The sub-run that the call of an agent became."""
+    inherited: bool = False
+    """Whether it ended in the run that this one was forked from."""
 
     @property
     def is_delegation(self) -> bool:
@@ -61,6 +63,8 @@ class Turn:
     text: str = ""
     ended: run_pb2.ModelCallEnded | None = None
     calls: tuple[ToolCall, ...] = ()
+    inherited: bool = False
+    """Whether the run that this one was forked from asked for it."""
 
     @property
     def is_recorded(self) -> bool:

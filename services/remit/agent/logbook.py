@@ -20,6 +20,7 @@ from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.records import Content
 from remit.agent.spans import place_of, record_run
+from remit.agent.standing import Standing
 from remit.agent.store import RunStore, fenced
 from remit.agent.summary import ended_run, summary_of
 from remit.api.agent.v1 import run_pb2
@@ -127,6 +128,11 @@ class Books:
     feed: Feed
     clock: Clock
     page: int
+
+    @property
+    def standing(self) -> Standing:
+        """Where the progress of a run is read."""
+        return Standing(self.reader, self.page)
 
 
 class Logbook:

@@ -28,7 +28,7 @@ from remit.agent.decisions import (
 )
 from remit.agent.definitions import AgentDefinition
 from remit.agent.household import Household
-from remit.agent.journal import Progress, fold, header_of
+from remit.agent.journal import Progress, header_of
 from remit.agent.logbook import THINKING, USING_TOOLS, Books, Logbook, started
 from remit.agent.reading import DefinitionStore
 from remit.agent.run_remit import IssuedRemit, RemitDesk, RunRemit
@@ -171,9 +171,7 @@ class RunWorker:
             work = self._made(tenure, head.progress, head.definition, head.remit)
             work.offer, work.history = head.offer, head.history
             return work
-        progress = fold(
-            await self._shop.books.reader.journal(tenure.run, page=self._shop.books.page)
-        )
+        progress = await self._shop.books.standing.now(tenure.run)
         definition = await self._definition(progress.accepted.agent_version)
         work = self._made(tenure, progress, definition, None)
         work.history = await work.reader.history(progress.accepted)

@@ -15,6 +15,7 @@ from remit.agent.conversation_store import ConversationStore
 from remit.agent.creation import Creator
 from remit.agent.definitions import AgentCatalog, load_catalog
 from remit.agent.feed import Feed, Listener
+from remit.agent.forking import Forker
 from remit.agent.household import Household
 from remit.agent.leases import LeaseStore
 from remit.agent.logbook import Books
@@ -146,8 +147,10 @@ async def open_parts(
     )
     household = Household(creator, canceller, leases)
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
+    pauser = Pauser(books, leases, desk)
+    forker = Forker(creator, definitions, books.standing)
     return AgentParts(
-        runs=AgentService(creator, canceller, Pauser(books, leases, desk), reader, feed),
+        runs=AgentService(creator, canceller, pauser, forker, reader, feed),
         conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,

@@ -181,7 +181,9 @@ def count_ended(
 ) -> None:
     """Counts and logs a run of these turns that ended with these events, committed at `now`."""
     state = run_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_")
-    _log_ended(run, state, sum(len(turn.calls) for turn in turns))
+    # What a fork took over was counted where it was done.
+    tool_calls = sum(not call.inherited for turn in turns for call in turn.calls)
+    _log_ended(run, state, tool_calls)
     series = _series(run.agent)
     RUNS.labels(run.agent, state).inc()
     series.seconds.observe(_seconds(run))
@@ -189,8 +191,8 @@ def count_ended(
     series.input_tokens.inc(run.usage.input_tokens - below.input_tokens)
     series.cached_input_tokens.inc(run.usage.cached_input_tokens - below.cached_input_tokens)
     series.output_tokens.inc(run.usage.output_tokens - below.output_tokens)
-    series.model_calls.observe(len(turns))
-    series.tool_calls.observe(sum(len(turn.calls) for turn in turns))
+    series.model_calls.observe(sum(not turn.inherited for turn in turns))
+    series.tool_calls.observe(tool_calls)
     if run.state == run_pb2.RUN_STATE_FAILED:
         ERRORS.labels(run.agent, RemitError.from_status(run.error).reason_name).inc()
     for event in events:

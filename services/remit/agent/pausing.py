@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.agent.entries import Control
-from remit.agent.journal import TERMINAL, fold
+from remit.agent.journal import TERMINAL
 from remit.agent.leases import Held, LeaseStore
 from remit.agent.logbook import Books, Logbook
 from remit.agent.reading import StoredRun
@@ -101,7 +101,7 @@ class Pauser:
         grant = await self.leases.seize(name)
         if grant is None:
             return
-        progress = fold(await self.books.reader.journal(name, page=self.books.page))
+        progress = await self.books.standing.now(name)
         if progress.ended is not None or wish.is_fulfilled(progress.state):
             await self.leases.release([Held(name, grant.fencing_token)])
             return

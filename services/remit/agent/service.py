@@ -15,6 +15,7 @@ from remit.agent.cancellation import Canceller
 from remit.agent.creation import Creator
 from remit.agent.definitions import did_you_mean
 from remit.agent.feed import Feed
+from remit.agent.forking import Forker
 from remit.agent.journal import TERMINAL
 from remit.agent.pausing import Pauser
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
@@ -42,6 +43,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     creator: Creator
     canceller: Canceller
     pauser: Pauser
+    forker: Forker
     reader: RunReader
     feed: Feed
 
@@ -151,6 +153,19 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         stored = await self._visible(request.name, "name")
         run = await self.pauser.resume(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.ResumeRunResponse(run=run)
+
+    async def ForkRun(
+        self,
+        request: agent_service_pb2.ForkRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ForkRunResponse:
+        """Starts a run that goes on from where another one stood."""
+        stored = await self._visible(request.name, "name")
+        created = await self.forker.fork(
+            request, stored, current_remit(), current_call().remit_token
+        )
+        run = created.run or (await self.reader.run(created.name)).run
+        return agent_service_pb2.ForkRunResponse(run=run)
 
     async def GetArtifact(
         self,

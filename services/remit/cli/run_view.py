@@ -69,6 +69,9 @@ class RunView:
     def _created(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         self.run = event.created.run
         yield Line(f"{event.run}  {last_part(self.run.agent)}", "bold")
+        if self.run.HasField("fork"):
+            taken = self.run.fork
+            yield Line(f"  goes on from {taken.run} at event {taken.sequence}", "dim")
         if self.run.HasField("schedule_time"):
             self.stage = "waiting for its time"
             yield Line(f"  {when(self.run)}", "dim")

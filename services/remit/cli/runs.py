@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from remit.api.agent.v1 import run_pb2
-from remit.cli import documents, exit_codes
+from remit.cli import documents, exit_codes, runs_fork
 from remit.cli.client import Edge, Session, client_options
 from remit.cli.output import Column
 from remit.cli.parameters import limit_option
@@ -36,10 +36,11 @@ _COLUMNS: Final = (
     "  remit runs watch 01981a2b-...\n  remit runs cancel 01981a2b-..."
 )
 def command() -> None:
-    """List, show, watch, pause, resume and cancel runs."""
+    """List, show, watch, pause, resume, cancel, fork and retry runs."""
 
 
-command.add_command(tree)
+for _command in (tree, runs_fork.fork, runs_fork.retry):
+    command.add_command(_command)
 
 
 @command.command(
@@ -190,6 +191,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("agent", f"{run.agent} (version {run.agent_version[:12]})"),
             ("by", run.subject),
             ("part of", run.parent),
+            ("forked from", runs_fork.origin(run)),
             ("task", run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
             ("created", local_time(run.create_time)),

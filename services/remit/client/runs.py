@@ -166,6 +166,20 @@ class Runs:
         request = agent_service_pb2.ResumeRunRequest(**_control(run, request_id))
         return (await self._call(self._stub.ResumeRun, request)).run
 
+    async def fork(
+        self, run: str, request: agent_service_pb2.ForkRunRequest | None = None
+    ) -> run_pb2.Run:
+        """Starts a run that goes on from where another one stood.
+
+        `request` says from where and with what changed; without, the last step of a run that failed
+        is tried again. Its name and a request id are filled in.
+        """
+        asked = agent_service_pb2.ForkRunRequest()
+        asked.CopyFrom(request or asked)
+        asked.name = full_name("runs", run)
+        asked.request_id = asked.request_id or new_request_id()
+        return (await self._call(self._stub.ForkRun, asked)).run
+
     async def artifact(self, run: str, artifact: str) -> agent_service_pb2.GetArtifactResponse:
         """A file that a run made. Raises DATA_CORRUPT if its content is not that of its digest."""
         request = agent_service_pb2.GetArtifactRequest(

@@ -75,6 +75,11 @@ class AgentServiceStub:
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
+        self.ForkRun = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/ForkRun',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/remit.api.agent.v1.AgentService/GetArtifact',
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.GetArtifactRequest.SerializeToString,
@@ -145,6 +150,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkRun(self, request, context):
+        """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
+        own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
+        again, and keeps the source's agent version and tools unless the overrides say otherwise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """Returns the content of a file that a run made.
         """
@@ -194,6 +208,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'ForkRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkRun,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -418,6 +437,33 @@ class AgentService:
             '/remit.api.agent.v1.AgentService/ResumeRun',
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunRequest.SerializeToString,
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/ForkRun',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

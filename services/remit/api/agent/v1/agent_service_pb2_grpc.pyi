@@ -37,6 +37,11 @@ class AgentServiceStub:
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResumeRunRequest, _agent_service_pb2.ResumeRunResponse]
     """Lets a paused run go on where it stood."""
+    ForkRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ForkRunRequest, _agent_service_pb2.ForkRunResponse]
+    """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
+    own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
+    again, and keeps the source's agent version and tools unless the overrides say otherwise.
+    """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
     """Returns the content of a file that a run made."""
 
@@ -111,6 +116,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_service_pb2.ResumeRunRequest, _abc.Awaitable[_agent_service_pb2.ResumeRunResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.ResumeRunResponse]:
         """Lets a paused run go on where it stood."""
+
+    @_abc_1.abstractmethod
+    def ForkRun(
+        self,
+        request: _agent_service_pb2.ForkRunRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ForkRunRequest, _abc.Awaitable[_agent_service_pb2.ForkRunResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ForkRunResponse]:
+        """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
+        own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
+        again, and keeps the source's agent version and tools unless the overrides say otherwise.
+        """
 
     @_abc_1.abstractmethod
     def GetArtifact(

@@ -117,6 +117,7 @@ class Run(_message.Message):
     HISTORY_RUNS_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`; {run} is a UUIDv7."""
     agent: _builtins.str
@@ -191,6 +192,10 @@ class Run(_message.Message):
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
         """When it may start; unset: at once."""
 
+    @_builtins.property
+    def fork(self) -> Global___RunFork:
+        """Where it took over from another run; unset for a run that began with its task."""
+
     def __init__(
         self,
         *,
@@ -220,16 +225,57 @@ class Run(_message.Message):
         history_runs: _builtins.int = ...,
         percent: _builtins.int = ...,
         stage: _builtins.str = ...,
+        fork: Global___RunFork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_leaf_index) -> _WhichOneofReturnType__last_leaf_index | None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class RunFork(_message.Message):
+    """RunFork says where a run took over from another one, its source. What the source had done by then stands
+    for what the run would have done itself; the run pays for none of it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The source, `runs/{run}`."""
+    sequence: _builtins.int
+    """The source's event after which the fork goes on its own way."""
+    turns: _builtins.int
+    """Model turns that it takes over, with the results of their tool calls. It makes the calls again that had
+    not ended by then.
+    """
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is other than in the source, sorted: `agent_version`, `context`, `limits.max_steps` and such."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        turns: _builtins.int = ...,
+        overrides: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides", "run", b"run", "sequence", b"sequence", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunFork: _TypeAlias = RunFork  # noqa: Y015
 
 @_typing.final
 class RunLimits(_message.Message):
