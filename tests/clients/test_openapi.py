@@ -38,6 +38,8 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{AUDIT}/GetInclusionProof": ({}, {"leafIndex": "0", "treeSize": "2"}),
     f"{AUDIT}/GetConsistencyProof": ({}, {"firstTreeSize": "1", "secondTreeSize": "2"}),
     f"{COST}/ListSpend": ({}, {"groupBy": "DIMENSION_ITEM"}),
+    f"{COST}/ListCharges": ({}, {"startTime": "2020-01-01T00:00:00Z", "pageSize": "2"}),
+    f"{COST}/GetRunSpend": ({"run": "0198a5b0-0000-7000-8000-000000000000"}, {}),
     f"{COST}/ListBudgets": ({}, {}),
     f"{MODELS}/ListModels": ({}, {}),
     f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),

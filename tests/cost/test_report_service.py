@@ -88,7 +88,9 @@ BY_DIMENSION: list[tuple[ListSpendRequest.Dimension.ValueType, list[tuple[str, i
     (ListSpendRequest.DIMENSION_AGENT, [("agents/assistant", 8), ("(none)", 1)]),
     (ListSpendRequest.DIMENSION_ITEM, [("tools/calculator", 9)]),
     (ListSpendRequest.DIMENSION_RUN, [(run_of(1), 4), (run_of(2), 4), ("(none)", 1)]),
-    (ListSpendRequest.DIMENSION_DAY, [("2026-11-23", 8), ("2026-11-24", 1)]),
+    (ListSpendRequest.DIMENSION_DAY, [("2026-11-24", 1), ("2026-11-23", 8)]),
+    (ListSpendRequest.DIMENSION_TOOL, [("tools/calculator", 9)]),
+    (ListSpendRequest.DIMENSION_MONTH, [("2026-11", 9)]),
 ]
 
 

@@ -6,7 +6,8 @@ import base64
 import binascii
 import hashlib
 import json
-from typing import Final, TypeVar
+from collections.abc import Sequence
+from typing import Final, TypeVar, cast
 
 from remit.pricing import INT64_MAX
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -14,6 +15,7 @@ from remit.rpc.errors import RemitError, Violation, invalid_request
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 200
 _MAX_TOKEN_CHARS: Final = 2048
+_FOREIGN: Final = "is not a token of this list"
 
 First = TypeVar("First", str, int)
 Second = TypeVar("Second", str, int)
@@ -26,7 +28,7 @@ def page_size_of(asked: int) -> int:
     return min(asked or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
-def encode_token(place: tuple[str | int, str | int], query: str) -> str:
+def encode_token(place: Sequence[str | int], query: str) -> str:
     """A token that goes on after `place`, the sort key of a row, in the list of `query`."""
     content = json.dumps([*place, _digest(query)], separators=(",", ":"))
     return base64.urlsafe_b64encode(content.encode()).decode()
@@ -39,20 +41,45 @@ def decode_token(
 
     `kinds` are the types of the sort key. Raises INVALID_REQUEST for another list's token.
     """
+    place = _decode(token, query, kinds)
+    if place is None:
+        return None
+    first, second = place
+    return cast("First", first), cast("Second", second)
+
+
+def decode_texts(token: str, query: str, count: int) -> tuple[str, ...] | None:
+    """Where to go on in a list whose sort key is `count` texts; None for the beginning.
+
+    Raises INVALID_REQUEST for another list's token.
+    """
+    place = _decode(token, query, (str,) * count)
+    return None if place is None else tuple(map(str, place))
+
+
+def invalid_token(fault: str) -> RemitError:
+    """INVALID_REQUEST about the page token."""
+    return invalid_request([Violation("page_token", fault)])
+
+
+def _decode(token: str, query: str, kinds: Sequence[type[str | int]]) -> Sequence[str | int] | None:
     if not token:
         return None
     if len(token) > _MAX_TOKEN_CHARS:
-        raise _invalid("is longer than any token")
+        raise invalid_token("is longer than any token")
     try:
         content = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        first, second, digest = content
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise _invalid("is not a token of this list") from error
+    # Brackets within brackets without end are one fault more than a token can have.
+    except (binascii.Error, ValueError, RecursionError) as error:
+        raise invalid_token(_FOREIGN) from error
+    if not isinstance(content, list) or not content:
+        raise invalid_token(_FOREIGN)
+    *place, digest = content
     if digest != _digest(query):
-        raise _invalid("belongs to a list with other parameters; begin again without it")
-    if not (_is_part(first, kinds[0]) and _is_part(second, kinds[1])):
-        raise _invalid("is not a token of this list")
-    return first, second
+        raise invalid_token("belongs to a list with other parameters; begin again without it")
+    if len(place) != len(kinds) or not all(map(_is_part, place, kinds)):
+        raise invalid_token(_FOREIGN)
+    return place
 
 
 def _is_part(value: object, kind: type[str | int]) -> bool:
@@ -63,7 +90,3 @@ def _is_part(value: object, kind: type[str | int]) -> bool:
 
 def _digest(query: str) -> str:
     return hashlib.sha256(query.encode()).hexdigest()[:16]
-
-
-def _invalid(fault: str) -> RemitError:
-    return invalid_request([Violation("page_token", fault)])

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
-from typing import Any, Final
+from datetime import UTC, date, datetime
+from typing import Any, Final, Literal, Protocol
 
 import grpc
 from google.protobuf import timestamp_pb2
 
+from remit import names
 from remit.api.cost.v1 import cost_report_service_pb2, cost_report_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cost.accounts import is_account
 from remit.cost.budgets import BudgetStore
-from remit.cost.paging import decode_token, encode_token, page_size_of
+from remit.cost.charges import ChargePlace, ChargeQuery, place_of, select_charges
+from remit.cost.paging import (
+    decode_texts,
+    decode_token,
+    encode_token,
+    invalid_token,
+    page_size_of,
+)
 from remit.cost.periods import Period
 from remit.cost.reservations import SetLimit, require_limit
+from remit.cost.run_spend import select_run_spend
 from remit.cost.spend import SpendQuery, select_spend
 from remit.idempotency import AdminRecorder, AdminRequest, request_id_violations
 from remit.postgres import Database
@@ -56,6 +65,29 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
             response.next_page_token = encode_token((last.posted_nanos, last.key), query.describe())
         return response
 
+    async def GetRunSpend(
+        self, request: cost_report_service_pb2.GetRunSpendRequest, context: Context
+    ) -> cost_report_service_pb2.GetRunSpendResponse:
+        """Show what a run of the caller's org and the runs below it spent."""
+        if not names.is_name("run", request.run):
+            raise invalid_request([Violation("run", "must be `runs/{uuid}`")])
+        runs = await select_run_spend(self._database, current_remit().org, request.run)
+        return cost_report_service_pb2.GetRunSpendResponse(runs=runs)
+
+    async def ListCharges(
+        self, request: cost_report_service_pb2.ListChargesRequest, context: Context
+    ) -> cost_report_service_pb2.ListChargesResponse:
+        """List what the caller's org was charged."""
+        start, end = _checked_span(request)
+        query = ChargeQuery(current_remit().org, start, end)
+        size = page_size_of(request.page_size)
+        after = _charge_place(request.page_token, query)
+        charges = await select_charges(self._database, query, after, size + 1)
+        response = cost_report_service_pb2.ListChargesResponse(charges=charges[:size])
+        if len(charges) > size:
+            response.next_page_token = encode_token(place_of(charges[size - 1]), query.describe())
+        return response
+
     async def SetBudget(
         self, request: cost_report_service_pb2.SetBudgetRequest, context: Context
     ) -> cost_report_service_pb2.SetBudgetResponse:
@@ -85,22 +117,57 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         return response
 
 
+class _Span(Protocol):
+    """The fields by which a request selects by time."""
+
+    @property
+    def start_time(self) -> timestamp_pb2.Timestamp: ...
+
+    @property
+    def end_time(self) -> timestamp_pb2.Timestamp: ...
+
+    def HasField(self, name: Literal["start_time", "end_time"], /) -> bool: ...
+
+
 def _spend_query(org: str, request: cost_report_service_pb2.ListSpendRequest) -> SpendQuery:
-    violations = []
     if request.group_by not in cost_report_service_pb2.ListSpendRequest.Dimension.values():
-        violations.append(Violation("group_by", f"{request.group_by} is not a dimension"))
-    violations += [
-        Violation(field, "is not a time between the years 1970 and 9999")
-        for field in ("start_time", "end_time")
-        if request.HasField(field) and not _is_time(getattr(request, field))
-    ]
+        violation = Violation("group_by", f"{request.group_by} is not a dimension")
+        raise invalid_request([violation, *_span_violations(request)])
+    start, end = _checked_span(request)
+    return SpendQuery(org, request.group_by, start, end)
+
+
+def _charge_place(token: str, query: ChargeQuery) -> ChargePlace | None:
+    texts = decode_texts(token, query.describe(), len(ChargePlace._fields))
+    if texts is None:
+        return None
+    try:
+        day = date.fromisoformat(texts[0])
+    except ValueError as error:
+        raise invalid_token("is not a token of this list") from error
+    return ChargePlace(day, *texts[1:])
+
+
+def _checked_span(request: _Span) -> tuple[datetime | None, datetime | None]:
+    """Start and end of a request, None where it states none. Raises INVALID_REQUEST."""
+    violations = _span_violations(request)
     if violations:
         raise invalid_request(violations)
     start = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else None
     end = request.end_time.ToDatetime(UTC) if request.HasField("end_time") else None
     if start is not None and end is not None and start >= end:
         raise invalid_request([Violation("end_time", "is not after start_time")])
-    return SpendQuery(org, request.group_by, start, end)
+    return start, end
+
+
+def _span_violations(request: _Span) -> list[Violation]:
+    fault = "is not a time between the years 1970 and 9999"
+    violations = []
+    if request.HasField("start_time") and not _is_time(request.start_time):
+        violations.append(Violation("start_time", fault))
+    if request.HasField("end_time") and not _is_time(request.end_time):
+        violations.append(Violation("end_time", fault))
+    return violations
 
 
 def _is_time(moment: timestamp_pb2.Timestamp) -> bool:

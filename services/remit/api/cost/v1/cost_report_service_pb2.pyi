@@ -48,6 +48,12 @@ class ListSpendRequest(_message.Message):
         """By run."""
         DIMENSION_DAY: ListSpendRequest._Dimension.ValueType  # 6
         """By day, in UTC."""
+        DIMENSION_MODEL: ListSpendRequest._Dimension.ValueType  # 7
+        """By model; what tools cost is left out, also of the total."""
+        DIMENSION_TOOL: ListSpendRequest._Dimension.ValueType  # 8
+        """By tool; what models cost is left out, also of the total."""
+        DIMENSION_MONTH: ListSpendRequest._Dimension.ValueType  # 9
+        """By month of the calendar, in UTC."""
 
     class Dimension(_Dimension, metaclass=_DimensionEnumTypeWrapper):
         """Dimension of a report."""
@@ -66,6 +72,12 @@ class ListSpendRequest(_message.Message):
     """By run."""
     DIMENSION_DAY: ListSpendRequest.Dimension.ValueType  # 6
     """By day, in UTC."""
+    DIMENSION_MODEL: ListSpendRequest.Dimension.ValueType  # 7
+    """By model; what tools cost is left out, also of the total."""
+    DIMENSION_TOOL: ListSpendRequest.Dimension.ValueType  # 8
+    """By tool; what models cost is left out, also of the total."""
+    DIMENSION_MONTH: ListSpendRequest.Dimension.ValueType  # 9
+    """By month of the calendar, in UTC."""
 
     GROUP_BY_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
@@ -150,7 +162,7 @@ class SpendRow(_message.Message):
     EFFECTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The member, such as `orgs/acme/users/alice` or `2026-11-23`. `(none)` where it has no name."""
+    """The member, such as `orgs/acme/users/alice`, `2026-11-23` or `2026-11`. `(none)` where it has no name."""
     posted_nanos: _builtins.int
     """Posted money in nano-USD."""
     pending_nanos: _builtins.int
@@ -161,7 +173,7 @@ class SpendRow(_message.Message):
     """Effects settled."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """What they used."""
+        """What they used. A count that is above the most of an int64 stands at the most."""
 
     def __init__(
         self,
@@ -180,6 +192,242 @@ class SpendRow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SpendRow: _TypeAlias = SpendRow  # noqa: Y015
+
+@_typing.final
+class GetRunSpendRequest(_message.Message):
+    """GetRunSpendRequest names a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """`runs/{run}`."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunSpendRequest: _TypeAlias = GetRunSpendRequest  # noqa: Y015
+
+@_typing.final
+class GetRunSpendResponse(_message.Message):
+    """GetRunSpendResponse is the bill of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunSpend]:
+        """The run itself, then those below it: each before its sub-runs, and siblings by name. Sub-runs that
+        neither spent nor hold anything, themselves or below them, are left out.
+        """
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___RunSpend] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunSpendResponse: _TypeAlias = GetRunSpendResponse  # noqa: Y015
+
+@_typing.final
+class RunSpend(_message.Message):
+    """RunSpend is what one run spent. A run's `whole` is its `own` and the `whole` of each of its sub-runs,
+    to the nano-USD.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """`runs/{run}`."""
+    parent: _builtins.str
+    """The run whose step this one is; empty for the run that was asked for."""
+    agent: _builtins.str
+    """Its agent, `agents/{agent}`. Empty if the run spent nothing."""
+    @_builtins.property
+    def own(self) -> Global___SpendRow:
+        """Of its own effects. The key is the run."""
+
+    @_builtins.property
+    def whole(self) -> Global___SpendRow:
+        """Of its own effects and of all runs below it. The key is the run."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        own: Global___SpendRow | None = ...,
+        whole: Global___SpendRow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["own", b"own", "whole", b"whole"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "own", b"own", "parent", b"parent", "run", b"run", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunSpend: _TypeAlias = RunSpend  # noqa: Y015
+
+@_typing.final
+class ListChargesRequest(_message.Message):
+    """ListChargesRequest selects by time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many charges; 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """Where to go on; empty begins."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From this time; unset: from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Before this time; unset: until now."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChargesRequest: _TypeAlias = ListChargesRequest  # noqa: Y015
+
+@_typing.final
+class ListChargesResponse(_message.Message):
+    """ListChargesResponse is a page of charges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """The charges, by day, user, team, agent, item and price."""
+
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChargesResponse: _TypeAlias = ListChargesResponse  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """Charge is what the settled effects of one day that agree in all of its names cost. What is still held
+    is in none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TEAM_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    POSTED_NANOS_FIELD_NUMBER: _builtins.int
+    UNMETERED_NANOS_FIELD_NUMBER: _builtins.int
+    OVERRUN_NANOS_FIELD_NUMBER: _builtins.int
+    EFFECTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """Day in UTC on which the holds of its effects began, such as `2026-11-23`."""
+    user: _builtins.str
+    """Who spent, `orgs/{org}/users/{user}`."""
+    team: _builtins.str
+    """In which team, `orgs/{org}/teams/{team}`; may be empty."""
+    agent: _builtins.str
+    """Through which agent, `agents/{agent}`; empty for direct calls."""
+    item: _builtins.str
+    """What was bought: `models/{model}` or `tools/{tool}`."""
+    price_source: _builtins.str
+    """Where the price came from, such as `file`. `unlisted`: no list knows the item; the price is unknown,
+    and settings let it pass for nothing.
+    """
+    posted_nanos: _builtins.int
+    """Posted money in nano-USD."""
+    unmetered_nanos: _builtins.int
+    """Of the posted money, that of holds that were posted whole, whose effects are in doubt, in nano-USD.
+    What they used is not known.
+    """
+    overrun_nanos: _builtins.int
+    """What the bills exceed their holds by, in nano-USD: paid by the operator and not posted. Posted less
+    unmetered plus overrun is the price of the usage, rounded up for each effect.
+    """
+    effects: _builtins.int
+    """Effects settled."""
+    @_builtins.property
+    def price(self) -> _reservation_pb2.Price:
+        """The price that was pinned."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What they used, without those in doubt. A count that is above the most of an int64 stands at the most."""
+
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        user: _builtins.str = ...,
+        team: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        item: _builtins.str = ...,
+        price: _reservation_pb2.Price | None = ...,
+        price_source: _builtins.str = ...,
+        posted_nanos: _builtins.int = ...,
+        unmetered_nanos: _builtins.int = ...,
+        overrun_nanos: _builtins.int = ...,
+        effects: _builtins.int = ...,
+        usage: _usage_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "day", b"day", "effects", b"effects", "item", b"item", "overrun_nanos", b"overrun_nanos", "posted_nanos", b"posted_nanos", "price", b"price", "price_source", b"price_source", "team", b"team", "unmetered_nanos", b"unmetered_nanos", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
 
 @_typing.final
 class SetBudgetRequest(_message.Message):

@@ -40,6 +40,16 @@ class CostReportServiceStub:
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.FromString,
                 _registered_method=True)
+        self.GetRunSpend = channel.unary_unary(
+                '/remit.api.cost.v1.CostReportService/GetRunSpend',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendResponse.FromString,
+                _registered_method=True)
+        self.ListCharges = channel.unary_unary(
+                '/remit.api.cost.v1.CostReportService/ListCharges',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesResponse.FromString,
+                _registered_method=True)
         self.SetBudget = channel.unary_unary(
                 '/remit.api.cost.v1.CostReportService/SetBudget',
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.SetBudgetRequest.SerializeToString,
@@ -57,7 +67,24 @@ class CostReportServiceServicer:
     """
 
     def ListSpend(self, request, context):
-        """Sums what was spent in a time span by one dimension, the dearest first.
+        """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
+        the latest back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRunSpend(self, request, context):
+        """Shows what a run and the runs below it spent, each alone and with all that is below it. A run that
+        spent nothing has zeros, and so has one of another org. Fails with TOO_LARGE for more than 1,000 runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCharges(self, request, context):
+        """Lists what was charged in a time span, in order of days: one charge for each day, user, team, agent,
+        item and price, with the price's rates and what was used, so that a bill can be recomputed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +111,16 @@ def add_CostReportServiceServicer_to_server(servicer, server):
                     servicer.ListSpend,
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.SerializeToString,
+            ),
+            'GetRunSpend': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRunSpend,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendResponse.SerializeToString,
+            ),
+            'ListCharges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCharges,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesResponse.SerializeToString,
             ),
             'SetBudget': grpc.unary_unary_rpc_method_handler(
                     servicer.SetBudget,
@@ -124,6 +161,60 @@ class CostReportService:
             '/remit.api.cost.v1.CostReportService/ListSpend',
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.SerializeToString,
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRunSpend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/GetRunSpend',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCharges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/ListCharges',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListChargesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,7 +17,17 @@ class CostReportServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListSpend: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListSpendRequest, _cost_report_service_pb2.ListSpendResponse]
-    """Sums what was spent in a time span by one dimension, the dearest first."""
+    """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
+    the latest back.
+    """
+    GetRunSpend: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.GetRunSpendRequest, _cost_report_service_pb2.GetRunSpendResponse]
+    """Shows what a run and the runs below it spent, each alone and with all that is below it. A run that
+    spent nothing has zeros, and so has one of another org. Fails with TOO_LARGE for more than 1,000 runs.
+    """
+    ListCharges: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListChargesRequest, _cost_report_service_pb2.ListChargesResponse]
+    """Lists what was charged in a time span, in order of days: one charge for each day, user, team, agent,
+    item and price, with the price's rates and what was used, so that a bill can be recomputed.
+    """
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.SetBudgetRequest, _cost_report_service_pb2.SetBudgetResponse]
     """Sets the budget of an account for a period. A limit below what is spent already stops new effects."""
     ListBudgets: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListBudgetsRequest, _cost_report_service_pb2.ListBudgetsResponse]
@@ -32,7 +42,29 @@ class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_report_service_pb2.ListSpendRequest,
         context: _aio.ServicerContext[_cost_report_service_pb2.ListSpendRequest, _abc.Awaitable[_cost_report_service_pb2.ListSpendResponse]],
     ) -> _abc.Awaitable[_cost_report_service_pb2.ListSpendResponse]:
-        """Sums what was spent in a time span by one dimension, the dearest first."""
+        """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
+        the latest back.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRunSpend(
+        self,
+        request: _cost_report_service_pb2.GetRunSpendRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.GetRunSpendRequest, _abc.Awaitable[_cost_report_service_pb2.GetRunSpendResponse]],
+    ) -> _abc.Awaitable[_cost_report_service_pb2.GetRunSpendResponse]:
+        """Shows what a run and the runs below it spent, each alone and with all that is below it. A run that
+        spent nothing has zeros, and so has one of another org. Fails with TOO_LARGE for more than 1,000 runs.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCharges(
+        self,
+        request: _cost_report_service_pb2.ListChargesRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.ListChargesRequest, _abc.Awaitable[_cost_report_service_pb2.ListChargesResponse]],
+    ) -> _abc.Awaitable[_cost_report_service_pb2.ListChargesResponse]:
+        """Lists what was charged in a time span, in order of days: one charge for each day, user, team, agent,
+        item and price, with the price's rates and what was used, so that a bill can be recomputed.
+        """
 
     @_abc_1.abstractmethod
     def SetBudget(
