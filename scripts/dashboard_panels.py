@@ -203,6 +203,20 @@ PROCESSING: Final = Row(
             quantiles("agent_calls", by="kind", where=_AGENT, shares=(0.5, 0.95)),
         ),
         Panel(
+            "Second models by cause",
+            "Steps that asked the agent's fallback, by cause: the first model FAILED, TIMED_OUT or"
+            " had LOW_CONFIDENCE. Rising: look at the first model's provider.",
+            REQUESTS_PER_S,
+            (Query(rate("agent_fallbacks_total", "cause", where=_AGENT), "{{cause}}"),),
+        ),
+        Panel(
+            "Results by kind",
+            "Results of runs: an ANSWER, an ABSTENTION of an agent that was not sure enough, or a"
+            " CANNED answer because every model failed.",
+            REQUESTS_PER_S,
+            (Query(rate("agent_answers_total", "kind", where=_AGENT), "{{kind}}"),),
+        ),
+        Panel(
             "Model calls by model",
             "Time of one model call. Slow here and nowhere else: the provider.",
             SECONDS,

@@ -9,11 +9,22 @@ from typing import Any
 from google.protobuf import struct_pb2
 from hypothesis import strategies as st
 
-from remit.agent.decisions import AskModel, AwaitSubRuns, CallTools, End, Rest, next_action
+from remit.agent.confidence import ConfidenceRule
+from remit.agent.decisions import (
+    AskModel,
+    AwaitSubRuns,
+    CallTools,
+    End,
+    FallBack,
+    Rest,
+    next_action,
+)
+from remit.agent.fallback import FallbackRule, Rules
 from remit.agent.journal import Progress, ToolCall
 from remit.agent.logbook import USING_TOOLS, Draft
 from remit.agent.sub_runs import ended_call
-from remit.api.agent.v1 import run_pb2
+from remit.agent.turn_ends import add_end
+from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2
 from remit.api.usage.v1 import usage_pb2
@@ -22,6 +33,8 @@ from remit.rpc.errors import RemitError
 RUN = "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5b"
 SUB_RUN = "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5c"
 MODEL = "models/m"
+SECOND = "models/n"
+RULES = Rules(FallbackRule(model="n", canned_answer="Nobody knows."), ConfidenceRule())
 
 
 class FixedClock:
@@ -45,9 +58,9 @@ def accepted(max_steps: int) -> run_pb2.Run:
     return run
 
 
-def begin(max_steps: int = 3) -> Draft:
+def begin(max_steps: int = 3, rules: Rules | None = None) -> Draft:
     """A draft that holds an accepted run."""
-    draft = Draft(RUN, Progress(), FixedClock())
+    draft = Draft(RUN, Progress(rules=rules or Rules()), FixedClock())
     draft.add(run_pb2.RunCreated(run=accepted(max_steps)))
     return draft
 
@@ -80,6 +93,8 @@ class Player:
                 self.draft.end(action)
             elif isinstance(action, AskModel):
                 self._ask(action)
+            elif isinstance(action, FallBack):
+                self.draft.add(action.event)
             elif isinstance(action, CallTools):
                 self._call(action)
             elif isinstance(action, AwaitSubRuns):
@@ -109,14 +124,15 @@ class Player:
             self.draft.add(run_pb2.CancelRequested(subject="orgs/a/users/b"))
 
     def _ask(self, action: AskModel) -> None:
+        model = self.draft.progress.second_model(action.step) or MODEL
         if not action.is_journalled:
-            self.draft.add(run_pb2.ModelCallStarted(step=action.step, model=MODEL))
+            self.draft.add(run_pb2.ModelCallStarted(step=action.step, model=model))
         for text in self._draw(st.lists(st.text(max_size=5), max_size=3)):
             self.draft.add(run_pb2.TextDelta(step=action.step, text=text))
         calls = self._draw(st.integers(min_value=0, max_value=3))
         ended = run_pb2.ModelCallEnded(
             step=action.step,
-            model=MODEL,
+            model=model,
             tool_calls=calls,
             usage=usage_pb2.Usage(input_tokens=1, output_tokens=2, calls=1),
             cost_nanos=5,
@@ -126,8 +142,10 @@ class Player:
         if self._draw(st.integers(min_value=0, max_value=9)) == 0:
             ended.tool_calls = calls = 0
             ended.error.CopyFrom(RemitError(reasons.ERROR_REASON_INTERNAL, "no").to_status())
-        self.draft.add(ended)
-        if action.step < self.draft.progress.max_steps:
+        elif not calls:
+            ended.confidence.value = self._draw(st.sampled_from([0.1, 0.5, 0.75, 1.0]))
+            ended.confidence.source = confidence_pb2.CONFIDENCE_SOURCE_MEASURED
+        if add_end(self.draft, ended) and action.step < self.draft.progress.max_steps:
             self._start_calls(action.step, calls)
 
     def _start_calls(self, step: int, calls: int) -> None:
@@ -191,6 +209,13 @@ def struct(size: int) -> struct_pb2.Struct:
 @st.composite
 def histories(draw: st.DrawFn) -> list[run_pb2.RunEvent]:
     """The journal of a run from its beginning to its end."""
-    player = Player(draw, begin(draw(st.integers(min_value=1, max_value=4))))
+    return draw(ruled_histories())[1]
+
+
+@st.composite
+def ruled_histories(draw: st.DrawFn) -> tuple[Rules, list[run_pb2.RunEvent]]:
+    """The same, and the rules of its agent."""
+    rules = draw(st.sampled_from([Rules(), RULES, Rules(FallbackRule(model="n"))]))
+    player = Player(draw, begin(draw(st.integers(min_value=1, max_value=4)), rules))
     player.play()
-    return player.draft.events
+    return rules, player.draft.events

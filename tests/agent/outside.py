@@ -265,6 +265,10 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     piece_chars: int = 5
     pieces: AsyncIterator[str] | None = None
     """Text sent before the turn, at the test's own pace."""
+    silent: set[str] = field(default_factory=set)
+    """Models that never answer and perform nothing."""
+    left: Counter[str] = field(default_factory=Counter)
+    """Calls of silent models that were given up."""
     breaks: int = 0
     """Streams that break off after their first piece."""
 
@@ -273,6 +277,11 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_service_pb2.StreamGenerateTextResponse]:
         asked: Generate = request.request
         self.requests.append(asked)
+        if asked.model in self.silent:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left[asked.model] += 1
         turn, replayed = await self.effects.perform(
             asked.request_id,
             asked.SerializeToString(deterministic=True),

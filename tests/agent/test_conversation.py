@@ -19,13 +19,15 @@ from remit.agent.conversation import (
     tool_key,
     unique_call_ids,
 )
+from remit.agent.decisions import AskModel, next_action
 from remit.agent.definitions import load_catalog
-from remit.agent.journal import ToolCall, fold
+from remit.agent.fallback import Rules
+from remit.agent.journal import Progress, ToolCall, fold
 from remit.agent.offers import pinned, unpinned
 from remit.api.agent.v1 import run_pb2
 from remit.api.inference.v1 import message_pb2
 from remit.api.tools.v1 import tool_pb2
-from tests.agent.histories import RUN, histories
+from tests.agent.histories import RUN, histories, ruled_histories
 
 ASSISTANT = load_catalog(None).get("agents/assistant")
 
@@ -45,11 +47,17 @@ def test_turns_alternate_and_every_call_is_answered(events: list[run_pb2.RunEven
         assert open_calls == []
 
 
-@given(histories())
-def test_the_conversation_only_grows(events: list[run_pb2.RunEvent]) -> None:
+@given(ruled_histories())
+def test_the_conversation_that_models_are_told_only_grows(
+    history: tuple[Rules, list[run_pb2.RunEvent]],
+) -> None:
+    rules, events = history
     longest: list[message_pb2.Message] = []
     for cut in range(1, len(events) + 1):
-        told = messages(fold(events[:cut]), ASSISTANT)
+        progress = fold(events[:cut], Progress(rules=rules))
+        if not isinstance(next_action(progress), AskModel):
+            continue
+        told = messages(progress, ASSISTANT)
         assert told[: len(longest)] == longest
         longest = told
 
@@ -97,6 +105,7 @@ def test_call_ids_are_unique_and_fit_a_key(ids: list[str]) -> None:
 def test_keys_name_run_step_and_attempt() -> None:
     call = ToolCall("c1", "tools/t", struct_pb2.Struct())
     assert model_key(RUN, 2) == f"{RUN}/steps/2/model"
+    assert model_key(RUN, 2, 2) == f"{RUN}/steps/2/model/2"
     assert tool_key(RUN, 2, call) == f"{RUN}/steps/2/tools/c1"
 
 

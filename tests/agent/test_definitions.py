@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -104,6 +105,53 @@ def test_the_version_changes_with_any_field_and_with_nothing_else() -> None:
     reordered = "".join(reversed(MINIMAL.splitlines(keepends=True)))
     assert parse_definition(reordered, "b.yaml").version == first.version
     assert parse_definition(MINIMAL + "max_steps: 3\n", "a.yaml").version != first.version
+
+
+FALLBACK = """\
+fallback: {model: second, canned_answer: Ask a person.}
+confidence: {min: 0.9}
+"""
+
+
+def test_a_definition_without_the_newer_fields_keeps_its_version() -> None:
+    definition = parse_definition(MINIMAL, "a.yaml")
+    assert not {"agents", "fallback", "confidence"} & set(json.loads(definition.canonical()))
+    assert definition.version == (
+        "606419dcfd13160f7e7be28b821956891adf11d561454aa31fd2b549e4f6942f"
+    )
+
+
+def test_fallback_and_confidence_survive_the_canonical_form() -> None:
+    definition = parse_definition(MINIMAL + FALLBACK, "a.yaml")
+    again = AgentDefinition.from_canonical(definition.canonical())
+    assert again == definition
+    assert again.rules.fallback is not None
+    assert again.rules.fallback.min_confidence == 0.7
+    assert again.rules.timeout_s == 30
+    proto = again.to_proto()
+    assert (proto.fallback_model, proto.min_confidence) == ("models/second", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fallback: {model: builtin-rules}\n", "fallback.model: is the agent's own model"),
+        ("fallback: {}\n", "helper.yaml:6: fallback: needs a model, a canned_answer, or both"),
+        ("fallback: {modle: x}\n", "fallback.modle: unknown field; did you mean model?"),
+        ("confidence: {min: 2}\n", "helper.yaml:6: confidence.min"),
+        ("confidence: {source: guess}\n", "helper.yaml:6: confidence.source"),
+    ],
+)
+def test_what_is_wrong_in_fallback_and_confidence_is_said(text: str, said: str) -> None:
+    assert said in refused(MINIMAL + text).message
+
+
+def test_a_run_may_use_the_fallbacks_of_its_agent_and_pass_on_those_of_the_agents_below() -> None:
+    below = MINIMAL.replace("helper", "below") + "fallback: {model: third}\n"
+    above = parse_definition(MINIMAL + FALLBACK + "agents: [below]\n", "a.yaml")
+    grant = AgentCatalog([above, parse_definition(below, "b.yaml")]).grant(above)
+    assert grant.models == ("models/builtin-rules", "models/second")
+    assert grant.delegable_models == ("models/builtin-rules", "models/third")
 
 
 def test_an_operators_agent_replaces_a_shipped_one(agents_dir: Path) -> None:

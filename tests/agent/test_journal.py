@@ -80,7 +80,8 @@ def test_the_cost_is_that_of_the_effects_that_count(events: list[run_pb2.RunEven
     by_effect = {}
     for event in events:
         if event.HasField("model_call_ended"):
-            by_effect[event.model_call_ended.step, ""] = event.model_call_ended.cost_nanos
+            model = event.model_call_ended
+            by_effect[model.step, model.model] = model.cost_nanos
         elif event.HasField("tool_call_ended"):
             ended = event.tool_call_ended
             by_effect[ended.step, ended.call_id] = ended.cost_nanos

@@ -17,6 +17,7 @@ from typing import Any, Final
 from google.protobuf import json_format, struct_pb2
 from google.rpc import status_pb2
 
+from remit.agent.confidence import INSTRUCTION
 from remit.agent.definitions import AgentDefinition
 from remit.agent.history import Exchange
 from remit.agent.journal import Progress, ToolCall
@@ -50,9 +51,13 @@ class Offer:
         return any(known.name == tool and known.idempotent for known in self.tools)
 
 
-def model_key(run: str, step: int) -> str:
-    """The effect key of a model turn: the same over crashes and adoptions."""
-    return f"{run}/steps/{step}/model"
+def model_key(run: str, step: int, attempt: int = 1) -> str:
+    """The effect key of a model turn: the same over crashes and adoptions.
+
+    The second model of a step has a key of its own.
+    """
+    key = f"{run}/steps/{step}/model"
+    return key if attempt == 1 else f"{key}/{attempt}"
 
 
 def tool_key(run: str, step: int, call: ToolCall) -> str:
@@ -69,13 +74,15 @@ def model_request(
     history: Sequence[Exchange] = (),
 ) -> inference_service_pb2.GenerateTextRequest:
     """The request for the model turn of a step."""
+    second = progress.second_model(step)
     return inference_service_pb2.GenerateTextRequest(
-        model=definition.model_name,
+        model=second or definition.model_name,
         messages=messages(progress, definition, history),
         tools=offer.definitions(),
         max_output_tokens=definition.max_output_tokens,
         temperature=definition.temperature,
-        request_id=model_key(progress.accepted.name, step),
+        request_id=model_key(progress.accepted.name, step, 2 if second else 1),
+        measure_confidence=definition.rules.measures,
     )
 
 
@@ -86,12 +93,20 @@ def messages(
     run = progress.accepted
     return [
         message_pb2.Message(
-            role=message_pb2.ROLE_SYSTEM, text=system_text(definition.instructions, run.context)
+            role=message_pb2.ROLE_SYSTEM, text=system_text(_told(definition), run.context)
         ),
         *_exchanges(history),
         message_pb2.Message(role=message_pb2.ROLE_USER, text=run.task),
         *_turns(progress),
     ]
+
+
+def _told(definition: AgentDefinition) -> str:
+    """The instructions, and how to say how sure an answer is where the model shall say so."""
+    rule = definition.confidence
+    if rule is None or not rule.is_self_reported:
+        return definition.instructions
+    return f"{definition.instructions.rstrip()}\n\n{INSTRUCTION}"
 
 
 def system_text(instructions: str, context: Mapping[str, str]) -> str:

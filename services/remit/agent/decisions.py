@@ -7,8 +7,10 @@ from typing import TypeAlias
 
 from google.rpc import status_pb2
 
+from remit.agent.confidence import Answer, canned, given, said
+from remit.agent.fallback import cause_of
 from remit.agent.journal import Progress, ToolCall, Turn
-from remit.api.agent.v1 import run_pb2
+from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 
@@ -20,6 +22,14 @@ class AskModel:
     step: int
     is_journalled: bool
     """Whether the journal already says that the present worker asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """Ask another model for the turn of a step."""
+
+    event: run_pb2.ModelFallback
+    """Says so in the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class End:
     state: run_pb2.RunState.ValueType
     result: str = ""
     error: status_pb2.Status | None = None
+    confidence: confidence_pb2.Confidence | None = None
+    """How sure the result is; None without a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Rest:
     """The run has ended or is paused; there is nothing to do."""
 
 
-Action: TypeAlias = AskModel | CallTools | AwaitSubRuns | End | Rest
+Action: TypeAlias = AskModel | FallBack | CallTools | AwaitSubRuns | End | Rest
 
 
 def next_action(progress: Progress) -> Action:
@@ -81,6 +93,9 @@ def failed(error: RemitError) -> End:
 
 
 def _after_turn(progress: Progress, turn: Turn) -> Action:
+    instead = _instead(progress, turn)
+    if instead is not None:
+        return instead
     if turn.fatal_error is not None:
         return End(run_pb2.RUN_STATE_FAILED, error=turn.fatal_error)
     if turn.ended is None:
@@ -88,9 +103,28 @@ def _after_turn(progress: Progress, turn: Turn) -> Action:
     return _after_ended_turn(progress, turn, turn.ended)
 
 
+def _instead(progress: Progress, turn: Turn) -> FallBack | End | None:
+    """What the agent does in place of a turn that is not good enough; None: nothing."""
+    rule, ended = progress.rules.fallback, turn.ended
+    if rule is None or ended is None:
+        return None
+    cause = cause_of(progress.rules, ended)
+    if cause is None:
+        return None
+    if rule.model and turn.fallback is None:
+        return FallBack(
+            run_pb2.ModelFallback(
+                step=turn.step, from_model=ended.model, to_model=rule.model_name, cause=cause
+            )
+        )
+    if rule.canned_answer and ended.HasField("error"):
+        return _succeeded(canned(rule.canned_answer))
+    return None
+
+
 def _after_ended_turn(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> Action:
     if ended.tool_calls == 0:
-        return _answered(turn)
+        return _answered(progress, turn, ended)
     if turn.step >= progress.max_steps:
         return limit_reached(f"the run used its {progress.max_steps} steps without an answer")
     if not turn.is_recorded:
@@ -109,15 +143,20 @@ def _pending(turn: Turn) -> Action:
     return AwaitSubRuns(turn.step, turn.pending)
 
 
-def _answered(turn: Turn) -> End:
-    if turn.text.strip():
-        return End(run_pb2.RUN_STATE_SUCCEEDED, result=turn.text)
+def _answered(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> End:
+    rule = progress.rules.confidence
+    if said(rule, turn.text).strip():
+        return _succeeded(given(rule, turn.text, ended.confidence))
     return failed(
         RemitError(
             reasons.ERROR_REASON_PROVIDER_FAILED,
             f"the model ended step {turn.step} with neither text nor a tool call",
         )
     )
+
+
+def _succeeded(answer: Answer) -> End:
+    return End(run_pb2.RUN_STATE_SUCCEEDED, result=answer.text, confidence=answer.confidence)
 
 
 def _cancelled(progress: Progress) -> End:

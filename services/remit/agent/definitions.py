@@ -31,6 +31,8 @@ from pydantic import (
 )
 
 from remit import names
+from remit.agent.confidence import ConfidenceRule
+from remit.agent.fallback import FallbackRule, Rules
 from remit.api.agent.v1 import agent_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation
@@ -71,6 +73,8 @@ class AgentDefinition(BaseModel):
     tool_timeout_s: int | None = Field(default=None, ge=1, le=3_600)
     on_doubt: OnDoubt = OnDoubt.FAIL
     agents: tuple[Identifier, ...] = Field(default=(), max_length=16)
+    fallback: FallbackRule | None = None
+    confidence: ConfidenceRule | None = None
 
     @field_validator("max_cost_usd", mode="before")
     @classmethod
@@ -88,6 +92,9 @@ class AgentDefinition(BaseModel):
         if (self.max_cost_usd * _NANOS_PER_USD) % 1:
             message = "max_cost_usd: has more than nine decimals"
             raise ValueError(message)
+        if self.fallback is not None and self.fallback.model == self.model:
+            message = "fallback.model: is the agent's own model"
+            raise ValueError(message)
         return self
 
     @property
@@ -99,6 +106,17 @@ class AgentDefinition(BaseModel):
     def model_name(self) -> str:
         """`models/{model}`."""
         return names.model_name(self.model)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """`models/{model}` of each model that a run may ask, its own first."""
+        second = self.fallback.model_name if self.fallback is not None else ""
+        return (self.model_name, second) if second else (self.model_name,)
+
+    @property
+    def rules(self) -> Rules:
+        """What a run does about models that fail or are not sure."""
+        return Rules(self.fallback, self.confidence)
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -126,8 +144,9 @@ class AgentDefinition(BaseModel):
     def canonical(self) -> bytes:
         """The definition as JSON, keys sorted and no spaces: the version is its hash."""
         fields = self.model_dump(mode="json") | {"max_cost_usd": str(self.max_cost_usd.normalize())}
-        if not self.agents:  # as before there were any, so that no version changes
-            del fields["agents"]
+        for later in ("agents", "fallback", "confidence"):
+            if not fields[later]:  # as before there were any, so that no version changes
+                del fields[later]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     @functools.cached_property
@@ -163,6 +182,8 @@ class AgentDefinition(BaseModel):
             max_duration=limits.max_duration,
             max_cost_nanos=limits.max_cost_nanos,
             agents=self.agent_names,
+            fallback_model=self.fallback.model_name if self.fallback is not None else "",
+            min_confidence=self.confidence.min if self.confidence is not None else None,
         )
 
 
@@ -200,9 +221,9 @@ class AgentCatalog:
         below = [self._by_name[name] for name in self._below(definition)]
         return Grant(
             tools=definition.tool_names,
-            models=(definition.model_name,),
+            models=definition.model_names,
             delegable_tools=tuple(sorted({tool for agent in below for tool in agent.tool_names})),
-            delegable_models=tuple(sorted({agent.model_name for agent in below})),
+            delegable_models=tuple(sorted({m for agent in below for m in agent.model_names})),
         )
 
     def _below(self, definition: AgentDefinition) -> set[str]:
@@ -241,6 +262,12 @@ class AgentCatalog:
     def all(self) -> tuple[AgentDefinition, ...]:
         """Every agent, by name."""
         return tuple(self._by_name.values())
+
+
+_SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
+    "fallback": FallbackRule,
+    "confidence": ConfidenceRule,
+}
 
 
 def load_catalog(folder: Path | None) -> AgentCatalog:
@@ -319,7 +346,8 @@ def _invalid_fields(error: ValidationError, text: str, file_name: str) -> RemitE
 
 def _fault(fault: Mapping[str, Any], field: str) -> str:
     if fault["type"] == "extra_forbidden":
-        return f"unknown field{did_you_mean(field, AgentDefinition.model_fields)}"
+        section = _SECTIONS.get(field.partition(".")[0], AgentDefinition)
+        return f"unknown field{did_you_mean(field.rpartition('.')[2], section.model_fields)}"
     return str(fault["msg"]).removeprefix("Value error, ")
 
 

@@ -187,6 +187,9 @@ def _inherited(turn: Turn) -> Turn:
         ended=ended,
         calls=tuple(_inherited_call(call) for call in turn.calls),
         inherited=True,
+        # Of two models only the turn that was kept is taken over.
+        fallback=None,
+        aside=None,
     )
 
 

@@ -16,6 +16,7 @@ from google.protobuf import struct_pb2
 from google.rpc import status_pb2
 
 from remit.agent.failures import is_told_to_model
+from remit.agent.fallback import Rules
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2
@@ -54,6 +55,14 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    """A turn of a step that is not the one that the step keeps, or not yet."""
+
+    text: str
+    ended: run_pb2.ModelCallEnded
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One model turn and the tool calls that it asks for."""
 
@@ -65,6 +74,24 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
     inherited: bool = False
     """Whether the run that this one was forked from asked for it."""
+    refusals: int = 0
+    """Waits for the provider of the model that is asked now."""
+    fallback: run_pb2.ModelFallback | None = None
+    """Why the step asked a second model; None while it did not."""
+    aside: Aside | None = None
+    """Of two turns the one that is not kept; the first one's while the second is asked for."""
+
+    @property
+    def second_model(self) -> str:
+        """The model that is asked in place of the agent's own; empty while none is."""
+        return self.fallback.to_model if self.fallback is not None else ""
+
+    @property
+    def model_calls(self) -> int:
+        """Models that the run asked."""
+        if self.inherited:
+            return 0
+        return 1 if self.fallback is None else 2
 
     @property
     def is_recorded(self) -> bool:
@@ -79,6 +106,8 @@ class Turn:
     @property
     def effects(self) -> Iterator[run_pb2.ModelCallEnded | run_pb2.ToolCallEnded]:
         """How its effects ended, those that did."""
+        if self.aside is not None:
+            yield self.aside.ended
         if self.ended is not None:
             yield self.ended
         yield from (call.ended for call in self.calls if call.ended is not None)
@@ -168,11 +197,18 @@ class Progress:
     """Who halted the run; empty while it may go on."""
     start_time: datetime | None = None
     ended: run_pb2.Run | None = None
+    rules: Rules = field(default_factory=Rules)
+    """Of the agent's definition, which a run keeps; no event tells them."""
 
     @property
     def turn(self) -> Turn | None:
         """The newest turn."""
         return self.turns[-1] if self.turns else None
+
+    def second_model(self, step: int) -> str:
+        """The model that a step asks in place of the agent's own; empty: the agent's own."""
+        turn = self.turn
+        return turn.second_model if turn is not None and turn.step == step else ""
 
     @property
     def tally(self) -> Tally:
@@ -282,7 +318,8 @@ def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress
             retry_time=None,
         )
     _require(step == turn.step and not turn.is_recorded, event, "asks for another step")
-    return _with_turn(progress, event, asked)
+    begun = replace(asked, refusals=turn.refusals, fallback=turn.fallback, aside=turn.aside)
+    return _with_turn(progress, event, begun)
 
 
 def _text_delta(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -291,8 +328,23 @@ def _text_delta(progress: Progress, event: run_pb2.RunEvent) -> Progress:
 
 
 def _model_call_ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    turn = _open_turn(progress, event, event.model_call_ended.step)
-    return _with_turn(progress, event, replace(turn, ended=event.model_call_ended))
+    ended = event.model_call_ended
+    turn = replace(_open_turn(progress, event, ended.step), ended=ended)
+    aside = turn.aside
+    if aside is not None and ended.kept_model == aside.ended.model:
+        turn = replace(turn, text=aside.text, ended=aside.ended, aside=Aside(turn.text, ended))
+    return _with_turn(progress, event, turn)
+
+
+def _model_fallback(progress: Progress, event: run_pb2.RunEvent) -> Progress:
+    fallback, turn = event.model_fallback, progress.turn
+    _require(turn is not None and turn.step == fallback.step, event, "is of another step")
+    turn = cast("Turn", turn)
+    _require(turn.ended is not None and not turn.calls, event, "follows no turn without calls")
+    _require(turn.fallback is None, event, "asks for a third model")
+    aside = Aside(turn.text, cast("run_pb2.ModelCallEnded", turn.ended))
+    asked = Turn(turn.step, asked_by=0, fallback=fallback, aside=aside)
+    return _with_turn(progress, event, asked)
 
 
 def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -333,12 +385,18 @@ def _sub_run_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
 
 
 def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
-    waiting = event.waiting
+    waiting, turn = event.waiting, progress.turn
+    reason = RemitError.from_status(waiting.reason)
+    turns = progress.turns
+    is_refusal = reason.reason == reasons.ERROR_REASON_PROVIDER_UNAVAILABLE
+    if is_refusal and turn is not None and turn.ended is None:
+        turns = (*turns[:-1], replace(turn, refusals=turn.refusals + 1))
     return _after(
         progress,
         event,
+        turns=turns,
         retry_time=waiting.retry_time.ToDatetime(UTC),
-        waits_for=RemitError.from_status(waiting.reason).reason_name,
+        waits_for=reason.reason_name,
     )
 
 
@@ -367,6 +425,7 @@ _APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
     "text_delta": _text_delta,
     "model_call_started": _model_call_started,
     "model_call_ended": _model_call_ended,
+    "model_fallback": _model_fallback,
     "tool_call_started": _tool_call_started,
     "tool_call_ended": _tool_call_ended,
     "waiting": _waiting,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from remit.agent.decisions import AskModel, End, next_action
+from remit.agent.decisions import AskModel, End, FallBack, next_action
 from remit.agent.entries import Control, Entry
 from remit.agent.failures import backoff_s
 from remit.agent.feed import Feed
@@ -37,6 +37,7 @@ Body: TypeAlias = (
     | run_pb2.TextDelta
     | run_pb2.ModelCallStarted
     | run_pb2.ModelCallEnded
+    | run_pb2.ModelFallback
     | run_pb2.ToolCallStarted
     | run_pb2.ToolCallEnded
     | run_pb2.RunWaiting
@@ -63,6 +64,7 @@ _FIELD_OF: Final[dict[type, str]] = {
     run_pb2.TextDelta: "text_delta",
     run_pb2.ModelCallStarted: "model_call_started",
     run_pb2.ModelCallEnded: "model_call_ended",
+    run_pb2.ModelFallback: "model_fallback",
     run_pb2.ToolCallStarted: "tool_call_started",
     run_pb2.ToolCallEnded: "tool_call_ended",
     run_pb2.RunWaiting: "waiting",
@@ -105,13 +107,17 @@ class Draft:
     def announce_next(self, model: str) -> None:
         """Adds what the next action must have in the journal before it begins."""
         action = next_action(self.progress)
+        if isinstance(action, FallBack):
+            self.add(action.event)
+            action = next_action(self.progress)
         if isinstance(action, End):
             # A run ends after its sub-runs: its worker stops them first.
             if not self.progress.sub_runs:
                 self.end(action)
         elif isinstance(action, AskModel) and not action.is_journalled:
             self.enter(THINKING)
-            self.add(run_pb2.ModelCallStarted(step=action.step, model=model))
+            asked = self.progress.second_model(action.step) or model
+            self.add(run_pb2.ModelCallStarted(step=action.step, model=asked))
 
 
 def started(fencing_token: int, replica: str) -> run_pb2.RunStarted:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from remit import telemetry
@@ -21,6 +21,7 @@ from remit.agent.decisions import (
     AwaitSubRuns,
     CallTools,
     End,
+    FallBack,
     Rest,
     failed,
     limit_reached,
@@ -129,6 +130,8 @@ class RunWorker:
             if isinstance(action, AskModel):
                 with stage(THINKING, action.step, facts):
                     await turns.ask(action.step)
+            elif isinstance(action, FallBack):
+                await turns.fall_back()
             elif isinstance(action, CallTools):
                 with stage(USING_TOOLS, action.step, {**facts, TOOL_CALLS: len(action.calls)}):
                     await calls.make(action.step, action.calls)
@@ -193,9 +196,8 @@ class RunWorker:
         issued: IssuedRemit | None,
     ) -> Work:
         shop = self._shop
-        logbook = Logbook(
-            shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
-        )
+        ruled = replace(progress, rules=definition.rules)
+        logbook = Logbook(shop.books, tenure.run, tenure.fencing_token, ruled, tenure.traceparent)
         remit = RunRemit(shop.desk, tenure.run, tenure.fencing_token, issued)
         return Work(
             run=tenure.run,

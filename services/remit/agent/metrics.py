@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from remit import telemetry
 from remit.agent.journal import Turn
-from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.agent.v1 import agent_service_pb2, confidence_pb2, run_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.rpc.errors import RemitError
 from remit.telemetry.logs import own_text
@@ -84,6 +84,18 @@ TOKENS: Final = Counter(
 )
 ERRORS: Final = Counter(
     "agent_errors_total", "Runs that failed, by agent and reason.", ["agent", "reason"]
+)
+FALLBACKS: Final = Counter(
+    "agent_fallbacks_total",
+    "Steps of ended runs that asked a second model, by agent and cause (FAILED, TIMED_OUT,"
+    " LOW_CONFIDENCE).",
+    ["agent", "cause"],
+)
+ANSWERS: Final = Counter(
+    "agent_answers_total",
+    "Results of runs, by agent and kind: ANSWER, ABSTENTION where the agent was not sure enough,"
+    " CANNED where every model failed.",
+    ["agent", "kind"],
 )
 POST_PROCESSING_SECONDS: Final = Histogram(
     "agent_post_processing_seconds",
@@ -191,14 +203,25 @@ def count_ended(
     series.input_tokens.inc(run.usage.input_tokens - below.input_tokens)
     series.cached_input_tokens.inc(run.usage.cached_input_tokens - below.cached_input_tokens)
     series.output_tokens.inc(run.usage.output_tokens - below.output_tokens)
-    series.model_calls.observe(sum(not turn.inherited for turn in turns))
+    series.model_calls.observe(sum(turn.model_calls for turn in turns))
     series.tool_calls.observe(tool_calls)
     if run.state == run_pb2.RUN_STATE_FAILED:
         ERRORS.labels(run.agent, RemitError.from_status(run.error).reason_name).inc()
+    _count_answer(run, turns)
     for event in events:
         if event.WhichOneof("event") == "model_call_ended":
             after_s = (now - event.event_time.ToDatetime(UTC)).total_seconds()
             series.post_processing_seconds.observe(max(0.0, after_s))
+
+
+def _count_answer(run: run_pb2.Run, turns: Sequence[Turn]) -> None:
+    """Counts which models were asked beside the agent's own, and what came of it."""
+    for fallback in (turn.fallback for turn in turns if turn.fallback is not None):
+        cause = run_pb2.FallbackCause.Name(fallback.cause).removeprefix("FALLBACK_CAUSE_")
+        FALLBACKS.labels(run.agent, cause).inc()
+    if run.confidence.kind:
+        kind = confidence_pb2.AnswerKind.Name(run.confidence.kind).removeprefix("ANSWER_KIND_")
+        ANSWERS.labels(run.agent, kind).inc()
 
 
 def _of_sub_runs(turns: Sequence[Turn]) -> usage_pb2.Usage:

@@ -101,7 +101,7 @@ def _facts(progress: Progress, ended: run_pb2.Run, agent: str) -> dict[str, Valu
         table.GEN_AI_AGENT_VERSION: ended.agent_version,
         table.RUN: ended.name,
         table.RUN_STATE: run_pb2.RunState.Name(ended.state).removeprefix("RUN_STATE_"),
-        table.MODEL_CALLS: sum(not turn.inherited for turn in progress.turns),
+        table.MODEL_CALLS: sum(turn.model_calls for turn in progress.turns),
         table.TOOL_CALLS: sum(not c.inherited for turn in progress.turns for c in turn.calls),
         table.TASK_BYTES: len(given.task.encode()),
         table.RESULT_BYTES: len(ended.result.encode()),

@@ -36,6 +36,8 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
     run.result = end.result
     if end.error is not None:
         run.error.CopyFrom(end.error)
+    if end.confidence is not None:
+        run.confidence.CopyFrom(end.confidence)
     run.percent = 100
     run.end_time.FromDatetime(now)
     run.last_sequence = progress.sequence + 1

@@ -12,9 +12,16 @@ from remit.cli.output import Column
 from remit.cli.parameters import limit_option
 from remit.cli.wording import last_part, seconds, span, usd
 
+
+def _models(agent: agent_pb2.Agent) -> str:
+    """The model, and the one that is asked where it fails."""
+    models = [agent.model, *([agent.fallback_model] if agent.fallback_model else [])]
+    return " > ".join(map(last_part, models))
+
+
 _COLUMNS: Final = (
     Column[agent_pb2.Agent]("agent", lambda a: last_part(a.name), keep=True),
-    Column[agent_pb2.Agent]("model", lambda a: last_part(a.model), keep=True),
+    Column[agent_pb2.Agent]("model", _models, keep=True),
     Column[agent_pb2.Agent]("tools", lambda a: " ".join(map(last_part, a.tools)) or "-"),
     Column[agent_pb2.Agent]("steps", lambda a: str(a.max_steps), "right"),
     Column[agent_pb2.Agent]("time", lambda a: span(seconds(a.max_duration)), "right", keep=True),

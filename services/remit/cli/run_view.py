@@ -12,7 +12,7 @@ from typing import Final
 from google.protobuf import struct_pb2
 from google.rpc import status_pb2
 
-from remit.api.agent.v1 import run_pb2
+from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.cli import documents
 from remit.cli.output import Line
@@ -30,6 +30,25 @@ STATE_STYLES: Final = {
     run_pb2.RUN_STATE_PAUSED: "yellow",
 }
 _STATE_PREFIX: Final = "RUN_STATE_"
+_SUMMARISED: Final = (
+    "state",
+    "result",
+    "confidence",
+    "error",
+    "artifacts",
+    "usage",
+    "cost_nanos",
+    "last_leaf_index",
+)
+_CAUSES: Final = {
+    run_pb2.FALLBACK_CAUSE_FAILED: "failed",
+    run_pb2.FALLBACK_CAUSE_TIMED_OUT: "took too long",
+    run_pb2.FALLBACK_CAUSE_LOW_CONFIDENCE: "is not sure enough",
+}
+_SOURCES: Final = {
+    confidence_pb2.CONFIDENCE_SOURCE_MEASURED: "measured",
+    confidence_pb2.CONFIDENCE_SOURCE_SELF_REPORTED: "self-reported",
+}
 
 
 class RunView:
@@ -49,6 +68,7 @@ class RunView:
             "text_delta": self._delta,
             "model_call_started": self._model_started,
             "model_call_ended": self._model_ended,
+            "model_fallback": self._fallback,
             "tool_call_started": self._tool_started,
             "tool_call_ended": self._tool_ended,
             "sub_run_started": self._sub_run_started,
@@ -101,10 +121,19 @@ class RunView:
         text, self.text = self.text, ""
         if text and call.tool_calls:
             yield from (Line(f"  {line}") for line in text.splitlines())
+        if call.kept_model and call.kept_model != call.model:
+            yield Line(f"  keeps the turn of {call.kept_model}", "yellow")
         if call.HasField("error"):
             yield Line(f"  ✗ {call.model}: {_reason(call.error)}", "red")
             return
-        yield Line(f"  {_effect(call.usage, call.cost_nanos, call.intent_leaf_index)}", "dim")
+        effect = _effect(call.usage, call.cost_nanos, call.intent_leaf_index)
+        yield Line(f"  {effect}{_sureness(call.confidence)}", "dim")
+
+    def _fallback(self, event: run_pb2.RunEvent) -> Iterator[Line]:
+        fallback = event.model_fallback
+        why = _CAUSES.get(fallback.cause, "is not good enough")
+        line = f"  ↪ {fallback.from_model} {why}; asks {fallback.to_model}"
+        yield Line(line, "yellow")
 
     def _tool_started(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         call = event.tool_call_started
@@ -160,6 +189,8 @@ def ending(run: run_pb2.Run) -> Iterator[Line]:
     for artifact in run.artifacts:
         size = f"{artifact.size_bytes:,} bytes, {artifact.media_type}"
         yield Line(f"file    {artifact.name} ({size})")
+    if _is_telling(run.confidence):
+        yield Line(f"sure    {sureness(run.confidence)}")
     yield Line(f"run     {run.name} {state_name(run.state)}{_took(run)}")
     yield Line(f"tokens  {tokens(run.usage)}")
     yield Line(f"cost    {usd(run.cost_nanos)}")
@@ -178,11 +209,10 @@ def _error_lines(run: run_pb2.Run) -> Iterator[Line]:
 def summary(run: run_pb2.Run, exit_code: int) -> documents.Document:
     """The last object of `--json`: what a script wants to know of a run that ended."""
     document = documents.of_message(run)
-    wanted = ("state", "result", "error", "artifacts", "usage", "cost_nanos", "last_leaf_index")
     return {
         "type": "summary",
         "run": run.name,
-        **{name: document[name] for name in wanted if name in document},
+        **{name: document[name] for name in _SUMMARISED if name in document},
         "duration_s": duration_s(run),
         "exit_code": exit_code,
     }
@@ -207,6 +237,24 @@ def when(run: run_pb2.Run) -> str:
     elif run.state == run_pb2.RUN_STATE_QUEUED:
         start = "waits for a worker"
     return f"{start}, with priority {run.priority or 3}"
+
+
+def sureness(confidence: confidence_pb2.Confidence) -> str:
+    """How sure a result is, in words, and what it is where it is no answer of a model."""
+    if confidence.kind == confidence_pb2.ANSWER_KIND_CANNED:
+        return "not at all: every model failed, and this is the agent's canned answer"
+    value = f"{confidence.value:.2f}" if confidence.HasField("value") else "nobody says"
+    source = _SOURCES.get(confidence.source, "")
+    said = f"{value} ({source})" if source else value
+    if confidence.kind == confidence_pb2.ANSWER_KIND_ABSTENTION:
+        return f"{said}; not enough, so the agent abstains"
+    return said
+
+
+def _is_telling(confidence: confidence_pb2.Confidence) -> bool:
+    """Whether there is more to say than that a model answered."""
+    is_plain = confidence.kind <= confidence_pb2.ANSWER_KIND_ANSWER
+    return confidence.HasField("value") or not is_plain
 
 
 def tokens(usage: usage_pb2.Usage) -> str:
@@ -247,6 +295,10 @@ def _effect_of(call: run_pb2.ToolCallEnded) -> str:
     if call.run:  # whose effects have leaves of their own
         return f"  {tokens(call.usage)}, {usd(call.cost_nanos)}; remit runs show {call.run}"
     return _effect(call.usage, call.cost_nanos, call.intent_leaf_index)
+
+
+def _sureness(confidence: confidence_pb2.Confidence) -> str:
+    return f", confidence {sureness(confidence)}" if confidence.HasField("value") else ""
 
 
 def _reason(status: status_pb2.Status) -> str:

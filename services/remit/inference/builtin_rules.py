@@ -4,7 +4,8 @@ It makes the mesh whole on a machine without a model: it asks for real tools wit
 tells what they answered. What no rule covers, it says so and how to connect a model.
 
 A token of this engine is four UTF-8 bytes, the last one perhaps shorter. That is its own definition
-and exact, so its usage is never `estimated`.
+and exact, so its usage is never `estimated`. Its confidence is the share of the parts of a task
+that it has an answer for: what it has, it has by rule and tool and not by guessing.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class BuiltinRulesEngine:
     """Answers by rules. Stopping it stops its bill: what was not sent is not charged."""
 
     stop_stops_bill: Final = True
+    measures_confidence: Final = True
 
     def bound(self, request: GenerateTextRequest) -> Usage:
         """One token for each byte is four times what this engine can count."""
@@ -87,7 +89,7 @@ class BuiltinRulesEngine:
         planned = next_turn(request.messages, request.tools)
         message, finish_reason = _within(planned, request.max_output_tokens)
         usage = _usage(request, counted_tokens(turn_texts(message)))
-        return Turn(message, finish_reason, usage)
+        return Turn(message, finish_reason, usage, planned.confidence)
 
 
 def _usage(request: GenerateTextRequest, output_tokens: int) -> Usage:

@@ -34,6 +34,7 @@ from remit.api.inference.v1.message_pb2 import (
 )
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.inference.engine import EXACT_INTEGER_LIMIT, arguments_json
+from remit.inference.token_probabilities import TokenProbabilities
 
 MAX_TOOL_CALLS: Final = 128
 MAX_ARGUMENT_DEPTH: Final = 60
@@ -94,7 +95,12 @@ class FunctionNames:
 
 
 def request_body(
-    request: GenerateTextRequest, *, model: str, max_tokens_parameter: str, functions: FunctionNames
+    request: GenerateTextRequest,
+    *,
+    model: str,
+    max_tokens_parameter: str,
+    functions: FunctionNames,
+    logprobs: bool = False,
 ) -> dict[str, Any]:
     """The JSON body of POST /chat/completions; `max_output_tokens` must be set."""
     body: dict[str, Any] = {
@@ -106,6 +112,8 @@ def request_body(
     }
     if request.HasField("temperature"):
         body["temperature"] = request.temperature
+    if logprobs:
+        body["logprobs"] = True
     if request.tools:
         body["tools"] = [_tool(tool, functions) for tool in request.tools]
     return body
@@ -128,6 +136,8 @@ class Answer:
         self._finish_reason = ""
         self.generated_bytes = 0
         """UTF-8 bytes of text, tool calls and reasoning so far."""
+        self.probabilities = TokenProbabilities()
+        """How sure the model was of the tokens so far."""
         self.usage: Usage | None = None
         """What the provider reported last; None if it did not or it makes no sense."""
 
@@ -163,6 +173,7 @@ class Answer:
 
     def _choice(self, choice: Mapping[str, Any]) -> str:
         self._finish_reason = _string(choice.get("finish_reason")) or self._finish_reason
+        self.probabilities.add(choice)
         delta = _mapping(choice.get("delta") or {}, "a delta")
         self._count(_string(delta.get("reasoning_content")) + _string(delta.get("reasoning")))
         # A refusal is what the model says instead of an answer.

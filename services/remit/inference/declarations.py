@@ -105,6 +105,8 @@ class OpenAIModel(_Declared):
     insecure_http: bool = False
     """Lets a key travel over plain HTTP to a host that is not this machine."""
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    logprobs: bool = False
+    """Whether the endpoint gives the log-probabilities of tokens, which confidence follows from."""
     stop_stops_bill: bool = False
     """Whether the provider stops charging when the connection is closed."""
     connect_timeout_s: float = Field(default=10.0, gt=0, le=60)

@@ -45,6 +45,8 @@ class Turn:
     message: Message
     finish_reason: FinishReason.ValueType
     usage: Usage
+    confidence: float | None = None
+    """How sure the answer is, from 0 to 1; None where the engine does not know."""
 
 
 Piece = TextDelta | Turn
@@ -76,6 +78,11 @@ class Engine(Protocol):
     @property
     def stop_stops_bill(self) -> bool:
         """Whether a generation that is stopped costs nothing more from then on."""
+        ...
+
+    @property
+    def measures_confidence(self) -> bool:
+        """Whether it can say how sure its answers are."""
         ...
 
     def bound(self, request: GenerateTextRequest) -> Usage:

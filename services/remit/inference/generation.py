@@ -126,8 +126,18 @@ class Generation:
         except RemitError as error:
             return EffectResult(Outcome.FAILED, self._used(), error=error)
         self._generated = turn
-        payload = GenerateTextResponse(message=turn.message, finish_reason=turn.finish_reason)
+        payload = GenerateTextResponse(
+            message=turn.message,
+            finish_reason=turn.finish_reason,
+            confidence=self._confidence(turn),
+        )
         return EffectResult(Outcome.SUCCEEDED, turn.usage, payload.SerializeToString())
+
+    def _confidence(self, turn: Turn) -> float | None:
+        """How sure the answer is, where somebody asked; a wish for tools is no answer."""
+        if self._request.measure_confidence and not turn.message.tool_calls:
+            return turn.confidence
+        return None
 
     def _stopped(self) -> EffectResult:
         error = RemitError(

@@ -43,6 +43,7 @@ class DeclaredModel:
             max_output_tokens=self.declaration.max_output_tokens,
             ready=not reason,
             not_ready_reason=reason,
+            measures_confidence=self.engine.measures_confidence,
         )
 
 

@@ -61,6 +61,11 @@ class OpenAIEngine:
         """As declared: the protocol does not say."""
         return self._declaration.stop_stops_bill
 
+    @property
+    def measures_confidence(self) -> bool:
+        """As declared: a provider that gives no log-probabilities may refuse who asks for them."""
+        return self._declaration.logprobs
+
     def bound(self, request: GenerateTextRequest) -> Usage:
         """One token for each byte of the prompt, and all of `max_output_tokens`."""
         return upper_bound(request)
@@ -101,7 +106,7 @@ class OpenAIEngine:
                 self._declaration.resource_name, error, key=key, now=self._clock.now()
             ) from None
         usage = self._reported(request, answer)
-        yield Turn(message, finish_reason, usage)
+        yield Turn(message, finish_reason, usage, answer.probabilities.mean())
 
     def used(self, request: GenerateTextRequest, progress: Progress) -> Usage:
         """What the provider reported; else an estimate, or the bound if it goes on charging."""
@@ -155,6 +160,7 @@ class OpenAIEngine:
             model=self._declaration.provider_model,
             max_tokens_parameter=self._declaration.max_tokens_parameter,
             functions=functions,
+            logprobs=request.measure_confidence and self._declaration.logprobs,
         )
         progress.owed = True
         stream = await self._client.post(

@@ -60,6 +60,8 @@ class NextTurn:
 
     text: str
     calls: tuple[ToolCall, ...] = ()
+    confidence: float = 0.0
+    """Of an answer: the share of the parts of the text that it answers."""
 
 
 def next_turn(messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> NextTurn:
@@ -74,7 +76,9 @@ def next_turn(messages: Sequence[Message], tools: Sequence[ToolDefinition]) -> N
         return NextTurn("\n".join(remarks) or NO_RULE)
     progress = _Progress(steps, tools, _answered(messages[(asked or 0) + 1 :]))
     calls = tuple(progress.calls(prefix=f"call_{len(messages)}"))
-    return NextTurn("", calls) if calls else NextTurn("\n".join(progress.sentences()))
+    if calls:
+        return NextTurn("", calls)
+    return NextTurn("\n".join(progress.sentences()), confidence=progress.answered_share())
 
 
 def understood(text: str) -> list[Step]:
@@ -179,6 +183,11 @@ class _Progress:
         """What came of each step, in order."""
         for index, step in enumerate(self._steps):
             yield self._told(index, step)
+
+    def answered_share(self) -> float:
+        """The share of the steps that have an answer."""
+        results = [self._answered.get(index) for index in range(len(self._steps))]
+        return sum(r is not None and not r.failed for r in results) / len(self._steps)
 
     def _fit(self, index: int, task: Task) -> Fit | None:
         previous = self._previous(index, task)

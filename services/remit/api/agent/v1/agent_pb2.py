@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremit/api/agent/v1/agent.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\"\xdb\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05tools\x18\x06 \x03(\t\x12\x11\n\tmax_steps\x18\x07 \x01(\x05\x12/\n\x0cmax_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_cost_nanos\x18\t \x01(\x03\x12\x0e\n\x06\x61gents\x18\n \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremit/api/agent/v1/agent.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa3\x02\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05tools\x18\x06 \x03(\t\x12\x11\n\tmax_steps\x18\x07 \x01(\x05\x12/\n\x0cmax_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_cost_nanos\x18\t \x01(\x03\x12\x0e\n\x06\x61gents\x18\n \x03(\t\x12\x16\n\x0e\x66\x61llback_model\x18\x0b \x01(\t\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_min_confidenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.agent.v1.agent_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENT']._serialized_start=87
-  _globals['_AGENT']._serialized_end=306
+  _globals['_AGENT']._serialized_end=378
 # @@protoc_insertion_point(module_scope)

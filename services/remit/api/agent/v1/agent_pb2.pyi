@@ -12,10 +12,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -35,6 +35,8 @@ class Agent(_message.Message):
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_COST_NANOS_FIELD_NUMBER: _builtins.int
     AGENTS_FIELD_NUMBER: _builtins.int
+    FALLBACK_MODEL_FIELD_NUMBER: _builtins.int
+    MIN_CONFIDENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`agents/{agent}`."""
     display_name: _builtins.str
@@ -49,6 +51,10 @@ class Agent(_message.Message):
     """Most model turns of a run."""
     max_cost_nanos: _builtins.int
     """Most money of a run in nano-USD."""
+    fallback_model: _builtins.str
+    """Model that is asked where `model` fails or is not sure, `models/{model}`; empty: none."""
+    min_confidence: _builtins.float
+    """Least confidence from 0 to 1 with which it answers; below it abstains. Absent: it always answers."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tools that it may use."""
@@ -74,11 +80,15 @@ class Agent(_message.Message):
         max_duration: _duration_pb2.Duration | None = ...,
         max_cost_nanos: _builtins.int = ...,
         agents: _abc.Iterable[_builtins.str] | None = ...,
+        fallback_model: _builtins.str = ...,
+        min_confidence: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_confidence", b"_min_confidence", "max_duration", b"max_duration", "min_confidence", b"min_confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "description", b"description", "display_name", b"display_name", "max_cost_nanos", b"max_cost_nanos", "max_duration", b"max_duration", "max_steps", b"max_steps", "model", b"model", "name", b"name", "tools", b"tools", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_confidence", b"_min_confidence", "agents", b"agents", "description", b"description", "display_name", b"display_name", "fallback_model", b"fallback_model", "max_cost_nanos", b"max_cost_nanos", "max_duration", b"max_duration", "max_steps", b"max_steps", "min_confidence", b"min_confidence", "model", b"model", "name", b"name", "tools", b"tools", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__min_confidence: _TypeAlias = _typing.Literal["min_confidence"]  # noqa: Y015
+    _WhichOneofArgType__min_confidence: _TypeAlias = _typing.Literal["_min_confidence", b"_min_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_confidence) -> _WhichOneofReturnType__min_confidence | None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015

@@ -26,12 +26,13 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from remit.api.agent.v1 import confidence_pb2 as remit_dot_api_dot_agent_dot_v1_dot_confidence__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 from remit.api.tools.v1 import tool_pb2 as remit_dot_api_dot_tools_dot_v1_dot_tool__pb2
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cremit/api/agent/v1/run.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x89\x07\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\x04task\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.remit.api.agent.v1.Run.ContextEntryB\x04\x90\xe7\x18\x01\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x14\n\x06result\x18\x08 \x01(\tB\x04\x90\xe7\x18\x01\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\tartifacts\x18\n \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12(\n\x05usage\x18\x0b \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x0c \x01(\x03\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1c\n\x0flast_leaf_index\x18\x0f \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x13 \x01(\x05\x12\x31\n\rschedule_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06parent\x18\x15 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x16 \x01(\t\x12\x14\n\x0cprevious_run\x18\x17 \x01(\t\x12\x14\n\x0chistory_runs\x18\x18 \x01(\x05\x12\x0f\n\x07percent\x18\x1b \x01(\x05\x12\r\n\x05stage\x18\x1c \x01(\t\x12)\n\x04\x66ork\x18\x19 \x01(\x0b\x32\x1b.remit.api.agent.v1.RunFork\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_last_leaf_index\"J\n\x07RunFork\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\r\n\x05turns\x18\x03 \x01(\x05\x12\x11\n\toverrides\x18\x04 \x03(\t\"\x92\x01\n\tRunLimits\x12\x16\n\tmax_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0cmax_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_cost_nanos\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_max_stepsB\x11\n\x0f_max_cost_nanos\"\x92\x07\n\x08RunEvent\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x31\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunCreatedH\x00\x12\x31\n\x07started\x18\x06 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunStartedH\x00\x12\x39\n\rstage_started\x18\x07 \x01(\x0b\x32 .remit.api.agent.v1.StageStartedH\x00\x12\x33\n\ntext_delta\x18\x08 \x01(\x0b\x32\x1d.remit.api.agent.v1.TextDeltaH\x00\x12\x42\n\x12model_call_started\x18\t \x01(\x0b\x32$.remit.api.agent.v1.ModelCallStartedH\x00\x12>\n\x10model_call_ended\x18\n \x01(\x0b\x32\".remit.api.agent.v1.ModelCallEndedH\x00\x12@\n\x11tool_call_started\x18\x0b \x01(\x0b\x32#.remit.api.agent.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x0c \x01(\x0b\x32!.remit.api.agent.v1.ToolCallEndedH\x00\x12\x31\n\x07waiting\x18\r \x01(\x0b\x32\x1e.remit.api.agent.v1.RunWaitingH\x00\x12?\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x0b\x32#.remit.api.agent.v1.CancelRequestedH\x00\x12-\n\x05\x65nded\x18\x0f \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEndedH\x00\x12/\n\x06paused\x18\x10 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunPausedH\x00\x12\x31\n\x07resumed\x18\x11 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunResumedH\x00\x12<\n\x0fsub_run_started\x18\x12 \x01(\x0b\x32!.remit.api.agent.v1.SubRunStartedH\x00\x42\x07\n\x05\x65vent\"2\n\nRunCreated\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\nRunStarted\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"-\n\tTextDelta\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\"/\n\x10ModelCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"\xcc\x01\n\x0eModelCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntool_calls\x18\x03 \x01(\x05\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x05 \x01(\x03\x12\r\n\x05\x63laim\x18\x06 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x07 \x01(\x03\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\"p\n\x0fToolCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x30\n\targuments\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"\xb4\x02\n\rToolCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12/\n\tartifacts\x18\x05 \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x12\n\ncost_nanos\x18\x06 \x01(\x03\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x08 \x01(\x03\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x05usage\x18\n \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x0b\n\x03run\x18\x0b \x01(\t\";\n\rSubRunStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"`\n\nRunWaiting\x12\"\n\x06reason\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nretry_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x0f\x43\x61ncelRequested\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1c\n\tRunPaused\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1d\n\nRunResumed\x12\x0f\n\x07subject\x18\x01 \x01(\t\"0\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run*\xb0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cremit/api/agent/v1/run.proto\x12\x12remit.api.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a#remit/api/agent/v1/confidence.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xbd\x07\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\x04task\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.remit.api.agent.v1.Run.ContextEntryB\x04\x90\xe7\x18\x01\x12+\n\x05state\x18\x07 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x14\n\x06result\x18\x08 \x01(\tB\x04\x90\xe7\x18\x01\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\tartifacts\x18\n \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12(\n\x05usage\x18\x0b \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x0c \x01(\x03\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1c\n\x0flast_leaf_index\x18\x0f \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08priority\x18\x13 \x01(\x05\x12\x31\n\rschedule_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06parent\x18\x15 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x16 \x01(\t\x12\x14\n\x0cprevious_run\x18\x17 \x01(\t\x12\x14\n\x0chistory_runs\x18\x18 \x01(\x05\x12\x0f\n\x07percent\x18\x1b \x01(\x05\x12\r\n\x05stage\x18\x1c \x01(\t\x12)\n\x04\x66ork\x18\x19 \x01(\x0b\x32\x1b.remit.api.agent.v1.RunFork\x12\x32\n\nconfidence\x18\x1f \x01(\x0b\x32\x1e.remit.api.agent.v1.Confidence\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_last_leaf_index\"J\n\x07RunFork\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\r\n\x05turns\x18\x03 \x01(\x05\x12\x11\n\toverrides\x18\x04 \x03(\t\"\x92\x01\n\tRunLimits\x12\x16\n\tmax_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12/\n\x0cmax_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0emax_cost_nanos\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_max_stepsB\x11\n\x0f_max_cost_nanos\"\xcf\x07\n\x08RunEvent\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x31\n\x07\x63reated\x18\x05 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunCreatedH\x00\x12\x31\n\x07started\x18\x06 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunStartedH\x00\x12\x39\n\rstage_started\x18\x07 \x01(\x0b\x32 .remit.api.agent.v1.StageStartedH\x00\x12\x33\n\ntext_delta\x18\x08 \x01(\x0b\x32\x1d.remit.api.agent.v1.TextDeltaH\x00\x12\x42\n\x12model_call_started\x18\t \x01(\x0b\x32$.remit.api.agent.v1.ModelCallStartedH\x00\x12>\n\x10model_call_ended\x18\n \x01(\x0b\x32\".remit.api.agent.v1.ModelCallEndedH\x00\x12@\n\x11tool_call_started\x18\x0b \x01(\x0b\x32#.remit.api.agent.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x0c \x01(\x0b\x32!.remit.api.agent.v1.ToolCallEndedH\x00\x12\x31\n\x07waiting\x18\r \x01(\x0b\x32\x1e.remit.api.agent.v1.RunWaitingH\x00\x12?\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x0b\x32#.remit.api.agent.v1.CancelRequestedH\x00\x12-\n\x05\x65nded\x18\x0f \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEndedH\x00\x12/\n\x06paused\x18\x10 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunPausedH\x00\x12\x31\n\x07resumed\x18\x11 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunResumedH\x00\x12<\n\x0fsub_run_started\x18\x12 \x01(\x0b\x32!.remit.api.agent.v1.SubRunStartedH\x00\x12;\n\x0emodel_fallback\x18\x13 \x01(\x0b\x32!.remit.api.agent.v1.ModelFallbackH\x00\x42\x07\n\x05\x65vent\"2\n\nRunCreated\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\nRunStarted\x12\x15\n\rfencing_token\x18\x01 \x01(\x03\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"-\n\tTextDelta\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\"/\n\x10ModelCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"\x94\x02\n\x0eModelCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntool_calls\x18\x03 \x01(\x05\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x05 \x01(\x03\x12\r\n\x05\x63laim\x18\x06 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x07 \x01(\x03\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x32\n\nconfidence\x18\n \x01(\x0b\x32\x1e.remit.api.agent.v1.Confidence\x12\x12\n\nkept_model\x18\x0b \x01(\t\"u\n\rModelFallback\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x12\n\nfrom_model\x18\x02 \x01(\t\x12\x10\n\x08to_model\x18\x03 \x01(\t\x12\x30\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32!.remit.api.agent.v1.FallbackCause\"p\n\x0fToolCallStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12\x30\n\targuments\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"\xb4\x02\n\rToolCallEnded\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04tool\x18\x03 \x01(\t\x12-\n\x06result\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12/\n\tartifacts\x18\x05 \x03(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x12\n\ncost_nanos\x18\x06 \x01(\x03\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x08 \x01(\x03\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12(\n\x05usage\x18\n \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x0b\n\x03run\x18\x0b \x01(\t\";\n\rSubRunStarted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\"`\n\nRunWaiting\x12\"\n\x06reason\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12.\n\nretry_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x0f\x43\x61ncelRequested\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1c\n\tRunPaused\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x1d\n\nRunResumed\x12\x0f\n\x07subject\x18\x01 \x01(\t\"0\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run*\xb0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x14\n\x10RUN_STATE_PAUSED\x10\x06*\x8b\x01\n\rFallbackCause\x12\x1e\n\x1a\x46\x41LLBACK_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x41LLBACK_CAUSE_FAILED\x10\x01\x12\x1c\n\x18\x46\x41LLBACK_CAUSE_TIMED_OUT\x10\x02\x12!\n\x1d\x46\x41LLBACK_CAUSE_LOW_CONFIDENCE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,44 +53,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALLSTARTED'].fields_by_name['arguments']._serialized_options = b'\220\347\030\001'
   _globals['_TOOLCALLENDED'].fields_by_name['result']._loaded_options = None
   _globals['_TOOLCALLENDED'].fields_by_name['result']._serialized_options = b'\220\347\030\001'
-  _globals['_RUNSTATE']._serialized_start=3493
-  _globals['_RUNSTATE']._serialized_end=3669
-  _globals['_RUN']._serialized_start=272
-  _globals['_RUN']._serialized_end=1177
-  _globals['_RUN_CONTEXTENTRY']._serialized_start=1111
-  _globals['_RUN_CONTEXTENTRY']._serialized_end=1157
-  _globals['_RUNFORK']._serialized_start=1179
-  _globals['_RUNFORK']._serialized_end=1253
-  _globals['_RUNLIMITS']._serialized_start=1256
-  _globals['_RUNLIMITS']._serialized_end=1402
-  _globals['_RUNEVENT']._serialized_start=1405
-  _globals['_RUNEVENT']._serialized_end=2319
-  _globals['_RUNCREATED']._serialized_start=2321
-  _globals['_RUNCREATED']._serialized_end=2371
-  _globals['_RUNSTARTED']._serialized_start=2373
-  _globals['_RUNSTARTED']._serialized_end=2425
-  _globals['_STAGESTARTED']._serialized_start=2427
-  _globals['_STAGESTARTED']._serialized_end=2456
-  _globals['_TEXTDELTA']._serialized_start=2458
-  _globals['_TEXTDELTA']._serialized_end=2503
-  _globals['_MODELCALLSTARTED']._serialized_start=2505
-  _globals['_MODELCALLSTARTED']._serialized_end=2552
-  _globals['_MODELCALLENDED']._serialized_start=2555
-  _globals['_MODELCALLENDED']._serialized_end=2759
-  _globals['_TOOLCALLSTARTED']._serialized_start=2761
-  _globals['_TOOLCALLSTARTED']._serialized_end=2873
-  _globals['_TOOLCALLENDED']._serialized_start=2876
-  _globals['_TOOLCALLENDED']._serialized_end=3184
-  _globals['_SUBRUNSTARTED']._serialized_start=3186
-  _globals['_SUBRUNSTARTED']._serialized_end=3245
-  _globals['_RUNWAITING']._serialized_start=3247
-  _globals['_RUNWAITING']._serialized_end=3343
-  _globals['_CANCELREQUESTED']._serialized_start=3345
-  _globals['_CANCELREQUESTED']._serialized_end=3379
-  _globals['_RUNPAUSED']._serialized_start=3381
-  _globals['_RUNPAUSED']._serialized_end=3409
-  _globals['_RUNRESUMED']._serialized_start=3411
-  _globals['_RUNRESUMED']._serialized_end=3440
-  _globals['_RUNENDED']._serialized_start=3442
-  _globals['_RUNENDED']._serialized_end=3490
+  _globals['_RUNSTATE']._serialized_start=3834
+  _globals['_RUNSTATE']._serialized_end=4010
+  _globals['_FALLBACKCAUSE']._serialized_start=4013
+  _globals['_FALLBACKCAUSE']._serialized_end=4152
+  _globals['_RUN']._serialized_start=309
+  _globals['_RUN']._serialized_end=1266
+  _globals['_RUN_CONTEXTENTRY']._serialized_start=1200
+  _globals['_RUN_CONTEXTENTRY']._serialized_end=1246
+  _globals['_RUNFORK']._serialized_start=1268
+  _globals['_RUNFORK']._serialized_end=1342
+  _globals['_RUNLIMITS']._serialized_start=1345
+  _globals['_RUNLIMITS']._serialized_end=1491
+  _globals['_RUNEVENT']._serialized_start=1494
+  _globals['_RUNEVENT']._serialized_end=2469
+  _globals['_RUNCREATED']._serialized_start=2471
+  _globals['_RUNCREATED']._serialized_end=2521
+  _globals['_RUNSTARTED']._serialized_start=2523
+  _globals['_RUNSTARTED']._serialized_end=2575
+  _globals['_STAGESTARTED']._serialized_start=2577
+  _globals['_STAGESTARTED']._serialized_end=2606
+  _globals['_TEXTDELTA']._serialized_start=2608
+  _globals['_TEXTDELTA']._serialized_end=2653
+  _globals['_MODELCALLSTARTED']._serialized_start=2655
+  _globals['_MODELCALLSTARTED']._serialized_end=2702
+  _globals['_MODELCALLENDED']._serialized_start=2705
+  _globals['_MODELCALLENDED']._serialized_end=2981
+  _globals['_MODELFALLBACK']._serialized_start=2983
+  _globals['_MODELFALLBACK']._serialized_end=3100
+  _globals['_TOOLCALLSTARTED']._serialized_start=3102
+  _globals['_TOOLCALLSTARTED']._serialized_end=3214
+  _globals['_TOOLCALLENDED']._serialized_start=3217
+  _globals['_TOOLCALLENDED']._serialized_end=3525
+  _globals['_SUBRUNSTARTED']._serialized_start=3527
+  _globals['_SUBRUNSTARTED']._serialized_end=3586
+  _globals['_RUNWAITING']._serialized_start=3588
+  _globals['_RUNWAITING']._serialized_end=3684
+  _globals['_CANCELREQUESTED']._serialized_start=3686
+  _globals['_CANCELREQUESTED']._serialized_end=3720
+  _globals['_RUNPAUSED']._serialized_start=3722
+  _globals['_RUNPAUSED']._serialized_end=3750
+  _globals['_RUNRESUMED']._serialized_start=3752
+  _globals['_RUNRESUMED']._serialized_end=3781
+  _globals['_RUNENDED']._serialized_start=3783
+  _globals['_RUNENDED']._serialized_end=3831
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
+from remit.api.agent.v1 import confidence_pb2 as _confidence_pb2
 from remit.api.tools.v1 import tool_pb2 as _tool_pb2
 from remit.api.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -64,6 +65,34 @@ RUN_STATE_CANCELLED: RunState.ValueType  # 5
 RUN_STATE_PAUSED: RunState.ValueType  # 6
 """Halted on request; it goes on when it is resumed."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
+class _FallbackCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FallbackCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FallbackCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FALLBACK_CAUSE_UNSPECIFIED: _FallbackCause.ValueType  # 0
+    """Never sent."""
+    FALLBACK_CAUSE_FAILED: _FallbackCause.ValueType  # 1
+    """The first one failed."""
+    FALLBACK_CAUSE_TIMED_OUT: _FallbackCause.ValueType  # 2
+    """The first one took too long and was stopped."""
+    FALLBACK_CAUSE_LOW_CONFIDENCE: _FallbackCause.ValueType  # 3
+    """The first one is less sure of its answer than the agent wants."""
+
+class FallbackCause(_FallbackCause, metaclass=_FallbackCauseEnumTypeWrapper):
+    """FallbackCause is why a second model is asked."""
+
+FALLBACK_CAUSE_UNSPECIFIED: FallbackCause.ValueType  # 0
+"""Never sent."""
+FALLBACK_CAUSE_FAILED: FallbackCause.ValueType  # 1
+"""The first one failed."""
+FALLBACK_CAUSE_TIMED_OUT: FallbackCause.ValueType  # 2
+"""The first one took too long and was stopped."""
+FALLBACK_CAUSE_LOW_CONFIDENCE: FallbackCause.ValueType  # 3
+"""The first one is less sure of its answer than the agent wants."""
+Global___FallbackCause: _TypeAlias = FallbackCause  # noqa: Y015
 
 @_typing.final
 class Run(_message.Message):
@@ -118,6 +147,7 @@ class Run(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     FORK_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`; {run} is a UUIDv7."""
     agent: _builtins.str
@@ -196,6 +226,10 @@ class Run(_message.Message):
     def fork(self) -> Global___RunFork:
         """Where it took over from another run; unset for a run that began with its task."""
 
+    @_builtins.property
+    def confidence(self) -> _confidence_pb2.Confidence:
+        """How sure the result is, and what kind of result it is; unset until SUCCEEDED."""
+
     def __init__(
         self,
         *,
@@ -226,10 +260,11 @@ class Run(_message.Message):
         percent: _builtins.int = ...,
         stage: _builtins.str = ...,
         fork: Global___RunFork | None = ...,
+        confidence: _confidence_pb2.Confidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "confidence", b"confidence", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "confidence", b"confidence", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
@@ -340,6 +375,7 @@ class RunEvent(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
     SUB_RUN_STARTED_FIELD_NUMBER: _builtins.int
+    MODEL_FALLBACK_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Run that it belongs to."""
     sequence: _builtins.int
@@ -406,6 +442,10 @@ class RunEvent(_message.Message):
     def sub_run_started(self) -> Global___SubRunStarted:
         """A tool call became a run of another agent."""
 
+    @_builtins.property
+    def model_fallback(self) -> Global___ModelFallback:
+        """Another model is asked for the turn of a step."""
+
     def __init__(
         self,
         *,
@@ -427,12 +467,13 @@ class RunEvent(_message.Message):
         paused: Global___RunPaused | None = ...,
         resumed: Global___RunResumed | None = ...,
         sub_run_started: Global___SubRunStarted | None = ...,
+        model_fallback: Global___ModelFallback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "resumed", b"resumed", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "model_fallback", b"model_fallback", "paused", b"paused", "resumed", b"resumed", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "paused", b"paused", "percent", b"percent", "resumed", b"resumed", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "created", b"created", "ended", b"ended", "event", b"event", "event_time", b"event_time", "model_call_ended", b"model_call_ended", "model_call_started", b"model_call_started", "model_fallback", b"model_fallback", "paused", b"paused", "percent", b"percent", "resumed", b"resumed", "run", b"run", "sequence", b"sequence", "stage_started", b"stage_started", "started", b"started", "sub_run_started", b"sub_run_started", "text_delta", b"text_delta", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended", "paused", "resumed", "sub_run_started"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["created", "started", "stage_started", "text_delta", "model_call_started", "model_call_ended", "tool_call_started", "tool_call_ended", "waiting", "cancel_requested", "ended", "paused", "resumed", "sub_run_started", "model_fallback"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -576,6 +617,8 @@ class ModelCallEnded(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     INTENT_LEAF_INDEX_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    KEPT_MODEL_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step, from 1."""
     model: _builtins.str
@@ -588,6 +631,10 @@ class ModelCallEnded(_message.Message):
     """Claim of the effect."""
     intent_leaf_index: _builtins.int
     """Index of its intent in the log."""
+    kept_model: _builtins.str
+    """Of the second model that a step asked: the model whose turn the step keeps. Where it is the first one, the
+    text of the step is that of the first again.
+    """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What it used."""
@@ -595,6 +642,10 @@ class ModelCallEnded(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why it failed; unset on success."""
+
+    @_builtins.property
+    def confidence(self) -> _confidence_pb2.Confidence:
+        """How sure the answer is; unset where it failed, asks for tools, or nobody wants to know."""
 
     def __init__(
         self,
@@ -607,14 +658,50 @@ class ModelCallEnded(_message.Message):
         claim: _builtins.str = ...,
         intent_leaf_index: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        confidence: _confidence_pb2.Confidence | None = ...,
+        kept_model: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "error", b"error", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "model", b"model", "step", b"step", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "confidence", b"confidence", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "kept_model", b"kept_model", "model", b"model", "step", b"step", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelCallEnded: _TypeAlias = ModelCallEnded  # noqa: Y015
+
+@_typing.final
+class ModelFallback(_message.Message):
+    """ModelFallback says that a step asks a second model, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FROM_MODEL_FIELD_NUMBER: _builtins.int
+    TO_MODEL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Step, from 1."""
+    from_model: _builtins.str
+    """The model whose turn failed or is not sure enough, `models/{model}`."""
+    to_model: _builtins.str
+    """The model that is asked now, `models/{model}`."""
+    cause: Global___FallbackCause.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        from_model: _builtins.str = ...,
+        to_model: _builtins.str = ...,
+        cause: Global___FallbackCause.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "from_model", b"from_model", "step", b"step", "to_model", b"to_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFallback: _TypeAlias = ModelFallback  # noqa: Y015
 
 @_typing.final
 class ToolCallStarted(_message.Message):

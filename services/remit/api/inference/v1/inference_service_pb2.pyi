@@ -32,6 +32,7 @@ class GenerateTextRequest(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MEASURE_CONFIDENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{model}`."""
     max_output_tokens: _builtins.int
@@ -40,6 +41,8 @@ class GenerateTextRequest(_message.Message):
     """Sampling temperature from 0 to 2; absent means the model's default."""
     request_id: _builtins.str
     """Names this effect: the same id and body get the same answer; 1 to 128 characters."""
+    measure_confidence: _builtins.bool
+    """Whether the answer shall say how sure it is, where the model can; some providers charge or answer slower."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The conversation, oldest first; at least one turn, at most 4096."""
@@ -57,10 +60,11 @@ class GenerateTextRequest(_message.Message):
         max_output_tokens: _builtins.int = ...,
         temperature: _builtins.float | None = ...,
         request_id: _builtins.str = ...,
+        measure_confidence: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "request_id", b"request_id", "temperature", b"temperature", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "max_output_tokens", b"max_output_tokens", "measure_confidence", b"measure_confidence", "messages", b"messages", "model", b"model", "request_id", b"request_id", "temperature", b"temperature", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
@@ -81,6 +85,7 @@ class GenerateTextResponse(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     INTENT_LEAF_INDEX_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     finish_reason: _message_pb2.FinishReason.ValueType
     """Why it ended."""
     cost_nanos: _builtins.int
@@ -91,6 +96,11 @@ class GenerateTextResponse(_message.Message):
     """Index of its intent in the log."""
     replayed: _builtins.bool
     """True when this is the recorded result of an earlier call."""
+    confidence: _builtins.float
+    """How sure the answer is, from 0 to 1, as the engine measured it: the geometric mean of the probabilities of its
+    tokens, or what docs/MODELS.md says of the engine. Absent where nobody asked, the engine cannot tell, or
+    the turn asks for tools.
+    """
     @_builtins.property
     def message(self) -> _message_pb2.Message:
         """The turn."""
@@ -109,12 +119,15 @@ class GenerateTextResponse(_message.Message):
         claim: _builtins.str = ...,
         intent_leaf_index: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        confidence: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "cost_nanos", b"cost_nanos", "finish_reason", b"finish_reason", "intent_leaf_index", b"intent_leaf_index", "message", b"message", "replayed", b"replayed", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "claim", b"claim", "confidence", b"confidence", "cost_nanos", b"cost_nanos", "finish_reason", b"finish_reason", "intent_leaf_index", b"intent_leaf_index", "message", b"message", "replayed", b"replayed", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
 
 Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
 

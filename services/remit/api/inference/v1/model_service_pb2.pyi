@@ -31,6 +31,7 @@ class Model(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
+    MEASURES_CONFIDENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}`."""
     description: _builtins.str
@@ -45,6 +46,8 @@ class Model(_message.Message):
     """Whether the engine can serve it now: its key is present."""
     not_ready_reason: _builtins.str
     """Why it is not ready, and what to do."""
+    measures_confidence: _builtins.bool
+    """Whether it can say how sure its answers are."""
     def __init__(
         self,
         *,
@@ -55,10 +58,11 @@ class Model(_message.Message):
         max_output_tokens: _builtins.int = ...,
         ready: _builtins.bool = ...,
         not_ready_reason: _builtins.str = ...,
+        measures_confidence: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "description", b"description", "engine", b"engine", "max_output_tokens", b"max_output_tokens", "name", b"name", "not_ready_reason", b"not_ready_reason", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "description", b"description", "engine", b"engine", "max_output_tokens", b"max_output_tokens", "measures_confidence", b"measures_confidence", "name", b"name", "not_ready_reason", b"not_ready_reason", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
