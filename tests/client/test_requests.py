@@ -34,6 +34,7 @@ def test_every_value_reaches_the_request() -> None:
         limits=Limits(3, timedelta(minutes=2), 50_000),
         priority=2,
         schedule_time=start,
+        conversation="0198",
         request_id="r1",
     )
     wanted = agent_service_pb2.CreateRunRequest(
@@ -43,6 +44,7 @@ def test_every_value_reaches_the_request() -> None:
         limits=run_pb2.RunLimits(max_steps=3, max_cost_nanos=50_000),
         priority=2,
         request_id="r1",
+        conversation="conversations/0198",
     )
     wanted.limits.max_duration.FromSeconds(120)
     wanted.schedule_time.FromDatetime(start)

@@ -28,6 +28,9 @@ class Entry:
 COMMANDS: Final = {
     "run": Entry("remit.cli.run", "Run an agent on a task and follow it to its end."),
     "runs": Entry("remit.cli.runs", "List, show, watch and cancel runs."),
+    "conversations": Entry(
+        "remit.cli.conversations", "Begin, list, read and delete conversations."
+    ),
     "agents": Entry("remit.cli.agents", "List the agents."),
     "tools": Entry("remit.cli.tools", "List the tools and show their arguments."),
     "models": Entry("remit.cli.models", "List the models."),

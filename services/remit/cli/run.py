@@ -16,6 +16,7 @@ from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Session, client_options, new_request_id
+from remit.cli.conversations import newest
 from remit.cli.parameters import Length, Pair, Start, Usd, duration, full_name, timestamp
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import when
@@ -33,6 +34,7 @@ _NAME_WAIT_S: Final = 5.0
     "  remit run --agent researcher -c topic=tides 'Summarise the notes on the topic.'\n"
     "  remit run --max-cost 0.05 --timeout 2min - < task.txt\n"
     "  remit run --detach --at 2h --priority 4 'Summarise what came in today.'\n"
+    "  remit run --continue 'And in UTC?'\n"
     "  remit run --json 'What time is it in UTC?' | jq -r 'select(.type==\"summary\").result'"
     "\n\n" + exit_codes.help_text()
 )
@@ -57,6 +59,10 @@ _NAME_WAIT_S: Final = 5.0
 @click.option(
     "--at", "start_time", type=Start(), help="Start no sooner, such as 2h (from now) or a time."
 )
+@click.option("--conversation", default="", help="The conversation that the run continues.")
+@click.option(
+    "--continue", "go_on", is_flag=True, help="Continue the conversation that you used last."
+)
 @click.option("--detach", is_flag=True, help="Only start it: print its name and end.")
 @click.option(
     "--request-id",
@@ -75,6 +81,8 @@ def command(  # noqa: PLR0913 - one parameter an option
     timeout: timedelta | None,
     priority: int | None,
     start_time: datetime | None,
+    conversation: str,
+    go_on: bool,
     detach: bool,
     request_id: str,
 ) -> int:
@@ -97,6 +105,7 @@ def command(  # noqa: PLR0913 - one parameter an option
         request_id=request_id or new_request_id(),
         priority=priority or 0,
         schedule_time=timestamp(start_time),
+        conversation=_conversation(session, conversation, go_on=go_on),
     )
     if detach:
         _tell_accepted(session, session.run(lambda edge: edge.runs.create(request)))
@@ -106,6 +115,13 @@ def command(  # noqa: PLR0913 - one parameter an option
         code = exit_code_of(run)
         display.end(run, code)
     return code
+
+
+def _conversation(session: Session, name: str, *, go_on: bool) -> str:
+    if name and go_on:
+        message = "--conversation names one and --continue takes the one used last: give either"
+        raise click.UsageError(message)
+    return session.run(newest) if go_on else full_name("conversations", name) if name else ""
 
 
 def _tell_accepted(session: Session, run: run_pb2.Run) -> None:

@@ -92,6 +92,8 @@ class RunView:
         if self.run.HasField("fork"):
             taken = self.run.fork
             yield Line(f"  goes on from {taken.run} at event {taken.sequence}", "dim")
+        if self.run.conversation:
+            yield Line(f"  continues {continues(self.run)}", "dim")
         if self.run.HasField("schedule_time"):
             self.stage = "waiting for its time"
             yield Line(f"  {when(self.run)}", "dim")
@@ -227,6 +229,13 @@ def state_name(state: run_pb2.RunState.ValueType) -> str:
     """The state in lower case, such as `succeeded`."""
     known = run_pb2.RunState.DESCRIPTOR.values_by_number.get(state)
     return known.name.removeprefix(_STATE_PREFIX).lower() if known else f"state {state}"
+
+
+def continues(run: run_pb2.Run) -> str:
+    """The conversation of a run and what it sees of it; empty if it has none."""
+    count = run.history_runs
+    seen = f"sees {count} exchange{'' if count == 1 else 's'} of it"
+    return f"{run.conversation}, {seen}" if run.conversation else ""
 
 
 def when(run: run_pb2.Run) -> str:

@@ -14,7 +14,7 @@ from remit.cli.output import Column
 from remit.cli.parameters import limit_option
 from remit.cli.run import Journey, exit_code_of
 from remit.cli.run_display import Display, display_for
-from remit.cli.run_view import ending, state_name
+from remit.cli.run_view import continues, ending, state_name
 from remit.cli.runs_tree import command as tree
 from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
 from remit.client import ListedRuns
@@ -50,11 +50,14 @@ for _command in (tree, runs_fork.fork, runs_fork.retry):
 )
 @click.option("--agent", default="", help="Only of this agent.")
 @click.option("--in-state", type=click.Choice(_STATES), help="Only in this state.")
+@click.option("--conversation", default="", help="Only of this conversation.")
 @limit_option
 @client_options
-def list_runs(*, session: Session, agent: str, in_state: str | None, limit: int) -> None:
+def list_runs(
+    *, session: Session, agent: str, in_state: str | None, conversation: str, limit: int
+) -> None:
     """List the runs that you may read, newest first."""
-    only = ListedRuns(agent=agent, state=_state(in_state))
+    only = ListedRuns(agent=agent, state=_state(in_state), conversation=conversation)
     listing = session.run(lambda edge: edge.runs.list(only, limit=limit))
     session.output.listing("runs", listing.runs, _COLUMNS, more=listing.more)
 
@@ -192,6 +195,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("by", run.subject),
             ("part of", run.parent),
             ("forked from", runs_fork.origin(run)),
+            ("continues", continues(run)),
             ("task", run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
             ("created", local_time(run.create_time)),

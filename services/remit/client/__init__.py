@@ -14,6 +14,7 @@ decide what a service decides: what a request may hold is checked there.
 
 from remit.client.breaks import is_break
 from remit.client.connection import Client
+from remit.client.conversations import ConversationList, Conversations
 from remit.client.requests import Limits, ListedRuns, NewRun
 from remit.client.resumption import Patience
 from remit.client.run_stream import RunStream
@@ -22,6 +23,8 @@ from remit.rpc.errors import RemitError
 
 __all__ = [
     "Client",
+    "ConversationList",
+    "Conversations",
     "Limits",
     "ListedRuns",
     "NewRun",

@@ -7,8 +7,9 @@ from typing import Final, Self, TypeVar
 
 import grpc
 
-from remit.api.agent.v1 import agent_service_pb2_grpc
+from remit.api.agent.v1 import agent_service_pb2_grpc, conversation_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.client.conversations import Conversations
 from remit.client.resumption import Patience, Resumption
 from remit.client.runs import Runs
 from remit.rpc.errors import RemitError
@@ -41,12 +42,17 @@ class Client:
         self._mesh = _connect(address, credentials)
         self.metadata = (("authorization", f"Bearer {api_key}"),)
         """Sent with every call."""
+        resumption = resumption or Resumption(patience or Patience())
         self.runs = Runs(
-            self.stub(agent_service_pb2_grpc.AgentServiceStub),
-            self.metadata,
-            resumption or Resumption(patience or Patience()),
+            self.stub(agent_service_pb2_grpc.AgentServiceStub), self.metadata, resumption
         )
         """Runs."""
+        self.conversations = Conversations(
+            self.stub(conversation_service_pb2_grpc.ConversationServiceStub),
+            self.metadata,
+            resumption,
+        )
+        """Conversations."""
 
     def stub(self, factory: StubFactory[Stub]) -> Stub:
         """The stub of any service: its calls take `metadata`, and fail with RemitError."""

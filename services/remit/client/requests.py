@@ -47,13 +47,19 @@ class NewRun:
     """Which of its org's waiting runs go first: 1 before 5; 0 means 3."""
     schedule_time: datetime | None = None
     """When it may start, with a time zone; None: at once."""
+    conversation: str = ""
+    """The conversation that it continues, with or without `conversations/`; empty: none."""
     request_id: str = field(default_factory=new_request_id)
     """Names this request: the same id and body get the same run."""
 
     def to_request(self) -> agent_service_pb2.CreateRunRequest:
         """The request of the contracts."""
         return agent_service_pb2.CreateRunRequest(
-            **_fields(self) | {"agent": full_name("agents", self.agent)}
+            **_fields(self)
+            | {
+                "agent": full_name("agents", self.agent),
+                "conversation": full_name("conversations", self.conversation),
+            }
         )
 
 
@@ -66,6 +72,8 @@ class ListedRuns:
     state: run_pb2.RunState.ValueType = run_pb2.RUN_STATE_UNSPECIFIED
     parent: str = ""
     """The run whose sub-runs are listed."""
+    conversation: str = ""
+    """The conversation whose runs are listed."""
 
     def to_request(self) -> agent_service_pb2.ListRunsRequest:
         """The request of the contracts, without its page."""
@@ -74,6 +82,7 @@ class ListedRuns:
             | {
                 "agent": full_name("agents", self.agent),
                 "parent": full_name("runs", self.parent),
+                "conversation": full_name("conversations", self.conversation),
             }
         )
 

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.client.breaks import cut_short, is_break
+from remit.client.breaks import cut_short
+from remit.client.repetition import Metadata, repeated
 from remit.client.requests import ListedRuns, NewRun, full_name, new_request_id
 from remit.client.resumption import Resumption
 from remit.client.run_stream import RunResponse, RunStream
@@ -22,7 +23,6 @@ from remit.rpc.errors import RemitError
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 RunRequest: TypeAlias = NewRun | agent_service_pb2.CreateRunRequest
-Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _FINAL: Final = frozenset(
     {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED}
@@ -194,19 +194,7 @@ class Runs:
         return found
 
     async def _call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:
-        """Calls; what broke is asked again for as long as nothing answers."""
-        clock, patience = self._resumption.clock, self._resumption.patience
-        give_up = clock.monotonic() + patience.unanswered_s
-        failures = 0
-        while True:
-            try:
-                return await method(request, metadata=self._metadata)
-            except RemitError as error:
-                failures += 1
-                pause_s = self._resumption.pause_s(failures, error)
-                if not is_break(error) or clock.monotonic() + pause_s >= give_up:
-                    raise
-            await self._resumption.pause(pause_s)
+        return await repeated(method, request, self._metadata, self._resumption)
 
 
 def _request_of(new: RunRequest) -> agent_service_pb2.CreateRunRequest:
