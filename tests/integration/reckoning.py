@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 import grpc
@@ -200,15 +200,21 @@ def postgres_socket(mesh: RunningMesh) -> str:
     return str(json.loads((mesh.state / "mesh.json").read_text())["postgres_socket"])
 
 
-async def value(mesh: RunningMesh, database: str, query: str) -> int:
-    """What a query counts, asked by the database's administrator."""
+async def rows(mesh: RunningMesh, database: str, query: str, *arguments: object) -> list[Any]:
+    """What a query finds, asked by the database's administrator, each row a tuple."""
     connection = await asyncpg.connect(
         host=postgres_socket(mesh), user="postgres", database=database
     )
     try:
-        return int(await connection.fetchval(query))
+        return [tuple(row) for row in await connection.fetch(query, *arguments)]
     finally:
         await connection.close()
+
+
+async def value(mesh: RunningMesh, database: str, query: str) -> int:
+    """What a query counts."""
+    ((found,),) = await rows(mesh, database, query)
+    return int(found)
 
 
 async def set_budget(mesh: RunningMesh) -> None:

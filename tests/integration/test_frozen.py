@@ -12,17 +12,15 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
 
 from remit.local.probes import ask
 from tests.integration.reckoning import (
     EFFECT_DATABASES,
     nothing_is_open,
-    postgres_socket,
     reckon,
+    rows,
 )
 from tests.integration.storming import (
     CLAIM_POLL_S,
@@ -66,7 +64,7 @@ async def test_what_a_killed_and_a_frozen_replica_had_goes_on_elsewhere_and_once
 
         before = await _everything(world)
         fences = dict(
-            await _rows(world, "remit_policy", "SELECT run, min_fencing_token FROM run_fences")
+            await rows(world.mesh, "remit_policy", "SELECT run, min_fencing_token FROM run_fences")
         )
         for run, token in tokens.items():
             assert fences[f"runs/{run}"] > token
@@ -99,13 +97,13 @@ def _stopped(world: StormWorld) -> int:
 async def _tokens(world: StormWorld, replica: int) -> dict[str, int]:
     """The runs that a replica works on, each with the token that it has."""
     held = "SELECT run::text, fencing_token FROM runs WHERE state < 3 AND owner LIKE $1"
-    return dict(await _rows(world, "remit_agent", held, f"{replica}/%"))
+    return dict(await rows(world.mesh, "remit_agent", held, f"{replica}/%"))
 
 
 async def _are_adopted(world: StormWorld, tokens: Mapping[str, int]) -> bool:
     """Whether each run has had another worker since, or has ended."""
     held = "SELECT run::text, fencing_token FROM runs WHERE state < 3 AND run = ANY ($1::uuid[])"
-    now = dict(await _rows(world, "remit_agent", held, list(tokens)))
+    now = dict(await rows(world.mesh, "remit_agent", held, list(tokens)))
     return all(token > tokens[run] for run, token in now.items())
 
 
@@ -125,20 +123,10 @@ async def _everything(world: StormWorld) -> list[object]:
     ]
     tables += [(database, "effect_attempts") for database in EFFECT_DATABASES]
     stored = [
-        await _rows(world, database, f"SELECT t::text AS row FROM {table} t ORDER BY row")  # noqa: S608
+        await rows(world.mesh, database, f"SELECT t::text AS row FROM {table} t ORDER BY row")  # noqa: S608
         for database, table in tables
     ]
     return [*stored, world.mails(), world.written]
-
-
-async def _rows(world: StormWorld, database: str, query: str, *arguments: object) -> list[Any]:
-    connection = await asyncpg.connect(
-        host=postgres_socket(world.mesh), user="postgres", database=database
-    )
-    try:
-        return [tuple(row) for row in await connection.fetch(query, *arguments)]
-    finally:
-        await connection.close()
 
 
 def _tell(text: str) -> None:
