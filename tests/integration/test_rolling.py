@@ -20,8 +20,8 @@ from tests.integration.reckoning import reckon, rows, take_checkpoint, verify_lo
 from tests.integration.storming import Crowd, StormWorld, storm_world
 from tests.waiting import eventually
 
-CLIENTS = 6
-RUNS_BETWEEN = 3
+CLIENTS = 4
+RUNS_BETWEEN = 2
 LONG_LEASE_S = "300"
 LONG_LEASES = {
     "REMIT_AGENT_LEASE_S": LONG_LEASE_S,
@@ -43,10 +43,10 @@ async def test_restarting_every_replica_of_everything_loses_no_run_and_no_event(
 
 
 @pytest.mark.timeout(180)
-async def test_restarting_agents_tools_and_the_gateway_loses_no_run_and_no_event(
+async def test_restarting_an_agent_the_tools_and_the_gateway_loses_no_run_and_no_event(
     tmp_path: Path,
 ) -> None:
-    await _rolled(["agent-0", "tools-0", "envoy", "agent-1"], {"agent": 2}, tmp_path)
+    await _rolled(["agent-0", "tools-0", "envoy"], {"agent": 2}, tmp_path)
 
 
 async def _rolled(parts: Sequence[str], replicas: dict[str, int], folder: Path) -> None:

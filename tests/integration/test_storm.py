@@ -23,7 +23,7 @@ CLIENTS = 6
 LEAST_KILLS = 200
 KILLS_OUTSIDE = 36
 KILLS_AGAIN = 16
-LANES = 3
+LANES = 4
 
 
 def a_seed() -> int:
