@@ -182,6 +182,7 @@ class Replica:
 
     async def kill(self) -> None:
         """Stops everything at once; leases stay behind."""
+        self.parts.receipts.close()
         jobs = [job.task for job in self.parts.pool._jobs.values()]
         for task in [*self.tasks, *jobs]:
             task.cancel()
@@ -228,7 +229,13 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
             *, running: bool = True, clock: Clock | None = None, **settings: Any
         ) -> Replica:
             mesh = world.mesh()
-            facts = {"retry_base_s": 0.02, "retry_cap_s": 0.2, "claim_poll_s": 0.1} | settings
+            facts = {
+                "retry_base_s": 0.02,
+                "retry_cap_s": 0.2,
+                "claim_poll_s": 0.1,
+                # At once, so that whoever asks for a result that the journal has is found out.
+                "receipt_linger_s": 0,
+            } | settings
             parts = await open_parts(
                 AgentSettings.load(**facts),
                 mesh.as_caller(options_pb2.CALLER_AGENT),

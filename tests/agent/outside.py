@@ -10,13 +10,14 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf import duration_pb2, json_format, struct_pb2
+from google.rpc import status_pb2
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -236,6 +237,10 @@ class Effects:
     hold: asyncio.Event | None = None
     """While set and not fired, effects hang after they were performed."""
     held: int = 0
+    acknowledged: set[str] = field(default_factory=set)
+    """Claims whose results the agent said to have recorded: they are kept no more."""
+    away: bool = False
+    """Whether acknowledgements fail."""
 
     async def perform(self, key: str, body: bytes, effect: Callable[[], Any]) -> tuple[Any, bool]:
         """The answer, and whether it is a recorded one."""
@@ -246,6 +251,8 @@ class Effects:
         if self.bodies.setdefault(key, body) != body:
             raise RemitError(reasons.ERROR_REASON_KEY_REUSED, f"{key} was used for another body")
         if key in self.recorded:
+            if self.recorded[key].claim in self.acknowledged:
+                raise RemitError(reasons.ERROR_REASON_RESULT_NOT_KEPT, f"{key} was recorded")
             return self.recorded[key], True
         self.performed[key] += 1
         self.recorded[key] = answer = effect()
@@ -253,6 +260,15 @@ class Effects:
             self.held += 1
             await self.hold.wait()
         return answer, False
+
+    def acknowledge(self, claims: Sequence[str]) -> list[status_pb2.Status]:
+        """Keeps these results no more; one that was never given is refused."""
+        if self.away:
+            raise away("the gate")
+        given = {answer.claim for answer in self.recorded.values()}
+        self.acknowledged |= given.intersection(claims)
+        unknown = RemitError(reasons.ERROR_REASON_RESOURCE_NOT_FOUND, "no such claim").to_status()
+        return [status_pb2.Status() if claim in given else unknown for claim in claims]
 
 
 @dataclass
@@ -307,6 +323,12 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     async def GenerateText(self, request: Any, context: Any) -> Any:
         raise not_asked_for("GenerateText")
 
+    async def AcknowledgeResults(
+        self, request: Any, context: Any
+    ) -> inference_service_pb2.AcknowledgeResultsResponse:
+        results = self.effects.acknowledge(request.claims)
+        return inference_service_pb2.AcknowledgeResultsResponse(results=results)
+
     async def _texts(self, turn: Turn) -> AsyncIterator[str]:
         if self.pieces is not None:
             async for text in self.pieces:
@@ -344,6 +366,12 @@ class Tools(tool_service_pb2_grpc.ToolServiceServicer):
 
     async def GetTool(self, request: Any, context: Any) -> Any:
         raise not_asked_for("GetTool")
+
+    async def AcknowledgeResults(
+        self, request: Any, context: Any
+    ) -> tool_service_pb2.AcknowledgeResultsResponse:
+        results = self.effects.acknowledge(request.claims)
+        return tool_service_pb2.AcknowledgeResultsResponse(results=results)
 
     async def CallTool(self, request: Any, context: Any) -> tool_service_pb2.CallToolResponse:
         self.at_once += 1

@@ -18,6 +18,7 @@ from remit.agent.feed import Feed
 from remit.agent.journal import Progress, apply
 from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
+from remit.agent.receipts import Receipts
 from remit.agent.records import Content
 from remit.agent.spans import place_of, record_run
 from remit.agent.standing import Standing
@@ -134,6 +135,7 @@ class Books:
     feed: Feed
     clock: Clock
     page: int
+    receipts: Receipts
 
     @property
     def standing(self) -> Standing:
@@ -206,6 +208,7 @@ class Logbook:
         await self._append(entry)
         self.progress = progress
         self._books.feed.publish(entry.events)
+        self._books.receipts.committed(entry.events)
         if progress.ended is not None:
             now = self._books.clock.now()
             # Who cancels a run ends it in a call of its own, which may be of another trace.

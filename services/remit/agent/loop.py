@@ -175,6 +175,7 @@ class RunWorker:
             work.offer, work.history = head.offer, head.history
             return work
         progress = await self._shop.books.standing.now(tenure.run)
+        self._shop.books.receipts.adopted(progress)
         definition = await self._definition(progress.accepted.agent_version)
         work = self._made(tenure, progress, definition, None)
         work.history = await work.reader.history(progress.accepted)

@@ -24,6 +24,7 @@ from remit.agent.offers import Offers
 from remit.agent.pausing import Pauser
 from remit.agent.pool import RunPool
 from remit.agent.reading import DefinitionStore, RunReader
+from remit.agent.receipts import Receipts
 from remit.agent.run_remit import RemitDesk
 from remit.agent.service import AgentService
 from remit.agent.settings import AgentSettings
@@ -68,6 +69,7 @@ class AgentParts:
     feed: Feed
     listener: Listener
     store: RunStore
+    receipts: Receipts
 
 
 @contextlib.asynccontextmanager
@@ -130,7 +132,8 @@ async def open_parts(
         recent_events=settings.recent_events,
         heartbeat_s=settings.heartbeat_s,
     )
-    books = Books(store, reader, feed, clock, settings.watch_page)
+    receipts = _receipts(settings, mesh)
+    books = Books(store, reader, feed, clock, settings.watch_page, receipts)
     desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
     outside = _outside(settings, mesh, catalog, clock)
     leases = LeaseStore(database, owner=owner, lease_s=settings.lease_s)
@@ -157,6 +160,16 @@ async def open_parts(
         feed=feed,
         listener=Listener(database.dsn, feed, origin=owner, orders=pool),
         store=store,
+        receipts=receipts,
+    )
+
+
+def _receipts(settings: AgentSettings, mesh: StubSource) -> Receipts:
+    return Receipts(
+        mesh.stub(inference_service_pb2_grpc.InferenceServiceStub),
+        mesh.stub(tool_service_pb2_grpc.ToolServiceStub),
+        linger_s=settings.receipt_linger_s,
+        max_waiting=settings.receipt_queue,
     )
 
 
@@ -178,6 +191,7 @@ def _drain(parts: AgentParts) -> Callable[[], Awaitable[None]]:
         """Hands the runs over, then sends the followers to another replica."""
         try:
             await parts.pool.drain()
+            await parts.receipts.drain()
         finally:
             parts.feed.close()
 

@@ -107,6 +107,19 @@ class AgentSettings(ServiceSettings):
     offer_cache_s: float = Field(
         default=30.0, ge=0, le=3600, description="Seconds that an offer of tools is remembered."
     )
+    receipt_linger_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=60,
+        description="Seconds after which inference and tools are told that a result of theirs is in"
+        " a journal, and need not be kept by them.",
+    )
+    receipt_queue: int = Field(
+        default=65_536,
+        ge=1,
+        le=1_000_000,
+        description="Results of a service that wait to be told so; the oldest give way.",
+    )
     max_batch: int = Field(
         default=256, ge=1, le=4096, description="Journal entries in one commit at most."
     )

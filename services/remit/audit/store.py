@@ -22,6 +22,7 @@ import asyncpg
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
 from remit.audit.merkle import Frontier, LeafRange, Node
+from remit.audit.packing import PackingError, pack, unpack
 from remit.audit.sealing import SealedEvent
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
@@ -161,18 +162,23 @@ class LogStore:
         """Return the bytes of the leaves from `start` up to and without `stop`.
 
         Raises:
-            RemitError: DATA_CORRUPT when one is missing.
+            RemitError: DATA_CORRUPT when one is missing or was changed beyond reading.
 
         """
         rows = await self._database.fetch(_LEAVES, start, stop)
         if [row["leaf_index"] for row in rows] != list(range(start, stop)):
             raise _corrupt(f"leaves {start} to {stop - 1} are not all in the log")
-        return [row["leaf"] for row in rows]
+        return [_unpacked(row["leaf_index"], row["leaf"]) for row in rows]
 
     async def list_events(
         self, wanted: EventFilter, *, before_index: int, limit: int
     ) -> list[StoredEvent]:
-        """Return matching events with an index below `before_index`, newest first."""
+        """Return matching events with an index below `before_index`, newest first.
+
+        Raises:
+            RemitError: DATA_CORRUPT when a leaf was changed beyond reading.
+
+        """
         rows = await self._database.fetch(
             _LIST,
             wanted.org,
@@ -183,7 +189,16 @@ class LogStore:
             wanted.end_time,
             limit,
         )
-        return [StoredEvent(*row) for row in rows]
+        return [
+            StoredEvent(
+                leaf_index=row["leaf_index"],
+                append_time=row["append_time"],
+                subject_pseudonym=row["subject_pseudonym"],
+                leaf=_unpacked(row["leaf_index"], row["leaf"]),
+                payload=row["payload"],
+            )
+            for row in rows
+        ]
 
     async def range_hashes(self, ranges: Sequence[LeafRange]) -> list[bytes]:
         """Return the Merkle tree hashes of ranges of leaves, all of which must be in the log.
@@ -341,7 +356,7 @@ def _columns(events: Sequence[SealedEvent]) -> list[list[object]]:
             event.leaf.run,
             event.leaf.claim,
             event.leaf.outcome,
-            event.leaf_bytes,
+            pack(event.leaf_bytes),
             event.payload,
         )
         for event in events
@@ -373,6 +388,13 @@ async def _level(connection: Connection, level: int, positions: list[int]) -> li
     if level == 0:
         return await connection.fetch(_LEAF_HASHES, positions)
     return await connection.fetch(_NODE_HASHES, level, positions)
+
+
+def _unpacked(leaf_index: int, stored: bytes) -> bytes:
+    try:
+        return unpack(stored)
+    except PackingError as error:
+        raise _corrupt(f"leaf {leaf_index} {error}") from error
 
 
 def _corrupt(fault: str) -> RemitError:

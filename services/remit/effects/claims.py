@@ -65,6 +65,8 @@ class Ended:
     repeatable: bool
     """Whether another attempt under the same key may follow: it was cancelled or failed in a way
     that may pass. Such a result is never replayed as an answer."""
+    result_digest: bytes = b""
+    """SHA-256 over a result that is not kept any more because its caller recorded it."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def known_outcome(request: EffectRequest, begun: Begun) -> EffectOutcome:
     """Answers a call whose key is known already."""
     known = begun.attempt
     if begun.admission is Admission.REPLAY and known.ended is not None:
+        if known.ended.result_digest:
+            raise not_kept(request, known)
         return recorded_outcome(known, known.intent_leaf or 0, known.ended, replayed=True)
     if begun.admission is Admission.KEY_REUSED:
         raise key_reused(request)
@@ -148,6 +150,17 @@ def _unreported(request: EffectRequest, outcome: Outcome, error: RemitError) -> 
 
 def _repeatable(outcome: Outcome, error: RemitError | None) -> bool:
     return outcome is Outcome.CANCELLED or bool(error and error.retryable)
+
+
+def not_kept(request: EffectRequest, known: Attempt) -> RemitError:
+    """The error of a key whose result its caller has recorded."""
+    digest = known.ended.result_digest.hex() if known.ended is not None else ""
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_RESULT_NOT_KEPT,
+        f"{request.resource} was performed under this key; its result was recorded by who asked"
+        " for it, and is kept there alone",
+        metadata={"claim": names.claim_name(known.claim), "result_sha256": digest},
+    )
 
 
 def key_reused(request: EffectRequest) -> RemitError:

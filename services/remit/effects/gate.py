@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from google.rpc import status_pb2
+
 from remit import names, telemetry
 from remit.api.errors.v1 import error_reason_pb2
+from remit.api.options.v1.options_pb2 import Caller
 from remit.effects import metrics
+from remit.effects.acknowledging import acknowledged, claim_ids
 from remit.effects.claims import Admission, Attempt, Ended, Outcome
 from remit.effects.closing import Closer
 from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
@@ -29,6 +34,7 @@ from remit.rpc.calls import current_call, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
+from remit.rpc.parties import caller_label
 from remit.telemetry import table
 from remit.telemetry.spans import in_span
 
@@ -124,6 +130,20 @@ class EffectGate:
         self._performing.pop(identity, None)
         if not task.cancelled():
             task.exception()  # it is recorded; a caller that left must not make a warning
+
+    async def acknowledge(
+        self, claims: Sequence[str], presenter: Caller.ValueType
+    ) -> list[status_pb2.Status]:
+        """Keeps the results of these claims no more: who asked for them has recorded them.
+
+        One answer a claim, each on its own: OK also where the result was dropped before,
+        RESOURCE_NOT_FOUND for a claim of another presenter as for one that there is not,
+        INVALID_STATE for one that has not succeeded. Raises INVALID_REQUEST for what is no batch of
+        claims.
+        """
+        ids = claim_ids(claims)
+        outcomes = await self._store.acknowledge(ids, caller_label(presenter))
+        return [acknowledged(claim, outcomes) for claim in ids]
 
     async def run(self) -> None:
         """Renews the leases of what is performed here, until cancelled."""
@@ -314,6 +334,7 @@ def _begin(request: EffectRequest, claim: str, trace_id: str) -> Begin:
         method=request.method,
         key=request.key,
         body_digest=request.body_digest,
+        presenter=caller_label(request.remit.presenter),
         idempotent=request.idempotent,
         subject=request.remit.subject,
         run=request.remit.run,

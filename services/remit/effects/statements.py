@@ -12,19 +12,19 @@ from remit.effects.steps import Begin, Change, Close, Finish, Refuse, Renew, Sta
 INSERT_FRESH: Final = """
 WITH asked AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[],
-                         $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
-        AS t (claim, org, principal, method, key, body_digest,
+                         $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
+        AS t (claim, org, principal, method, key, body_digest, presenter,
               subject, run, action, resource, trace_id)
 ), fresh AS (
-    INSERT INTO effect_claims (claim, org, principal, method, key, body_digest, attempt)
-    SELECT claim, org, principal, method, key, body_digest, 1 FROM asked
+    INSERT INTO effect_claims (claim, org, principal, method, key, body_digest, presenter, attempt)
+    SELECT claim, org, principal, method, key, body_digest, presenter, 1 FROM asked
     ORDER BY org, principal, method, key
     ON CONFLICT DO NOTHING
     RETURNING claim
 )
 INSERT INTO effect_attempts (claim, attempt, state, owner, lease_expires,
                              subject, run, action, resource, trace_id)
-SELECT claim, 1, 'CLAIMED', $12, clock_timestamp() + $13::interval,
+SELECT claim, 1, 'CLAIMED', $13, clock_timestamp() + $14::interval,
        subject, run, action, resource, trace_id
 FROM asked JOIN fresh USING (claim)
 RETURNING claim
@@ -32,7 +32,7 @@ RETURNING claim
 
 SELECT_KNOWN: Final = """
 SELECT c.claim, c.attempt, c.body_digest, a.state, a.owner, a.intent_leaf, a.outcome, a.result,
-       a.error, a.used, a.cost_nanos, a.repeatable,
+       a.result_digest, a.error, a.used, a.cost_nanos, a.repeatable,
        extract(epoch FROM a.lease_expires - clock_timestamp())::float8 AS lease_left_s
 FROM effect_claims c JOIN effect_attempts a USING (claim, attempt)
 WHERE c.org = $1 AND c.principal = $2 AND c.method = $3 AND c.key = $4
@@ -78,7 +78,7 @@ HOLDS_END: Final = """
 SELECT EXISTS (
     SELECT FROM effect_attempts
     WHERE claim = $1 AND attempt = $2 AND owner = $3 AND state IN ('DONE', 'CLOSED')
-        AND outcome = $4 AND result = $5 AND error = $6
+        AND outcome = $4 AND (result = $5 OR result_digest = sha256($5)) AND error = $6
 )
 """
 
@@ -129,12 +129,29 @@ WHERE claim = $1 AND attempt = $2 AND state = $4
 SELECT_UNCLOSED: Final = """
 SELECT c.org, a.claim, a.attempt, a.outcome, a.subject, a.run, a.action, a.resource, a.trace_id,
        a.decision_id, a.used, a.error, a.cost_nanos, a.update_time,
-       CASE WHEN a.result <> '' THEN sha256(a.result) END AS result_digest
+       coalesce(a.result_digest, CASE WHEN a.result <> '' THEN sha256(a.result) END)
+           AS result_digest
 FROM effect_attempts a JOIN effect_claims c USING (claim)
 WHERE a.outcome IS NOT NULL AND a.closed_time IS NULL
     AND a.update_time < clock_timestamp() - $1::interval
     AND (a.update_time, a.claim, a.attempt) > ($3::timestamptz, $4::uuid, $5::int)
 ORDER BY a.update_time, a.claim, a.attempt LIMIT $2
+"""
+
+# Locked in the order of their claims, as every batch of changes locks them.
+ACKNOWLEDGE: Final = """
+WITH known AS MATERIALIZED (
+    SELECT c.claim, a.attempt, a.outcome, a.result IS NOT NULL AS is_kept
+    FROM effect_claims c JOIN effect_attempts a USING (claim, attempt)
+    WHERE c.claim = ANY($1::uuid[]) AND c.presenter = $2
+    ORDER BY c.claim, a.attempt FOR UPDATE OF a
+), dropped AS (
+    UPDATE effect_attempts a SET result = NULL, result_digest = sha256(a.result)
+    FROM known
+    WHERE a.claim = known.claim AND a.attempt = known.attempt
+        AND known.outcome = 'SUCCEEDED' AND known.is_kept
+)
+SELECT claim, outcome FROM known
 """
 
 BEFORE_THE_FIRST: Final = (datetime.min.replace(tzinfo=UTC), UUID(int=0), 0)
@@ -149,7 +166,7 @@ CHANGE_STATEMENTS: Final[dict[type[Any], str]] = {
 
 
 def begin_columns(begin: Begin) -> tuple[Any, ...]:
-    """One row of INSERT_FRESH; from the seventh on they are INSERT_NEXT's too."""
+    """One row of INSERT_FRESH; from the eighth on they are INSERT_NEXT's too."""
     return (
         begin.claim,
         begin.org,
@@ -157,6 +174,7 @@ def begin_columns(begin: Begin) -> tuple[Any, ...]:
         begin.method,
         begin.key,
         begin.body_digest,
+        begin.presenter,
         begin.subject,
         begin.run,
         begin.action,
@@ -201,6 +219,7 @@ def attempt_of(row: Any) -> Attempt:  # noqa: ANN401 - asyncpg.Record
             used=row["used"] or b"",
             cost_nanos=row["cost_nanos"] or 0,
             repeatable=row["repeatable"],
+            result_digest=row["result_digest"] or b"",
         )
     return Attempt(
         claim=str(row["claim"]),

@@ -19,6 +19,8 @@ class Begin:
     method: str
     key: str
     body_digest: bytes
+    presenter: str
+    """Who shows the remit of this claim, such as `agent`."""
     idempotent: bool
     subject: str
     run: str

@@ -7,8 +7,9 @@ from typing import Any
 
 import asyncpg
 
-from remit.effects.claims import LAPSES, Admission, Attempt, State, admit
+from remit.effects.claims import LAPSES, Admission, Attempt, Outcome, State, admit
 from remit.effects.statements import (
+    ACKNOWLEDGE,
     BEFORE_THE_FIRST,
     CHANGE_STATEMENTS,
     HOLDS_END,
@@ -87,6 +88,16 @@ class ClaimStore:
             ended.error,
         )
         return found
+
+    async def acknowledge(self, claims: Sequence[str], presenter: str) -> dict[str, Outcome | None]:
+        """Drops the results of claims of this presenter that succeeded; digests stay.
+
+        Returns the outcomes of those claims that there are, by claim; None of an open one.
+        """
+        rows = await self._database.fetch(ACKNOWLEDGE, claims, presenter)
+        return {
+            str(row["claim"]): Outcome(row["outcome"]) if row["outcome"] else None for row in rows
+        }
 
     def forget(self, claim: str, attempt: int) -> None:
         """The attempt is no longer worked on here; its lease is renewed no more."""
@@ -168,7 +179,7 @@ class ClaimStore:
             known.claim,
             self.owner,
             interval(self.lease_s),
-            *begin_columns(begin)[6:],
+            *begin_columns(begin)[7:],
         )
         return Begun(self._claimed(known.claim, attempt, begin), None)
 

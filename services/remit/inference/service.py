@@ -11,6 +11,8 @@ import grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
 from remit.api.inference.v1.inference_service_pb2 import (
+    AcknowledgeResultsRequest,
+    AcknowledgeResultsResponse,
     GenerateTextRequest,
     GenerateTextResponse,
     StreamGenerateTextRequest,
@@ -77,6 +79,14 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             # This caller waits no longer. If nobody else does, the gate stops the engine.
             performing.cancel()
             await asyncio.wait({performing})
+
+    async def AcknowledgeResults(
+        self, request: AcknowledgeResultsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AcknowledgeResultsResponse:
+        """Keeps turns no more that the caller has recorded."""
+        del context
+        results = await self._gate.acknowledge(request.claims, current_call().caller)
+        return AcknowledgeResultsResponse(results=results)
 
     async def _texts(
         self, deltas: Deltas, performing: asyncio.Task[EffectOutcome]

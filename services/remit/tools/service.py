@@ -76,6 +76,13 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         performed = await self._gate.perform(_effect_request(request, definition, remit), effect)
         return _response(performed)
 
+    async def AcknowledgeResults(
+        self, request: tool_service_pb2.AcknowledgeResultsRequest, context: Context
+    ) -> tool_service_pb2.AcknowledgeResultsResponse:
+        """Keep results no more that the caller has recorded."""
+        results = await self._gate.acknowledge(request.claims, current_call().caller)
+        return tool_service_pb2.AcknowledgeResultsResponse(results=results)
+
     async def ListTools(
         self, request: tool_service_pb2.ListToolsRequest, context: Context
     ) -> tool_service_pb2.ListToolsResponse:

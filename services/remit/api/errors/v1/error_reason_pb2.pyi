@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The RPC is not part of this service's contracts."""
     ERROR_REASON_CONVERSATION_NOT_FOUND: _ErrorReason.ValueType  # 36
     """No such conversation, it was deleted, or it belongs to somebody else."""
+    ERROR_REASON_RESULT_NOT_KEPT: _ErrorReason.ValueType  # 37
+    """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -176,4 +178,6 @@ ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 35
 """The RPC is not part of this service's contracts."""
 ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 36
 """No such conversation, it was deleted, or it belongs to somebody else."""
+ERROR_REASON_RESULT_NOT_KEPT: ErrorReason.ValueType  # 37
+"""The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from remit.api.inference.v1 import message_pb2 as _message_pb2
 from remit.api.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -188,3 +189,53 @@ class StreamGenerateTextResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_piece) -> _WhichOneofReturnType_piece | None: ...
 
 Global___StreamGenerateTextResponse: _TypeAlias = StreamGenerateTextResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgeResultsRequest(_message.Message):
+    """AcknowledgeResultsRequest names claims whose results are recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`claims/{claim}`, at most 256."""
+
+    def __init__(
+        self,
+        *,
+        claims: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeResultsRequest: _TypeAlias = AcknowledgeResultsRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeResultsResponse(_message.Message):
+    """AcknowledgeResultsResponse answers each claim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_status_pb2.Status]:
+        """One for each claim, in order. Code OK: the result is not kept here any more. Otherwise why it was
+        left as it is; it failed alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_status_pb2.Status] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeResultsResponse: _TypeAlias = AcknowledgeResultsResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class InferenceServiceStub:
                 request_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeResults = channel.unary_unary(
+                '/remit.api.inference.v1.InferenceService/AcknowledgeResults',
+                request_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -66,6 +71,15 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeResults(self, request, context):
+        """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+        outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+        Saying it again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerateText,
                     request_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextRequest.FromString,
                     response_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextResponse.SerializeToString,
+            ),
+            'AcknowledgeResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeResults,
+                    request_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class InferenceService:
             '/remit.api.inference.v1.InferenceService/StreamGenerateText',
             remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextRequest.SerializeToString,
             remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.StreamGenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.inference.v1.InferenceService/AcknowledgeResults',
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.SerializeToString,
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

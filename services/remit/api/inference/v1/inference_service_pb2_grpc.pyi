@@ -22,6 +22,11 @@ class InferenceServiceStub:
     """The same, with the text as it is generated. A stream that breaks off is resumed by calling again
     with the same key: the finished turn is sent whole.
     """
+    AcknowledgeResults: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.AcknowledgeResultsRequest, _inference_service_pb2.AcknowledgeResultsResponse]
+    """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+    outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+    Saying it again changes nothing.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """InferenceService calls models."""
@@ -42,6 +47,17 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_inference_service_pb2.StreamGenerateTextResponse]:
         """The same, with the text as it is generated. A stream that breaks off is resumed by calling again
         with the same key: the finished turn is sent whole.
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeResults(
+        self,
+        request: _inference_service_pb2.AcknowledgeResultsRequest,
+        context: _aio.ServicerContext[_inference_service_pb2.AcknowledgeResultsRequest, _abc.Awaitable[_inference_service_pb2.AcknowledgeResultsResponse]],
+    ) -> _abc.Awaitable[_inference_service_pb2.AcknowledgeResultsResponse]:
+        """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+        outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+        Saying it again changes nothing.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _aio.Server) -> None: ...

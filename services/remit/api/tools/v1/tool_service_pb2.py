@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 from remit.api.tools.v1 import tool_pb2 as remit_dot_api_dot_tools_dot_v1_dot_tool__pb2
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/tools/v1/tool_service.proto\x12\x12remit.api.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x91\x01\n\x0f\x43\x61llToolRequest\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x30\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf3\x01\n\x10\x43\x61llToolResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.remit.api.tools.v1.ArtifactContent\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"X\n\x0f\x41rtifactContent\x12.\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x15\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x11ListToolsResponse\x12\'\n\x05tools\x18\x01 \x03(\x0b\x32\x18.remit.api.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x0fGetToolResponse\x12&\n\x04tool\x18\x01 \x01(\x0b\x32\x18.remit.api.tools.v1.Tool2\x87\x04\n\x0bToolService\x12\xb7\x01\n\x08\x43\x61llTool\x12#.remit.api.tools.v1.CallToolRequest\x1a$.remit.api.tools.v1.CallToolResponse\"`\x8a\xe7\x18:\x08\x02\x10\x01\x1a\x02\x08<*\x02\x01\x02\x30\x01:\ntools.callB\x04toolJ\nrequest_idX\x01`\x80\x80\x44h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{tool=tools/*}:call:\x01*\x12\x99\x01\n\tListTools\x12$.remit.api.tools.v1.ListToolsRequest\x1a%.remit.api.tools.v1.ListToolsResponse\"?\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/tools\x12\xa1\x01\n\x07GetTool\x12\".remit.api.tools.v1.GetToolRequest\x1a#.remit.api.tools.v1.GetToolResponse\"M\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listB\x04nameX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=tools/*}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/tools/v1/tool_service.proto\x12\x12remit.api.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x91\x01\n\x0f\x43\x61llToolRequest\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x30\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf3\x01\n\x10\x43\x61llToolResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.remit.api.tools.v1.ArtifactContent\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"X\n\x0f\x41rtifactContent\x12.\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x15\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x11ListToolsResponse\x12\'\n\x05tools\x18\x01 \x03(\x0b\x32\x18.remit.api.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x0fGetToolResponse\x12&\n\x04tool\x18\x01 \x01(\x0b\x32\x18.remit.api.tools.v1.Tool\"+\n\x19\x41\x63knowledgeResultsRequest\x12\x0e\n\x06\x63laims\x18\x01 \x03(\t\"A\n\x1a\x41\x63knowledgeResultsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status2\xa8\x05\n\x0bToolService\x12\xb7\x01\n\x08\x43\x61llTool\x12#.remit.api.tools.v1.CallToolRequest\x1a$.remit.api.tools.v1.CallToolResponse\"`\x8a\xe7\x18:\x08\x02\x10\x01\x1a\x02\x08<*\x02\x01\x02\x30\x01:\ntools.callB\x04toolJ\nrequest_idX\x01`\x80\x80\x44h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{tool=tools/*}:call:\x01*\x12\x99\x01\n\tListTools\x12$.remit.api.tools.v1.ListToolsRequest\x1a%.remit.api.tools.v1.ListToolsResponse\"?\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/tools\x12\xa1\x01\n\x07GetTool\x12\".remit.api.tools.v1.GetToolRequest\x1a#.remit.api.tools.v1.GetToolResponse\"M\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listB\x04nameX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=tools/*}\x12\x9e\x01\n\x12\x41\x63knowledgeResults\x12-.remit.api.tools.v1.AcknowledgeResultsRequest\x1a..remit.api.tools.v1.AcknowledgeResultsResponse\")\x8a\xe7\x18%\x08\x02\x10\x02\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x02\x30\x02J\x06\x63laimsX\x04`\x80\x80\x04h\x80\x80\x10p@b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,20 +50,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLSERVICE'].methods_by_name['ListTools']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\005\"\002\010\002*\002\001\0020\001:\ntools.listX\004`\200 h\200\200\200\002p@\202\323\344\223\002\013\022\t/v1/tools'
   _globals['_TOOLSERVICE'].methods_by_name['GetTool']._loaded_options = None
   _globals['_TOOLSERVICE'].methods_by_name['GetTool']._serialized_options = b'\212\347\030/\010\001\020\003\032\002\010\005\"\002\010\002*\002\001\0020\001:\ntools.listB\004nameX\004`\200 h\200\200@p@\202\323\344\223\002\024\022\022/v1/{name=tools/*}'
-  _globals['_CALLTOOLREQUEST']._serialized_start=253
-  _globals['_CALLTOOLREQUEST']._serialized_end=398
-  _globals['_CALLTOOLRESPONSE']._serialized_start=401
-  _globals['_CALLTOOLRESPONSE']._serialized_end=644
-  _globals['_ARTIFACTCONTENT']._serialized_start=646
-  _globals['_ARTIFACTCONTENT']._serialized_end=734
-  _globals['_LISTTOOLSREQUEST']._serialized_start=736
-  _globals['_LISTTOOLSREQUEST']._serialized_end=793
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=795
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=880
-  _globals['_GETTOOLREQUEST']._serialized_start=882
-  _globals['_GETTOOLREQUEST']._serialized_end=912
-  _globals['_GETTOOLRESPONSE']._serialized_start=914
-  _globals['_GETTOOLRESPONSE']._serialized_end=971
-  _globals['_TOOLSERVICE']._serialized_start=974
-  _globals['_TOOLSERVICE']._serialized_end=1493
+  _globals['_TOOLSERVICE'].methods_by_name['AcknowledgeResults']._loaded_options = None
+  _globals['_TOOLSERVICE'].methods_by_name['AcknowledgeResults']._serialized_options = b'\212\347\030%\010\002\020\002\032\002\010\005\"\002\010\002*\001\0020\002J\006claimsX\004`\200\200\004h\200\200\020p@'
+  _globals['_CALLTOOLREQUEST']._serialized_start=278
+  _globals['_CALLTOOLREQUEST']._serialized_end=423
+  _globals['_CALLTOOLRESPONSE']._serialized_start=426
+  _globals['_CALLTOOLRESPONSE']._serialized_end=669
+  _globals['_ARTIFACTCONTENT']._serialized_start=671
+  _globals['_ARTIFACTCONTENT']._serialized_end=759
+  _globals['_LISTTOOLSREQUEST']._serialized_start=761
+  _globals['_LISTTOOLSREQUEST']._serialized_end=818
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=820
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=905
+  _globals['_GETTOOLREQUEST']._serialized_start=907
+  _globals['_GETTOOLREQUEST']._serialized_end=937
+  _globals['_GETTOOLRESPONSE']._serialized_start=939
+  _globals['_GETTOOLRESPONSE']._serialized_end=996
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_start=998
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_end=1041
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_start=1043
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_end=1108
+  _globals['_TOOLSERVICE']._serialized_start=1111
+  _globals['_TOOLSERVICE']._serialized_end=1791
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class ToolServiceStub:
                 request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeResults = channel.unary_unary(
+                '/remit.api.tools.v1.ToolService/AcknowledgeResults',
+                request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
+                _registered_method=True)
 
 
 class ToolServiceServicer:
@@ -77,6 +82,15 @@ class ToolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeResults(self, request, context):
+        """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+        outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+        Saying it again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ToolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +108,11 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.GetTool,
                     request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolRequest.FromString,
                     response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolResponse.SerializeToString,
+            ),
+            'AcknowledgeResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeResults,
+                    request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +197,33 @@ class ToolService:
             '/remit.api.tools.v1.ToolService/GetTool',
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolRequest.SerializeToString,
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetToolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.tools.v1.ToolService/AcknowledgeResults',
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,11 @@ class ToolServiceStub:
     """Lists the tools that the caller's remit offers."""
     GetTool: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.GetToolRequest, _tool_service_pb2.GetToolResponse]
     """Returns one tool."""
+    AcknowledgeResults: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.AcknowledgeResultsRequest, _tool_service_pb2.AcknowledgeResultsResponse]
+    """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+    outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+    Saying it again changes nothing.
+    """
 
 class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
     """ToolService calls tools."""
@@ -49,5 +54,16 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tool_service_pb2.GetToolRequest, _abc.Awaitable[_tool_service_pb2.GetToolResponse]],
     ) -> _abc.Awaitable[_tool_service_pb2.GetToolResponse]:
         """Returns one tool."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeResults(
+        self,
+        request: _tool_service_pb2.AcknowledgeResultsRequest,
+        context: _aio.ServicerContext[_tool_service_pb2.AcknowledgeResultsRequest, _abc.Awaitable[_tool_service_pb2.AcknowledgeResultsResponse]],
+    ) -> _abc.Awaitable[_tool_service_pb2.AcknowledgeResultsResponse]:
+        """Says that the caller has recorded the results of claims, durably: the gate keeps their digests and
+        outcomes and drops the results. Only the service that presented the remit of a claim may say so.
+        Saying it again changes nothing.
+        """
 
 def add_ToolServiceServicer_to_server(servicer: ToolServiceServicer, server: _aio.Server) -> None: ...
