@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from remit.agent.decisions import AskModel, End, FallBack, next_action
-from remit.agent.fallback import MAX_TRIES, FallbackRule, Rules, cause_of, gives_up, is_better
+from remit.agent.fallback import (
+    MAX_TRIES,
+    FallbackRule,
+    Rules,
+    TookTooLong,
+    cause_of,
+    gives_up,
+    is_better,
+)
 from remit.agent.journal import Progress, fold
 from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -56,11 +64,18 @@ wishes = st.builds(lambda n: ended(tool_calls=n), st.integers(min_value=1, max_v
 ends = st.one_of(answers, failed, wishes)
 
 
-@given(failed | wishes, answers)
-def test_a_second_that_fails_or_asks_for_tools_never_replaces_an_answer(
-    second: run_pb2.ModelCallEnded, answer: run_pb2.ModelCallEnded
+@given(second=failed, answer=answers, may_call=st.booleans())
+def test_a_second_that_fails_never_replaces_an_answer(
+    second: run_pb2.ModelCallEnded, answer: run_pb2.ModelCallEnded, *, may_call: bool
 ) -> None:
-    assert not is_better(second, answer)
+    assert not is_better(second, answer, may_call=may_call)
+
+
+@given(second=wishes, answer=answers, may_call=st.booleans())
+def test_an_unsure_answer_gives_way_to_tools_while_there_is_a_step_for_them(
+    second: run_pb2.ModelCallEnded, answer: run_pb2.ModelCallEnded, *, may_call: bool
+) -> None:
+    assert is_better(second, answer, may_call=may_call) == may_call
 
 
 @given(st.floats(min_value=0, max_value=1), confidences)
@@ -68,21 +83,15 @@ def test_of_two_answers_the_one_that_is_known_to_be_surer_is_kept(
     first: float, second: float | None
 ) -> None:
     is_surer = second is not None and second > first
-    assert is_better(ended(confidence=second), ended(confidence=first)) == is_surer
+    one, other = ended(confidence=second), ended(confidence=first)
+    assert is_better(one, other, may_call=True) == is_surer
 
 
-@given(ends, ends)
-def test_at_most_one_of_two_is_better(
-    one: run_pb2.ModelCallEnded, other: run_pb2.ModelCallEnded
-) -> None:
-    assert not (is_better(one, other) and is_better(other, one))
-
-
-@given(failed, answers | wishes)
+@given(first=failed, second=answers | wishes, may_call=st.booleans())
 def test_whatever_is_no_failure_replaces_one(
-    first: run_pb2.ModelCallEnded, second: run_pb2.ModelCallEnded
+    first: run_pb2.ModelCallEnded, second: run_pb2.ModelCallEnded, *, may_call: bool
 ) -> None:
-    assert is_better(second, first)
+    assert is_better(second, first, may_call=may_call)
 
 
 @given(ends)
@@ -117,7 +126,7 @@ def test_the_cause_says_what_happened() -> None:
         (reasons.ERROR_REASON_PROVIDER_UNAVAILABLE, MAX_TRIES - 1, None, True),
         (reasons.ERROR_REASON_PROVIDER_UNAVAILABLE, 0, 31.0, True),
         (reasons.ERROR_REASON_PROVIDER_UNAVAILABLE, 0, 29.0, False),
-        (reasons.ERROR_REASON_DEADLINE_EXCEEDED, 0, None, True),
+        (reasons.ERROR_REASON_DEADLINE_EXCEEDED, 0, None, False),
         (reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, 100, 3600.0, False),
         (reasons.ERROR_REASON_OVERLOADED, 100, None, False),
     ],
@@ -127,6 +136,7 @@ def test_only_the_models_own_outage_is_given_up(
 ) -> None:
     error = RemitError(reason, "no", retry_after_s=advice_s)
     assert gives_up(RULE, error, refusals) == final
+    assert gives_up(RULE, TookTooLong(FIRST, 30), 0)
 
 
 @given(ruled_histories())
@@ -149,7 +159,27 @@ def test_a_step_asks_two_models_at_most_and_keeps_the_better_turn(
         if first.model != FIRST:
             first, second = second, first
         assert cause_of(rules, first) is not None
-        assert (turn.ended.model == SECOND) == is_better(second, first)
+        may_call = turn.step < progress.max_steps
+        assert (turn.ended.model == SECOND) == is_better(second, first, may_call=may_call)
+
+
+@given(ruled_histories())
+def test_no_answer_is_lost_to_a_worse_end(
+    history: tuple[Rules, list[run_pb2.RunEvent]],
+) -> None:
+    rules, events = history
+    progress, run = fold(events, Progress(rules=rules)), events[-1].ended.run
+    if progress.reserve is None or run.state == run_pb2.RUN_STATE_CANCELLED:
+        return
+    if run.state == run_pb2.RUN_STATE_FAILED:
+        assert any(
+            call.ended is not None and call.ended.HasField("error")
+            for turn in progress.turns
+            for call in turn.calls
+        ), "a tool in doubt or a budget that is used up, and nothing that a model did"
+        return
+    assert run.confidence.kind != confidence_pb2.ANSWER_KIND_CANNED
+    assert run.confidence.value >= progress.reserve.ended.confidence.value
 
 
 @given(ruled_histories())

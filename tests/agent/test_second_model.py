@@ -158,9 +158,9 @@ async def test_the_surer_of_two_answers_is_kept_and_both_are_billed(
 
 @pytest.mark.parametrize(
     "second",
-    [broken(), broken(reasons.ERROR_REASON_BUDGET_EXHAUSTED), sure("", 1.0, ("calculator", {}))],
+    [broken(), broken(reasons.ERROR_REASON_BUDGET_EXHAUSTED), sure("", None)],
 )
-async def test_a_second_model_that_fails_or_wants_tools_loses_no_answer(
+async def test_a_second_model_that_fails_loses_no_answer(
     second: Turn | RemitError, careful: Start, world: World
 ) -> None:
     world.inference.think = by_model(first=sure("perhaps here", 0.6), second=second)
@@ -169,6 +169,36 @@ async def test_a_second_model_that_fails_or_wants_tools_loses_no_answer(
     assert run.confidence.value == 0.6
     assert kept(events) == [FIRST]
     assert not world.tools.effects.performed
+
+
+@pytest.mark.parametrize(
+    ("last", "result"),
+    [
+        (sure("It is 12.", 0.9), "It is 12."),
+        (sure("It is 12.", None), "It is 12."),
+        (sure("No idea.", 0.2), "perhaps 13"),
+        (broken(), "perhaps 13"),
+        (sure("", None, ("calculator", {"expression": "3 * 4"})), "perhaps 13"),
+    ],
+)
+async def test_an_unsure_answer_gives_way_to_tools_and_stays_in_reserve(
+    last: Turn | RemitError, result: str, careful: Start, world: World
+) -> None:
+    def think(request: Generate) -> Turn:
+        if request.messages[-1].role == message_pb2.ROLE_TOOL:
+            if isinstance(last, RemitError):
+                raise last
+            return last
+        if request.model == FIRST:
+            return sure("perhaps 13", 0.6)
+        return says("", ("calculator", {"expression": "3 * 4"}))
+
+    world.inference.think = think
+    run, events = await followed((await careful(CANNED)).client())
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert run.result == result
+    assert kept(events)[0] == SECOND
+    assert world.tools.effects.performed
 
 
 @pytest.mark.parametrize("confidence", [0.7, 1.0, None])

@@ -27,7 +27,8 @@ def test_agents(remit: Remit, edge: EdgeServer) -> None:
     agent = agent_pb2.Agent(
         name="agents/clerk",
         description="Writes letters.",
-        model="models/builtin-rules",
+        model="models/gpt",
+        fallback_model="models/builtin-rules",
         tools=["tools/clock", "tools/send_email"],
         max_steps=8,
         max_cost_nanos=500_000_000,
@@ -38,7 +39,14 @@ def test_agents(remit: Remit, edge: EdgeServer) -> None:
     )
     head, row = remit("agents").out.splitlines()
     assert head.split() == ["AGENT", "MODEL", "TOOLS", "STEPS", "TIME", "COST", "DESCRIPTION"]
-    for cell in ("clerk", "builtin-rules", "clock send_email", "5 min 0 s", "0.50 USD", "Writes"):
+    for cell in (
+        "clerk",
+        "gpt > builtin-rules",
+        "clock send_email",
+        "5 min 0 s",
+        "0.50 USD",
+        "Writes",
+    ):
         assert cell in row
     (document,) = remit("agents", "--json").documents
     assert document["agents"][0]["max_cost_nanos"] == 500_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from remit.api.agent.v1 import run_pb2
+from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.cli.run_view import RunView, event_document, summary
 from remit.rpc.errors import RemitError
@@ -16,6 +16,13 @@ from tests.golden import assert_golden
 
 GOLDEN = Path(__file__).with_name("golden")
 FAILURE = RemitError(error_reason_pb2.ERROR_REASON_TOOL_FAILED, "notes.txt does not exist")
+
+
+def _sure(
+    value: float, kind: confidence_pb2.AnswerKind.ValueType = confidence_pb2.ANSWER_KIND_ANSWER
+) -> confidence_pb2.Confidence:
+    source = confidence_pb2.CONFIDENCE_SOURCE_MEASURED
+    return confidence_pb2.Confidence(value=value, source=source, kind=kind)
 
 
 def shown(events: Iterable[run_pb2.RunEvent]) -> list[str]:
@@ -64,6 +71,51 @@ def test_a_failed_model_says_why() -> None:
     event = run_pb2.RunEvent(model_call_ended=run_pb2.ModelCallEnded(model="models/gpt"))
     event.model_call_ended.error.CopyFrom(FAILURE.to_status())
     assert shown([event]) == ["  ✗ models/gpt: notes.txt does not exist [TOOL_FAILED]"]
+
+
+def test_a_second_model_is_told_with_its_cause_and_whose_turn_is_kept() -> None:
+    fallback = run_pb2.ModelFallback(
+        from_model="models/gpt",
+        to_model="models/local",
+        cause=run_pb2.FALLBACK_CAUSE_TIMED_OUT,
+    )
+    ended = run_pb2.ModelCallEnded(model="models/local", kept_model="models/gpt")
+    ended.confidence.CopyFrom(_sure(0.4))
+    lines = shown(
+        [run_pb2.RunEvent(model_fallback=fallback), run_pb2.RunEvent(model_call_ended=ended)]
+    )
+    assert lines[0] == "  ↪ models/gpt took too long; asks models/local"
+    assert lines[1] == "  keeps the turn of models/gpt"
+    assert lines[2].endswith("confidence 0.40 (measured)")
+
+
+@pytest.mark.parametrize(
+    ("confidence", "line"),
+    [
+        (_sure(0.93), "sure    0.93 (measured)"),
+        (
+            _sure(0.5, kind=confidence_pb2.ANSWER_KIND_ABSTENTION),
+            "sure    0.50 (measured); not enough, so the agent abstains",
+        ),
+        (
+            confidence_pb2.Confidence(kind=confidence_pb2.ANSWER_KIND_ABSTENTION),
+            "sure    nobody says; not enough, so the agent abstains",
+        ),
+        (
+            confidence_pb2.Confidence(value=0, kind=confidence_pb2.ANSWER_KIND_CANNED),
+            "sure    not at all: every model failed, and this is the agent's canned answer",
+        ),
+        (confidence_pb2.Confidence(kind=confidence_pb2.ANSWER_KIND_ANSWER), None),
+    ],
+)
+def test_the_end_says_how_sure_the_result_is(
+    confidence: confidence_pb2.Confidence, line: str | None
+) -> None:
+    run = ended_run()
+    run.confidence.CopyFrom(confidence)
+    told = [text for text in shown(journal(run)) if text.startswith("sure")]
+    assert told == ([line] if line else [])
+    assert "confidence" in summary(run, 0)
 
 
 def test_a_sub_run_is_named_and_its_bill_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -66,6 +67,21 @@ async def engine(
     opened = an_engine(server.base_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def measuring(server: OpenAIServer) -> AsyncIterator[OpenAIEngine]:
+    """The engine of a model whose endpoint gives log-probabilities."""
+    opened = an_engine(server.base_url, logprobs=True)
+    yield opened
+    await opened.close()
+
+
+def with_logprobs(text: str, *logprobs: object) -> dict[str, Any]:
+    chunk = delta(content=text)
+    tokens = [{"token": "x", "logprob": logprob, "bytes": [120]} for logprob in logprobs]
+    chunk["choices"][0]["logprobs"] = {"content": tokens, "refusal": None}
+    return chunk
 
 
 def an_engine(base_url: str, **fields: Any) -> OpenAIEngine:
@@ -515,3 +531,35 @@ async def test_many_answers_at_once_keep_apart(server: OpenAIServer, engine: Ope
     server.script = says("a", "b", "c")
     answers = await asyncio.gather(*(generated(engine) for _ in range(12)))
     assert {turn.message.text for _, turn in answers} == {"abc"}
+
+
+async def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities(
+    server: OpenAIServer, measuring: OpenAIEngine
+) -> None:
+    server.script = chunks(
+        with_logprobs("It is ", math.log(0.9), math.log(0.4)),
+        with_logprobs("here", math.log(0.6)),
+        delta(finish_reason="stop"),
+        usage(10, 3),
+    )
+    _, turn = await generated(measuring, a_request(measure_confidence=True))
+    assert turn.confidence == pytest.approx((0.9 * 0.4 * 0.6) ** (1 / 3))
+    assert server.requests[-1]["logprobs"] is True
+    assert measuring.measures_confidence
+
+
+async def test_nobody_is_asked_for_what_it_does_not_give(
+    server: OpenAIServer, engine: OpenAIEngine, measuring: OpenAIEngine
+) -> None:
+    for asked, wanted in ((engine, True), (measuring, False)):
+        _, turn = await generated(asked, a_request(measure_confidence=wanted))
+        assert turn.confidence is None
+        assert "logprobs" not in server.requests[-1]
+    assert not engine.measures_confidence
+
+
+async def test_an_answer_without_log_probabilities_has_no_confidence(
+    server: OpenAIServer, measuring: OpenAIEngine
+) -> None:
+    _, turn = await generated(measuring, a_request(measure_confidence=True))
+    assert (turn.message.text, turn.confidence) == ("hello", None)

@@ -257,3 +257,17 @@ async def test_every_violation_is_told_at_once(inference: InferenceWorld, world:
         await inference.streamed(request)
     assert {v.field for v in caught.value.violations} == {f"request.{field}" for field in fields}
     assert not world.events
+
+
+async def test_confidence_is_told_and_recorded_where_it_is_asked_for(
+    inference: InferenceWorld,
+) -> None:
+    plain = await inference.generate(a_prompt("Write a poem"))
+    assert not plain.HasField("confidence")
+    asked = a_prompt("Write a poem", key="sure", measure_confidence=True)
+    first, again = [await inference.generate(asked) for _ in range(2)]
+    assert (first.HasField("confidence"), first.confidence) == (True, 0.0)
+    assert (again.replayed, again.HasField("confidence")) == (True, True)
+    wish = await inference.generate(a_prompt(key="tools", measure_confidence=True))
+    assert wish.message.tool_calls
+    assert not wish.HasField("confidence")

@@ -28,6 +28,7 @@ async def test_models_are_listed_by_name_in_pages(inference: InferenceWorld) -> 
 async def test_a_model_says_whether_it_can_be_called(inference: InferenceWorld) -> None:
     with remit_token(token_of()):
         listed = (await inference.models().ListModels(ListModelsRequest())).models
+    assert [m.name for m in listed if m.measures_confidence] == ["models/builtin-rules"]
     ready = {model.name: (model.engine, model.ready) for model in listed}
     assert ready == {
         "models/builtin-rules": ("builtin-rules", True),

@@ -8,8 +8,8 @@ from typing import TypeAlias
 from google.rpc import status_pb2
 
 from remit.agent.confidence import Answer, canned, given, said
-from remit.agent.fallback import cause_of
-from remit.agent.journal import Progress, ToolCall, Turn
+from remit.agent.fallback import cause_of, is_surer
+from remit.agent.journal import Aside, Progress, ToolCall, Turn
 from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
@@ -117,15 +117,19 @@ def _instead(progress: Progress, turn: Turn) -> FallBack | End | None:
                 step=turn.step, from_model=ended.model, to_model=rule.model_name, cause=cause
             )
         )
-    if rule.canned_answer and ended.HasField("error"):
-        return _succeeded(canned(rule.canned_answer))
-    return None
+    if not ended.HasField("error"):
+        return None
+    if progress.reserve is not None:
+        return _in_reserve(progress, progress.reserve)
+    return _succeeded(canned(rule.canned_answer)) if rule.canned_answer else None
 
 
 def _after_ended_turn(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> Action:
     if ended.tool_calls == 0:
         return _answered(progress, turn, ended)
     if turn.step >= progress.max_steps:
+        if progress.reserve is not None:
+            return _in_reserve(progress, progress.reserve)
         return limit_reached(f"the run used its {progress.max_steps} steps without an answer")
     if not turn.is_recorded:
         # Its calls were not journalled with it: the same key returns the recorded turn.
@@ -144,7 +148,9 @@ def _pending(turn: Turn) -> Action:
 
 
 def _answered(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> End:
-    rule = progress.rules.confidence
+    rule, reserve = progress.rules.confidence, progress.reserve
+    if reserve is not None and is_surer(reserve.ended, ended):
+        return _in_reserve(progress, reserve)
     if said(rule, turn.text).strip():
         return _succeeded(given(rule, turn.text, ended.confidence))
     return failed(
@@ -153,6 +159,12 @@ def _answered(progress: Progress, turn: Turn, ended: run_pb2.ModelCallEnded) -> 
             f"the model ended step {turn.step} with neither text nor a tool call",
         )
     )
+
+
+def _in_reserve(progress: Progress, reserve: Aside) -> End:
+    """The end with an answer that was not sure enough, and that nothing better came after."""
+    confidence = reserve.ended.confidence
+    return _succeeded(given(progress.rules.confidence, reserve.text, confidence))
 
 
 def _succeeded(answer: Answer) -> End:

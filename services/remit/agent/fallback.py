@@ -91,6 +91,16 @@ class Rules:
         return self.fallback.timeout_s if self.fallback is not None else None
 
 
+class TookTooLong(RemitError):  # noqa: N818 - what happened, not a fault
+    """A model did not end its turn within the time that its agent allows."""
+
+    def __init__(self, model: str, limit_s: float) -> None:
+        super().__init__(
+            reasons.ERROR_REASON_DEADLINE_EXCEEDED,
+            f"{model} did not end its turn within {limit_s:g} s",
+        )
+
+
 def cause_of(rules: Rules, ended: run_pb2.ModelCallEnded) -> Cause.ValueType | None:
     """Why a turn that ended so is not good enough; None if it is, or no rule says."""
     rule = rules.fallback
@@ -108,13 +118,24 @@ def cause_of(rules: Rules, ended: run_pb2.ModelCallEnded) -> Cause.ValueType | N
     return run_pb2.FALLBACK_CAUSE_LOW_CONFIDENCE if is_unsure and not ended.tool_calls else None
 
 
-def is_better(second: run_pb2.ModelCallEnded, first: run_pb2.ModelCallEnded) -> bool:
+def is_better(
+    second: run_pb2.ModelCallEnded, first: run_pb2.ModelCallEnded, *, may_call: bool
+) -> bool:
     """Whether the second model's turn is kept: only if it is known to be better than the first's.
 
-    An answer is better than a wish for tools, that is better than a failure; of two answers the
-    surer one is better, and one of unknown confidence is not known to be.
+    Of two answers the surer one is better, and one of unknown confidence is not known to be. A wish
+    for tools is better than an unsure answer while there is a step left to use their results in
+    (`may_call`): the answer is then kept in reserve. Anything is better than a failure.
     """
+    if second.tool_calls and not second.HasField("error"):
+        return may_call or first.HasField("error")
     return _rank(second) > _rank(first)
+
+
+def is_surer(one: run_pb2.ModelCallEnded, other: run_pb2.ModelCallEnded) -> bool:
+    """Whether one answer is known to be surer than another."""
+    known = one.confidence.HasField("value") and other.confidence.HasField("value")
+    return known and one.confidence.value > other.confidence.value
 
 
 def gives_up(rule: FallbackRule, error: RemitError, refusals: int) -> bool:
@@ -122,7 +143,7 @@ def gives_up(rule: FallbackRule, error: RemitError, refusals: int) -> bool:
 
     An outage of the mesh itself is waited out as ever: another model would meet it too.
     """
-    if error.reason == reasons.ERROR_REASON_DEADLINE_EXCEEDED:
+    if isinstance(error, TookTooLong):
         return True
     if error.reason != reasons.ERROR_REASON_PROVIDER_UNAVAILABLE:
         return False

@@ -211,6 +211,17 @@ class Progress:
         return turn.second_model if turn is not None and turn.step == step else ""
 
     @property
+    def reserve(self) -> Aside | None:
+        """The surest answer that gave way to another model's wish for tools."""
+        given_way = [
+            turn.aside
+            for turn in self.turns
+            if turn.aside is not None and turn.ended is not None and turn.ended.tool_calls
+        ]
+        answers = [a for a in given_way if not (a.ended.HasField("error") or a.ended.tool_calls)]
+        return max(answers, key=lambda a: a.ended.confidence.value, default=None)
+
+    @property
     def tally(self) -> Tally:
         """What the run's effects used, cost and made so far."""
         return self.tally_before.with_turn(self.turn)

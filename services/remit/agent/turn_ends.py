@@ -17,7 +17,8 @@ def add_end(draft: Draft, ended: run_pb2.ModelCallEnded) -> bool:
     """Adds the end of a model's turn; returns whether it is the one that the step keeps."""
     turn = draft.progress.turn
     aside = turn.aside if turn is not None else None
-    is_kept = aside is None or is_better(ended, aside.ended)
+    may_call = ended.step < draft.progress.max_steps
+    is_kept = aside is None or is_better(ended, aside.ended, may_call=may_call)
     if aside is not None:
         ended.kept_model = ended.model if is_kept else aside.ended.model
     draft.add(ended)

@@ -13,7 +13,7 @@ from remit.agent.conversation import Offer, model_request, unique_call_ids
 from remit.agent.decisions import AskModel, next_action
 from remit.agent.deltas import DeltaBuffer
 from remit.agent.failures import Verdict, judge_model_failure
-from remit.agent.fallback import gives_up
+from remit.agent.fallback import TookTooLong, gives_up
 from remit.agent.logbook import ANSWERING, THINKING, USING_TOOLS, Draft
 from remit.agent.spans import answering
 from remit.agent.turn_ends import add_end, end_of
@@ -196,18 +196,15 @@ def _is_asked_for(draft: Draft, step: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def within(limit_s: float | None, model: str) -> AsyncIterator[None]:
-    """Stops the body after a time. Raises DEADLINE_EXCEEDED then, which names the model."""
+    """Stops the body after a time. Raises TookTooLong then."""
     limit = asyncio.timeout(limit_s)
     try:
         async with limit:
             yield
     except TimeoutError:
-        if not limit.expired():
+        if limit_s is None or not limit.expired():
             raise
-        raise RemitError(
-            reasons.ERROR_REASON_DEADLINE_EXCEEDED,
-            f"{model} did not end its turn within {limit_s:g} s",
-        ) from None
+        raise TookTooLong(model, limit_s) from None
 
 
 def _tell(work: Work, draft: Draft, fallback: run_pb2.ModelFallback) -> None:

@@ -276,3 +276,30 @@ def test_no_heap_of_known_words_breaks_it_or_goes_on_for_ever(parts: list[str]) 
         results = [{"result": "391"}] * len(planned.calls)
         messages = answered(messages, planned.calls, *results)
     raise AssertionError(parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "results", "confidence"),
+    [
+        ("What is 17 * 23?", [{"result": "391", "exact": True}], 1.0),
+        ("2+2 and 3+3", [{"result": "4"}, {"result": "6"}], 1.0),
+        ("What is 2 + 2? Write a poem about it.", [{"result": "4"}], 0.5),
+        ("Write a poem", [], 0.0),
+    ],
+)
+def test_confidence_is_the_share_of_the_parts_that_are_answered(
+    text: str, results: list[object], confidence: float
+) -> None:
+    calls = turn(text)
+    told = next_turn(answered(asked(text), calls, *results) if calls else asked(text), shipped())
+    assert not told.calls
+    assert told.confidence == confidence
+
+
+def test_a_tool_that_failed_answered_nothing() -> None:
+    text = "read gone.txt. What is 2 + 2?"
+    calls = turn(text)
+    assert len(calls) == 2
+    messages = answered(asked(text), calls, "gone.txt does not exist", "4")
+    messages[-2].tool_error = True
+    assert next_turn(messages, shipped()).confidence == 0.5
