@@ -103,18 +103,19 @@ def test_a_run_is_cancelled_unless_it_has_ended(answers: list[Any]) -> None:
 
 
 def test_effects_money_and_the_record(answers: list[Any]) -> None:
-    called, generated, spent, recorded = answers[9:13]
+    called, generated, spent, bill, recorded = answers[9:14]
     assert called["result"]["result"] == "42"
     assert generated["message"]["role"] == "ROLE_ASSISTANT"
     assert {"tools/calculator", "models/builtin-rules"} <= {row["key"] for row in spent["rows"]}
+    assert [each["run"] for each in bill["runs"]] == [answers[1]["run"]["name"]]
     assert {each["event"]["run"] for each in recorded["events"]} == {answers[1]["run"]["name"]}
 
 
 def test_an_error_says_what_is_wrong(answers: list[Any]) -> None:
-    head, _, body = answers[13].replace("\r", "").partition("\n\n")
+    head, _, body = answers[14].replace("\r", "").partition("\n\n")
     assert head.startswith("HTTP/1.1 404 ")
     assert json.loads(body)["details"][0]["reason"] == "AGENT_NOT_FOUND"
-    assert len(answers) == 14
+    assert len(answers) == 15
 
 
 def test_the_topology_takes_the_origins() -> None:

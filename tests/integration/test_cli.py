@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.conftest import REMIT, RunningMesh, remit
+from tests.waiting import eventually
 
 DEMO_TIMEOUT_S = 110
 
@@ -69,13 +73,61 @@ def test_the_catalogues_name_what_is_shipped(mesh: RunningMesh) -> None:
     assert "expression" in mesh.run("tools", "show", "calculator").stdout
 
 
-@pytest.mark.parametrize("dimension", ["user", "team", "agent", "item", "run", "day"])
+@pytest.mark.parametrize("dimension", ["user", "team", "agent", "item", "run", "day", "month"])
 def test_spend_by_every_dimension_has_the_same_total(
     mesh: RunningMesh, run_summary: dict[str, Any], dimension: str
 ) -> None:
     (spend,) = documents(mesh, "spend", "--by", dimension, "--limit", "10000")
     assert spend["total"]["posted_nanos"] >= run_summary["cost_nanos"]
     assert sum(row["posted_nanos"] for row in spend["rows"]) == spend["total"]["posted_nanos"]
+
+
+async def test_models_and_tools_are_all_that_is_paid_for(
+    mesh: RunningMesh, run_summary: dict[str, Any]
+) -> None:
+    def totals() -> dict[str, int]:
+        found = {by: documents(mesh, "spend", "--by", by)[0] for by in ("model", "tool", "item")}
+        return {by: spend["total"]["posted_nanos"] for by, spend in found.items()}
+
+    def add_up() -> bool:
+        """An effect may be settled between two looks."""
+        found = totals()
+        return 0 < found["item"] == found["model"] + found["tool"]
+
+    await eventually(add_up)
+
+
+async def test_the_bill_of_a_run_is_its_cost(
+    mesh: RunningMesh, run_summary: dict[str, Any]
+) -> None:
+    def bill() -> list[dict[str, Any]]:
+        (document,) = documents(mesh, "spend", "--run", run_summary["run"])
+        return list(document["runs"])
+
+    def is_settled() -> bool:
+        return bool(bill()[0]["whole"]["posted_nanos"] == run_summary["cost_nanos"])
+
+    await eventually(is_settled)
+    (only,) = bill()
+    assert only["agent"] == "agents/assistant"
+    assert only["own"] == only["whole"]
+    assert only["own"]["usage"]["output_tokens"] == run_summary["usage"]["output_tokens"]
+
+
+async def test_what_is_exported_in_focus_is_what_was_spent(
+    mesh: RunningMesh, run_summary: dict[str, Any]
+) -> None:
+    def exported_nanos() -> Fraction:
+        done = mesh.run("spend", "--focus")
+        assert done.returncode == 0, done.stderr
+        rows = csv.DictReader(io.StringIO(done.stdout))
+        return sum((Fraction(row["BilledCost"]) for row in rows), Fraction(0)) * 10**9
+
+    def is_all() -> bool:
+        (spend,) = documents(mesh, "spend")
+        return bool(exported_nanos() == spend["total"]["posted_nanos"] > 0)
+
+    await eventually(is_all)
 
 
 def test_budgets_are_set_and_listed(mesh: RunningMesh) -> None:

@@ -60,3 +60,9 @@ async def test_a_coordinator_hands_its_task_to_others(mesh: RunningMesh) -> None
     document = json.loads(shown.stdout)
     names = {below["run"]["name"] for below in document["sub_runs"]}
     assert names == {child.name for child in children.values()}
+    bill = json.loads(mesh.run("spend", "--run", run.name, "--json").stdout)["runs"]
+    assert bill[0]["whole"]["posted_nanos"] == run.cost_nanos
+    assert {each["run"]: each["parent"] for each in bill} == {run.name: ""} | dict.fromkeys(
+        names, run.name
+    )
+    assert sum(each["own"]["posted_nanos"] for each in bill) == run.cost_nanos
