@@ -177,13 +177,16 @@ class Replica:
 
     def start(self) -> None:
         pool, listener = self.parts.pool, self.parts.listener
-        for work in (listener.listen, pool.claim_runs, pool.renew_leases, pool.stop_lapsed):
+        sender = self.parts.sender
+        leases = (pool.renew_leases, pool.stop_lapsed)
+        for work in (listener.listen, pool.claim_runs, *leases, sender.run):
             self.tasks.append(asyncio.create_task(work()))
 
     async def kill(self) -> None:
         """Stops everything at once; leases stay behind."""
         self.parts.receipts.close()
         jobs = [job.task for job in self.parts.pool._jobs.values()]
+        jobs += self.parts.sender._jobs
         for task in [*self.tasks, *jobs]:
             task.cancel()
         await asyncio.gather(*self.tasks, *jobs, return_exceptions=True)
@@ -235,7 +238,11 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
                 "claim_poll_s": 0.1,
                 # At once, so that whoever asks for a result that the journal has is found out.
                 "receipt_linger_s": 0,
-            } | settings
+                "webhook_retry_base_s": 0.02,
+                "webhook_retry_cap_s": 0.1,
+                "webhook_poll_s": 0.05,
+                **settings,
+            }
             parts = await open_parts(
                 AgentSettings.load(**facts),
                 mesh.as_caller(options_pb2.CALLER_AGENT),

@@ -373,6 +373,9 @@ class Tools(tool_service_pb2_grpc.ToolServiceServicer):
         results = self.effects.acknowledge(request.claims)
         return tool_service_pb2.AcknowledgeResultsResponse(results=results)
 
+    async def GetWebhookKeys(self, request: Any, context: Any) -> Any:
+        raise not_asked_for("GetWebhookKeys")
+
     async def CallTool(self, request: Any, context: Any) -> tool_service_pb2.CallToolResponse:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)

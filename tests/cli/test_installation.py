@@ -15,10 +15,10 @@ from cryptography import x509
 
 from remit.cli import main
 from remit.local.installation import Installation
-from remit.policy.key_files import read_secret
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
 from remit.rpc.identity import TlsIdentity
+from remit.secret_files import read_secret
 from remit.settings import SECRETS_VARIABLE
 from tests.conftest import OpenDatabase
 

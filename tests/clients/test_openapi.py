@@ -46,6 +46,7 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{POLICY}/ListApiKeys": ({}, {}),
     f"{POLICY}/GetPolicySet": ({}, {}),
     f"{TOOLS}/ListTools": ({}, {}),
+    f"{TOOLS}/GetWebhookKeys": ({}, {}),
     f"{TOOLS}/GetTool": ({"tool": "calculator"}, {}),
 }
 """Path and query parameters of every read that needs no more than a run before it."""

@@ -131,6 +131,9 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
     for name in _FILES:
         if name in values and not is_file(values[name], places):
             yield f"{area}: {name} {values[name]} is not mounted"
+    for path in filter(None, values.get("webhook_key_files", "").split(",")):
+        if not is_file(path, places):
+            yield f"{area}: webhook_key_files {path} is not mounted"
     if "agents_dir" in values and not _is_mounted(values["agents_dir"], places):
         yield f"{area}: agents_dir {values['agents_dir']} is not mounted"
     if "workspace" in values and not _is_writable(values["workspace"], places):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.policy.key_files import make_keys, make_pepper, read_secret
+from remit.policy.key_files import make_keys, make_pepper
 from remit.rpc.errors import RemitError
+from remit.secret_files import read_secret
 
 
 def test_a_secret_is_made_once_and_readable_by_its_owner_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.api_keys import Pepper
 from remit.policy.bootstrap import bootstrap_admin
-from remit.policy.key_files import make_keys, make_pepper, read_secret
+from remit.policy.key_files import make_keys, make_pepper
 from remit.policy.main import open_service
 from remit.policy.settings import PolicySettings
 from remit.postgres import Database
@@ -19,6 +19,7 @@ from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import SystemIds
 from remit.rpc.mesh import Mesh
+from remit.secret_files import read_secret
 from tests.policy.world import ALICE, ORG
 
 

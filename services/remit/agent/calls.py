@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from google.protobuf import duration_pb2
 
+from remit import webhooks
 from remit.agent.attempts import EffectFailed
 from remit.agent.conversation import tool_key
 from remit.agent.decisions import Rest, next_action
@@ -77,6 +78,10 @@ class ToolCalls:
         """
         if call.is_delegation:
             await self._household.name(self._work, step, call)
+            return None
+
+        if call.tool == webhooks.TOOL:  # the run's remit names it, and its model must not call it
+            await self._record(_failed(step, call, _not_offered(call.tool)))
             return None
 
         async def once(remit: str) -> tool_service_pb2.CallToolResponse:
@@ -172,6 +177,10 @@ def _stored(made: tool_service_pb2.ArtifactContent) -> tool_pb2.Artifact:
         digest=content.digest,
         size_bytes=len(content.data),
     )
+
+
+def _not_offered(tool: str) -> RemitError:
+    return RemitError(reasons.ERROR_REASON_TOOL_NOT_FOUND, f"{tool} is not offered")
 
 
 def _failed(step: int, call: ToolCall, error: RemitError) -> run_pb2.ToolCallEnded:

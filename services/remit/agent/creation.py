@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
-from remit import names, telemetry
+from remit import names, telemetry, webhooks
 from remit.agent.admission import Admission
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition, Grant
@@ -32,6 +32,7 @@ from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
 from remit.agent.threads import Place
 from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
+from remit.agent.webhooks import waiting
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.clock import Clock
@@ -120,7 +121,7 @@ class Creator:
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        check_create(request, self.clock.now())
+        check_create(request, self.clock.now(), self.settings.webhook_networks)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:
@@ -155,7 +156,7 @@ class Creator:
         try:
             if not (has_place or is_later) and self.pool.is_queue_full:
                 raise queue_full(self.settings.max_queued_runs)
-            issued = await register(self.catalog.grant(order.definition))
+            issued = await register(self._grant(order))
             created, tenure = await self._store(order, issued, has_place=has_place)
         finally:
             if has_place and tenure is None:
@@ -163,6 +164,13 @@ class Creator:
         if has_place and tenure is not None:
             await self.pool.start(tenure)
         return created
+
+    def _grant(self, order: Order) -> Grant:
+        """What the run is registered with; one whose end is told may call the tool that tells."""
+        grant = self.catalog.grant(order.definition)
+        if not order.run.HasField("webhook"):
+            return grant
+        return replace(grant, tools=(*grant.tools, webhooks.TOOL))
 
     async def _store(
         self, order: Order, issued: IssuedRemit, *, has_place: bool
@@ -234,6 +242,8 @@ class Creator:
             last_sequence=1,
             priority=request.priority or DEFAULT_PRIORITY,
         )
+        if request.webhook:
+            run.webhook.CopyFrom(waiting(request.webhook, run.name))
         now = self.clock.now()
         run.create_time.FromDatetime(now)
         if request.HasField("schedule_time") and request.schedule_time.ToDatetime(UTC) > now:

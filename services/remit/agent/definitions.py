@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from remit import names
+from remit import names, webhooks
 from remit.agent.confidence import ConfidenceRule
 from remit.agent.fallback import FallbackRule, Rules
 from remit.api.agent.v1 import agent_pb2, run_pb2
@@ -89,6 +89,9 @@ class AgentDefinition(BaseModel):
             if len(set(listed)) != len(listed):
                 message = f"{field}: names the same {field[:-1]} twice"
                 raise ValueError(message)
+        if webhooks.TOOL_ID in self.tools:
+            message = f"tools: {webhooks.TOOL_ID} is not for agents; a run is given its webhook"
+            raise ValueError(message)
         if (self.max_cost_usd * _NANOS_PER_USD) % 1:
             message = "max_cost_usd: has more than nine decimals"
             raise ValueError(message)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
+from remit.agent.journal import TERMINAL
 from remit.agent.records import Content, run_id
 from remit.api.agent.v1 import run_pb2
 
@@ -79,6 +80,11 @@ class Entry:
     def follows(self) -> int:
         """The sequence that the first event follows."""
         return self.events[0].sequence - 1
+
+    @property
+    def tells(self) -> bool:
+        """Whether it ends a run whose end is to be told."""
+        return self.summary.state in TERMINAL and self.summary.HasField("webhook")
 
 
 Item: TypeAlias = NewRun | Entry

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -19,7 +19,7 @@ import asyncpg
 
 from remit import names, telemetry
 from remit.agent.reading import RunReader
-from remit.agent.store import CHANNEL, PAUSED, QUEUED, STOPPED
+from remit.agent.store import CHANNEL, PAUSED, QUEUED, STOPPED, TOLD
 from remit.api.agent.v1 import run_pb2
 from remit.postgres import unavailable
 
@@ -178,11 +178,21 @@ class Orders(Protocol):
 class Listener:
     """Hears of every replica's commits over a connection of its own."""
 
-    def __init__(self, dsn: str, feed: Feed, *, origin: str, orders: Orders) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        feed: Feed,
+        *,
+        origin: str,
+        orders: Orders,
+        tell: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tell` is called when the end of a run is to be told."""
         self._dsn = dsn
         self._feed = feed
         self._origin = origin
         self._orders = orders
+        self._tell = tell
         self.connected = asyncio.Event()
 
     async def listen(self) -> None:
@@ -205,6 +215,7 @@ class Listener:
             # Whatever was told while nobody listened is looked for.
             self._feed.wake_all()
             self._orders.wake()
+            self._tell()
             # A server that ends says so; one that only falls silent is found out by asking.
             while not await _within(lost, _PING_S):
                 await connection.execute("SELECT 1", timeout=_PING_S)
@@ -216,6 +227,8 @@ class Listener:
         first, *rest = str(payload).split(" ", 3)
         if first == QUEUED:
             self._orders.wake()
+        elif first == TOLD:
+            self._tell()
         elif first == PAUSED:
             self._orders.paused(names.run_name(rest[0]), int(rest[1]))
         elif first == STOPPED:

@@ -21,11 +21,13 @@ from remit.agent.leases import LeaseStore
 from remit.agent.logbook import Books
 from remit.agent.loop import RunWorker, Workshop
 from remit.agent.offers import Offers
+from remit.agent.outbox import Outbox
 from remit.agent.pausing import Pauser
 from remit.agent.pool import RunPool
 from remit.agent.reading import DefinitionStore, RunReader
 from remit.agent.receipts import Receipts
 from remit.agent.run_remit import RemitDesk
+from remit.agent.sender import WebhookSender
 from remit.agent.service import AgentService
 from remit.agent.settings import AgentSettings
 from remit.agent.store import RunStore
@@ -68,6 +70,7 @@ class AgentParts:
     pool: RunPool
     feed: Feed
     listener: Listener
+    sender: WebhookSender
     store: RunStore
     receipts: Receipts
 
@@ -102,9 +105,10 @@ async def open_service(
                 parts.pool.claim_runs,
                 parts.pool.renew_leases,
                 parts.pool.stop_lapsed,
+                parts.sender.run,
             ],
             ready=[database.ping],
-            drain=[_drain(parts)],
+            drain=[_drain(parts), parts.sender.drain],
         )
 
 
@@ -152,13 +156,22 @@ async def open_parts(
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
     pauser = Pauser(books, leases, desk)
     forker = Forker(creator, definitions, books.standing)
+    sender = WebhookSender(
+        Outbox(database, owner=owner, lease_s=settings.webhook_lease_s),
+        reader,
+        desk,
+        outside.tools,
+        settings,
+        ids,
+    )
     return AgentParts(
         runs=AgentService(creator, canceller, pauser, forker, reader, feed),
         conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=feed,
-        listener=Listener(database.dsn, feed, origin=owner, orders=pool),
+        listener=Listener(database.dsn, feed, origin=owner, orders=pool, tell=sender.wake),
+        sender=sender,
         store=store,
         receipts=receipts,
     )

@@ -105,9 +105,28 @@ POST_PROCESSING_SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 
+WEBHOOK_TRIES: Final = Counter(
+    "agent_webhook_tries_total",
+    "Tries to tell the end of a run, by outcome (delivered, failed).",
+    ["outcome"],
+)
+WEBHOOKS: Final = Counter(
+    "agent_webhooks_total", "Webhooks that were delivered or given up, by state.", ["state"]
+)
+WEBHOOK_SECONDS: Final = Histogram(
+    "agent_webhook_seconds",
+    "Time from a run's end until its webhook was delivered or given up, in seconds.",
+    ["state"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300, 3600, 21_600, 86_400),
+)
+
 # A series that appears with its first event hides that event from `increase`.
 for _origin in ("queue", "orphan"):
     CLAIMED.labels(_origin)
+for _outcome in ("delivered", "failed"):
+    WEBHOOK_TRIES.labels(_outcome)
+for _state in ("DELIVERED", "FAILED"):
+    WEBHOOKS.labels(_state)
 
 _FIELDS: Final = frozenset(agent_service_pb2.CreateRunRequest.DESCRIPTOR.fields_by_name)
 
@@ -175,6 +194,17 @@ def count_claimed(are_orphans: Iterable[bool]) -> None:
     """Counts runs that were taken, each by whether its worker was gone."""
     for is_orphan in are_orphans:
         CLAIMED.labels("orphan" if is_orphan else "queue").inc()
+
+
+def count_webhook_try(outcome: str) -> None:
+    """Counts a try to tell a run's end: `delivered` or `failed`."""
+    WEBHOOK_TRIES.labels(outcome).inc()
+
+
+def count_webhook_ended(state: str, age_s: float) -> None:
+    """Counts a webhook that is `DELIVERED` or `FAILED`, `age_s` after its run's end."""
+    WEBHOOKS.labels(state).inc()
+    WEBHOOK_SECONDS.labels(state).observe(age_s)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import asyncpg
 from remit import names
 from remit.agent.definitions import AgentDefinition
 from remit.agent.history import Exchange, exchanges_of
+from remit.agent.outbox import DELIVERY, fill
 from remit.agent.records import EventRow, conversation_id, decode_event, decode_run, run_id
 from remit.agent.store import FIND_REQUEST, key_reused
 from remit.api.agent.v1 import run_pb2
@@ -192,7 +193,10 @@ def not_found(name: str) -> RemitError:
 
 
 def _run(row: asyncpg.Record) -> run_pb2.Run:
-    return decode_run(row["summary"], row["bytes"])
+    run = decode_run(row["summary"], row["bytes"])
+    if row["delivery"] is not None:
+        fill(run.webhook, row["delivery"])
+    return run
 
 
 def _event_row(row: asyncpg.Record) -> EventRow:
@@ -207,11 +211,11 @@ def _event_row(row: asyncpg.Record) -> EventRow:
     )
 
 
-_SELECT_RUN: Final = """
+_SELECT_RUN: Final = f"""
 SELECT runs.summary, runs.org, runs.cancel_request_id, runs.control_request, runs.fencing_token,
-       runs.delete_time, content.bytes
+       runs.delete_time, content.bytes, {DELIVERY}
 FROM runs JOIN content ON content.digest = runs.content_digest
-"""
+"""  # noqa: S608 - made of constants
 
 _LIST_RUNS: Final = f"""
 {_SELECT_RUN}

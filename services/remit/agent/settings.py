@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from remit.addresses import parse_networks
 from remit.settings import ServiceSettings
 
 
@@ -120,9 +122,49 @@ class AgentSettings(ServiceSettings):
         le=1_000_000,
         description="Results of a service that wait to be told so; the oldest give way.",
     )
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        default=(),
+        description="Private networks that webhooks may reach, such as `10.20.0.0/16,127.0.0.0/8`, "
+        "separated by commas; the tools service must be told the same.",
+    )
+    webhook_max_sending: int = Field(
+        default=32, ge=1, le=1024, description="Webhooks that a replica posts at once."
+    )
+    webhook_max_sending_per_org: int = Field(
+        default=8, ge=1, le=1024, description="Webhooks of one org that a replica posts at once."
+    )
+    webhook_max_tries: int = Field(
+        default=16, ge=1, le=100, description="Tries of a webhook before it is given up."
+    )
+    webhook_max_age_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        le=604_800,
+        description="Seconds after a run's end at which its webhook is given up.",
+    )
+    webhook_retry_base_s: float = Field(
+        default=5.0, gt=0, le=3600, description="Backoff of a webhook's first retry in seconds."
+    )
+    webhook_retry_cap_s: float = Field(
+        default=3600.0, gt=0, le=86_400, description="Longest backoff of a webhook in seconds."
+    )
+    webhook_lease_s: float = Field(
+        default=90.0,
+        ge=0.2,
+        le=600,
+        description="Seconds after which another replica may try a webhook whose sender is gone.",
+    )
+    webhook_poll_s: float = Field(
+        default=1.0, ge=0.02, le=60, description="Seconds between looks for webhooks that are due."
+    )
     max_batch: int = Field(
         default=256, ge=1, le=4096, description="Journal entries in one commit at most."
     )
     max_queue: int = Field(
         default=4096, ge=16, le=1_000_000, description="Journal entries that wait for a commit."
     )
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return parse_networks(value) if isinstance(value, str) else value

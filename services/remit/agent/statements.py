@@ -95,6 +95,7 @@ _ENTRIES: Final[tuple[Column[Entry], ...]] = (
     Column("ends", "boolean", lambda entry: entry.summary.state in TERMINAL),
     Column("control_request", "text", lambda entry: entry.control and entry.control.request),
     Column("pauses", "boolean", lambda entry: entry.control and entry.control.is_pause),
+    Column("tells", "boolean", lambda entry: entry.tells),
 )
 
 _EVENTS: Final[tuple[Column[EventRow], ...]] = (
@@ -201,6 +202,9 @@ WITH new AS MATERIALIZED (
     WHERE locked.last_sequence = entry.follows AND locked.state < 3
 ), written AS MATERIALIZED (
     SELECT run FROM fresh UNION ALL SELECT run FROM held
+), told AS (
+    INSERT INTO webhook_deliveries (run)
+    SELECT run FROM entry JOIN held USING (run) WHERE entry.tells
 ), contents AS (
     INSERT INTO content (digest, bytes)
     SELECT DISTINCT ON (digest) digest, bytes

@@ -28,6 +28,8 @@ QUEUED: Final = "queued"
 """Payload on the channel that says a run waits for a worker."""
 PAUSED: Final = "paused"
 """First word of `paused <run> <fencing token>`: its worker ends what is under way, and leaves."""
+TOLD: Final = "told"
+"""Payload on the channel that says that the end of a run is to be told."""
 STOPPED: Final = "stopped"
 """First word of `stopped <run> <fencing token>`: whoever works on the run stops at once."""
 
@@ -187,6 +189,8 @@ def _orders(entry: Entry) -> Iterator[str]:
     """What replicas must do beside reading the journal. Goes out before the raised token does."""
     if entry.summary.state in TERMINAL and entry.summary.parent:
         yield QUEUED  # its parent may go on
+    if entry.tells:
+        yield TOLD
     if entry.cancel_request_id:
         yield f"{STOPPED} {entry.run_id} {entry.fencing_token}"
     if entry.control is not None:

@@ -41,6 +41,8 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
     run.percent = 100
     run.end_time.FromDatetime(now)
     run.last_sequence = progress.sequence + 1
+    if run.HasField("webhook"):
+        run.webhook.state = run_pb2.WEBHOOK_STATE_PENDING
     return run
 
 

@@ -8,17 +8,19 @@ pages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from google.protobuf import timestamp_pb2
 
 from remit import names
+from remit.addresses import Network
 from remit.agent.definitions import AgentDefinition
 from remit.api.agent.v1 import agent_service_pb2, conversation_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.webhooks import parse_url
 
 MAX_TASK_CHARS: Final = 10_000
 MAX_CONTEXT_ENTRIES: Final = 50
@@ -52,8 +54,14 @@ _SUSPICIOUS: Final = (
 )
 
 
-def check_create(request: agent_service_pb2.CreateRunRequest, now: datetime) -> None:
+def check_create(
+    request: agent_service_pb2.CreateRunRequest,
+    now: datetime,
+    webhook_networks: Sequence[Network] = (),
+) -> None:
     """Checks the shape and the text of a request that came at `now`.
+
+    A webhook may lead to public addresses and to `webhook_networks`.
 
     Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
     first because a malformed request is malformed whatever its text says.
@@ -64,6 +72,7 @@ def check_create(request: agent_service_pb2.CreateRunRequest, now: datetime) -> 
         *_context(request),
         *_limits(request.limits),
         *_place_in_queue(request, now),
+        *_webhook(request.webhook, webhook_networks),
     ]
     suspicious = list(_suspicious(request))
     if shape:
@@ -201,6 +210,15 @@ def _place_in_queue(
         yield Violation("schedule_time", "is not a time")
     elif (asked.seconds, asked.nanos) > (latest.seconds, latest.nanos):
         yield Violation("schedule_time", f"must be within {MAX_SCHEDULE_AHEAD.days} days")
+
+
+def _webhook(url: str, networks: Sequence[Network]) -> Iterator[Violation]:
+    if not url:
+        return
+    try:
+        parse_url(url, networks)
+    except ValueError as error:
+        yield Violation("webhook", str(error))
 
 
 def _above_own(asked: run_pb2.RunLimits, definition: AgentDefinition) -> Iterator[Violation]:

@@ -1,4 +1,4 @@
-"""`remit keys`: API keys, made, listed and revoked."""
+"""`remit keys`: API keys, made, listed and revoked; the keys that verify webhooks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from remit.api.policy.v1 import api_key_pb2, policy_admin_service_pb2, policy_admin_service_pb2_grpc
+from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.cli import documents
 from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
 from remit.cli.output import Column
@@ -43,7 +44,7 @@ _COLUMNS: Final = (
     "  remit keys list\n  remit keys revoke orgs/local/apiKeys/ab12cd34"
 )
 def command() -> None:
-    """Create, list and revoke API keys."""
+    """Create, list and revoke API keys; print the keys that verify webhooks."""
 
 
 @command.command(
@@ -124,6 +125,25 @@ def revoke(*, session: Session, name: str, request_id: str) -> None:
 
 
 @command.command(
+    "webhooks",
+    epilog="\b\nExamples:\n  remit keys webhooks\n"
+    "  remit keys webhooks --json | jq -r '.public_keys[]'",
+)
+@client_options
+def webhooks(*, session: Session) -> None:
+    """Print the public keys that verify the webhooks of your org, the newest first.
+
+    Each message is signed with every one of them, so that a receiver may know any.
+    """
+    found = session.run(_webhook_keys)
+    if session.output.as_json:
+        session.output.document(documents.of_message(found))
+    else:
+        for key in found.public_keys:
+            session.output.line(key)
+
+
+@command.command(
     "bootstrap",
     epilog="\b\nExamples:\n"
     "  remit keys bootstrap --user orgs/acme/users/alice\n"
@@ -146,9 +166,9 @@ async def _bootstrap(user: str) -> str:
     from remit import names  # noqa: PLC0415 - only this command reaches into the policy service
     from remit.policy.api_keys import Pepper  # noqa: PLC0415 - as above
     from remit.policy.bootstrap import bootstrap_admin  # noqa: PLC0415 - as above
-    from remit.policy.key_files import read_secret  # noqa: PLC0415 - as above
     from remit.policy.settings import PolicySettings  # noqa: PLC0415 - as above
     from remit.postgres import Database  # noqa: PLC0415 - as above
+    from remit.secret_files import read_secret  # noqa: PLC0415 - as above
 
     try:
         names.parse("user", user)
@@ -161,6 +181,12 @@ async def _bootstrap(user: str) -> str:
         settings.dsn, pool_size=1, allow_unsafe_durability=settings.allow_unsafe_durability
     ) as database:
         return await bootstrap_admin(database, pepper, names.org_of(user), user)
+
+
+async def _webhook_keys(edge: Edge) -> tool_service_pb2.GetWebhookKeysResponse:
+    stub = edge.stub(tool_service_pb2_grpc.ToolServiceStub)
+    request = tool_service_pb2.GetWebhookKeysRequest()
+    return await stub.GetWebhookKeys(request, metadata=edge.metadata)
 
 
 async def _create(

@@ -33,6 +33,7 @@ _NAME_WAIT_S: Final = 5.0
     "  remit run 'What is 17 * 23?'\n"
     "  remit run --agent researcher -c topic=tides 'Summarise the notes on the topic.'\n"
     "  remit run --max-cost 0.05 --timeout 2min - < task.txt\n"
+    "  remit run --detach --webhook https://example.com/ended 'Summarise what came in today.'\n"
     "  remit run --detach --at 2h --priority 4 'Summarise what came in today.'\n"
     "  remit run --continue 'And in UTC?'\n"
     "  remit run --json 'What time is it in UTC?' | jq -r 'select(.type==\"summary\").result'"
@@ -63,6 +64,9 @@ _NAME_WAIT_S: Final = 5.0
 @click.option(
     "--continue", "go_on", is_flag=True, help="Continue the conversation that you used last."
 )
+@click.option(
+    "--webhook", metavar="URL", default="", help="https address that is told when the run ends."
+)
 @click.option("--detach", is_flag=True, help="Only start it: print its name and end.")
 @click.option(
     "--request-id",
@@ -83,6 +87,7 @@ def command(  # noqa: PLR0913 - one parameter an option
     start_time: datetime | None,
     conversation: str,
     go_on: bool,
+    webhook: str,
     detach: bool,
     request_id: str,
 ) -> int:
@@ -106,6 +111,7 @@ def command(  # noqa: PLR0913 - one parameter an option
         priority=priority or 0,
         schedule_time=timestamp(start_time),
         conversation=_conversation(session, conversation, go_on=go_on),
+        webhook=webhook,
     )
     if detach:
         _tell_accepted(session, session.run(lambda edge: edge.runs.create(request)))

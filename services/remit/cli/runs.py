@@ -204,6 +204,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("ended", local_time(run.end_time)),
             ("limits", _limits(run.limits)),
             ("events", str(run.last_sequence)),
+            *_webhook(run),
         )
     )
     output.lines(ending(run))
@@ -213,6 +214,30 @@ def _place_in_queue(run: run_pb2.Run) -> tuple[tuple[str, str], ...]:
     if run.HasField("schedule_time"):
         return (("priority", str(run.priority)), ("not before", local_time(run.schedule_time)))
     return (("priority", str(run.priority)),)
+
+
+def _webhook(run: run_pb2.Run) -> tuple[tuple[str, str], ...]:
+    """Where the run's end is told, and how far that is."""
+    if not run.HasField("webhook"):
+        return ()
+    webhook = run.webhook
+    facts = [("webhook", webhook.url), ("told", _told(webhook))]
+    if webhook.HasField("error"):
+        facts.append(("not told", webhook.error.message))
+    return tuple(facts)
+
+
+def _told(webhook: run_pb2.Webhook) -> str:
+    tries = f"{webhook.tries} {'try' if webhook.tries == 1 else 'tries'}"
+    match webhook.state:
+        case run_pb2.WEBHOOK_STATE_PENDING:
+            return f"not yet, after {tries}; next {local_time(webhook.next_try_time)}"
+        case run_pb2.WEBHOOK_STATE_DELIVERED:
+            return f"{local_time(webhook.end_time)}, after {tries}"
+        case run_pb2.WEBHOOK_STATE_FAILED:
+            return f"given up {local_time(webhook.end_time)}, after {tries}"
+        case _:
+            return "when the run ends"
 
 
 def _limits(limits: run_pb2.RunLimits) -> str:

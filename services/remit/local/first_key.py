@@ -18,8 +18,8 @@ async def ensure_api_key(state: StateDirectory, dsn: str, secrets: Secrets) -> b
         return False
     from remit.policy.api_keys import Pepper  # noqa: PLC0415 - only the first start needs it
     from remit.policy.bootstrap import bootstrap_admin  # noqa: PLC0415
-    from remit.policy.key_files import read_secret  # noqa: PLC0415
     from remit.postgres import Database  # noqa: PLC0415
+    from remit.secret_files import read_secret  # noqa: PLC0415
 
     async with Database.open(dsn, pool_size=1) as database:
         key = await bootstrap_admin(database, Pepper(read_secret(secrets.pepper)), ORG, USER)

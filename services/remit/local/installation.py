@@ -81,7 +81,7 @@ class Installation:
         return ensure_leaves(self.folder / "ca", folders, clock)
 
     def ensure_keys(self) -> None:
-        """Makes the key files of policy and audit.
+        """Makes the key files of policy, tools and audit.
 
         Raises:
             RemitError: CONFIGURATION_INVALID for files that are there in part, or damaged.
@@ -89,10 +89,12 @@ class Installation:
         """
         from remit.audit.key_files import make_log_keys  # noqa: PLC0415 - slow
         from remit.policy.key_files import make_keys, make_pepper  # noqa: PLC0415 - slow
+        from remit.tools.webhook_keys import make_webhook_key  # noqa: PLC0415 - slow
 
         policy = self.secrets_folder("policy")
         make_pepper(policy)
         make_keys(policy)
+        make_webhook_key(self.secrets_folder("tools"))
         # They come into being together with their folder, so they are made before anything else
         # lies in it; a folder that lost them is refused.
         private_folder(self.folder / "audit")

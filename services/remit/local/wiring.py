@@ -40,6 +40,7 @@ class Secrets:
     pepper: Path
     signing: Path
     audit: Path
+    webhooks: Path
 
 
 def ensure_secrets(state: StateDirectory) -> Secrets:
@@ -57,14 +58,22 @@ def ensure_secrets(state: StateDirectory) -> Secrets:
         make_keys,
         make_pepper,
     )
+    from remit.tools.webhook_keys import KEY_FILE, make_webhook_key  # noqa: PLC0415 - slow
 
-    policy = state.folder / "secrets" / "policy"
-    secrets = Secrets(policy / PEPPER_FILE, policy / SIGNING_KEY_FILE, policy.with_name("audit"))
+    policy, tools = (state.folder / "secrets" / area for area in ("policy", "tools"))
+    secrets = Secrets(
+        policy / PEPPER_FILE,
+        policy / SIGNING_KEY_FILE,
+        policy.with_name("audit"),
+        tools / KEY_FILE,
+    )
     _check_kept(state, secrets)
     state.secret_folder("policy")
     make_pepper(policy)
     make_keys(policy)
     make_log_keys(secrets.audit)
+    # Not among those that must be kept: receivers fetch a new public key.
+    make_webhook_key(state.secret_folder("tools"))
     if not state.audit_key_file.exists():
         state.audit_key_file.write_bytes((secrets.audit / LOG_PUBLIC_KEY).read_bytes())
     return secrets
@@ -158,6 +167,13 @@ class Wiring:
             }
         if area == "audit":
             return {"keys_dsn": self._dsns["audit_keys"], "keys_dir": self._secrets.audit}
-        if area == "tools" and "REMIT_TOOLS_WORKSPACE" not in os.environ:
-            return {"workspace": private_folder(self._state.folder / "workspace")}
+        if area == "tools":
+            own: dict[str, object] = {
+                "webhook_key_files": self._secrets.webhooks,
+                "workspace": self._state.folder / "workspace",
+            }
+            kept = {k: v for k, v in own.items() if f"REMIT_TOOLS_{k.upper()}" not in os.environ}
+            if "workspace" in kept:
+                private_folder(self._state.folder / "workspace")
+            return kept
         return {}

@@ -1,25 +1,19 @@
-"""Secrets that live in files beside the database, never in it.
+"""The secret files of policy: a copy of its database alone verifies no API key and signs no remit.
 
-A copy of the database alone must neither verify an API key nor sign a remit. So the pepper of the
-API keys and the key that seals the signing keys are files of their own, readable by the service.
+So the pepper of the API keys and the key that seals the signing keys are files of their own.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
-from remit.rpc.errors import RemitError
+from remit.secret_files import make_secret
 
-SECRET_BYTES: Final = 32
 PEPPER_FILE: Final = "api-keys.pepper"
 SIGNING_KEY_FILE: Final = "signing-keys.key"
-# A group may read (that is how Kubernetes mounts a secret); nobody else may do anything.
-_FORBIDDEN_MODE: Final = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
 def make_pepper(folder: Path, token_bytes: Callable[[int], bytes] = os.urandom) -> Path:
@@ -29,7 +23,7 @@ def make_pepper(folder: Path, token_bytes: Callable[[int], bytes] = os.urandom) 
         RemitError: CONFIGURATION_INVALID if the file is there and damaged.
 
     """
-    return _make_secret(folder / PEPPER_FILE, token_bytes)
+    return make_secret(folder / PEPPER_FILE, token_bytes)
 
 
 def make_keys(folder: Path, token_bytes: Callable[[int], bytes] = os.urandom) -> Path:
@@ -39,44 +33,4 @@ def make_keys(folder: Path, token_bytes: Callable[[int], bytes] = os.urandom) ->
         RemitError: CONFIGURATION_INVALID if the file is there and damaged.
 
     """
-    return _make_secret(folder / SIGNING_KEY_FILE, token_bytes)
-
-
-def read_secret(path: Path) -> bytes:
-    """Return the 32 bytes of a secret file, which holds them as 64 hex digits.
-
-    Raises:
-        RemitError: CONFIGURATION_INVALID if the file is missing, open to others or malformed.
-
-    """
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
-        secret = bytes.fromhex(text)
-    except (OSError, ValueError) as error:
-        raise _fault(path, f"cannot be read as {2 * SECRET_BYTES} hex digits") from error
-    if mode & _FORBIDDEN_MODE:
-        raise _fault(path, f"is open to others (mode {stat.S_IMODE(mode):04o}); make it 0600")
-    if len(secret) != SECRET_BYTES:
-        raise _fault(path, f"holds {len(secret)} bytes instead of {SECRET_BYTES}")
-    return secret
-
-
-def _make_secret(path: Path, token_bytes: Callable[[int], bytes]) -> Path:
-    """Write through a second name, so that a crash leaves either no file or a whole one."""
-    if path.exists():
-        read_secret(path)
-        return path
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(token_bytes(SECRET_BYTES).hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    return path
-
-
-def _fault(path: Path, what: str) -> RemitError:
-    return RemitError(ERROR_REASON_CONFIGURATION_INVALID, f"{path}: {what}")
+    return make_secret(folder / SIGNING_KEY_FILE, token_bytes)

@@ -17,7 +17,6 @@ from remit.policy.api_keys import Pepper
 from remit.policy.credentials import Credentials
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
-from remit.policy.key_files import read_secret
 from remit.policy.key_ring import KeyRing
 from remit.policy.remits import RemitIssuer
 from remit.policy.runs import RunStore
@@ -34,6 +33,7 @@ from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.mesh import Mesh
 from remit.rpc.remits import RemitVerifier
+from remit.secret_files import read_secret
 
 log = telemetry.logger(__name__)
 

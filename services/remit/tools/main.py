@@ -16,10 +16,12 @@ from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import Mesh
 from remit.rpc.remits import RemitVerifier
 from remit.tools.builtin import shipped_tools
+from remit.tools.builtin.post_webhook import post_webhook_tool
 from remit.tools.execution import open_execution
 from remit.tools.registry import load_registry
 from remit.tools.service import ACTION, ToolService
 from remit.tools.settings import ToolsSettings
+from remit.tools.webhook_keys import WebhookKeys
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +35,9 @@ async def open_service(
             not fit, DEPENDENCY_UNAVAILABLE when the database does not answer.
 
     """
-    registry = load_registry(shipped_tools(settings), settings.modules)
+    webhook_keys = WebhookKeys.load(settings.webhook_key_files)
+    own = post_webhook_tool(settings, webhook_keys)
+    registry = load_registry((*shipped_tools(settings), own), settings.modules)
     verifier = RemitVerifier(
         RemoteKeys(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock), clock
     )
@@ -50,6 +54,7 @@ async def open_service(
             gate=gate,
             clock=clock,
             workspaces=settings.workspace,
+            webhook_keys=webhook_keys,
         )
         yield Service(
             area="tools",

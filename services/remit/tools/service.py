@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import grpc
 
-from remit import names, telemetry
+from remit import names, telemetry, webhooks
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.effects import EffectGate, EffectOutcome, EffectRequest, Permit
@@ -25,6 +25,7 @@ from remit.tools.definition import ToolDefinition, canonical_json
 from remit.tools.effect import ONE_CALL, ToolEffect
 from remit.tools.execution import Execution
 from remit.tools.registry import Registry, not_found
+from remit.tools.webhook_keys import WebhookKeys
 
 ACTION: Final = "tools.call"
 """Policy action of a call, and the space that its keys share."""
@@ -50,12 +51,14 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         gate: EffectGate,
         clock: Clock,
         workspaces: Path,
+        webhook_keys: WebhookKeys,
     ) -> None:
         self._registry = registry
         self._execution = execution
         self._gate = gate
         self._clock = clock
         self._workspaces = workspaces
+        self._webhook_keys = webhook_keys
 
     async def CallTool(
         self, request: tool_service_pb2.CallToolRequest, context: Context
@@ -63,7 +66,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         """Call a tool once, or return what was recorded under the key."""
         remit = current_remit()
         _check_call(request)
-        definition = self._callable(request.tool, remit)
+        definition = self._callable(request.tool, remit, request.request_id)
         arguments = validate(definition, request.arguments)
         self._execution.check_room()
         effect = ToolEffect(
@@ -105,12 +108,29 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             raise not_found(request.name, list(offered))
         return tool_service_pb2.GetToolResponse(tool=to_message(offered[request.name]))
 
-    def _offered(self, remit: Remit) -> list[ToolDefinition]:
-        return [each for each in self._registry if remit.offers_tool(each.resource_name)]
+    async def GetWebhookKeys(
+        self, request: tool_service_pb2.GetWebhookKeysRequest, context: Context
+    ) -> tool_service_pb2.GetWebhookKeysResponse:
+        """Return what verifies the webhooks of the caller's org."""
+        keys = self._webhook_keys.public(current_remit().org)
+        return tool_service_pb2.GetWebhookKeysResponse(public_keys=keys)
 
-    def _callable(self, name: str, remit: Remit) -> ToolDefinition:
+    def _offered(self, remit: Remit) -> list[ToolDefinition]:
+        """The tools that a model or a client may call: not the one that is Remit's own."""
+        return [
+            each
+            for each in self._registry
+            if remit.offers_tool(each.resource_name) and each.resource_name != webhooks.TOOL
+        ]
+
+    def _callable(self, name: str, remit: Remit, key: str) -> ToolDefinition:
         """The tool, if there is one and the remit offers it."""
-        offered = [each.resource_name for each in self._offered(remit)]
+        if webhooks.is_call_key(key, remit.run) and remit.offers_tool(webhooks.TOOL):
+            offered = [webhooks.TOOL]
+        else:
+            offered = [each.resource_name for each in self._offered(remit)]
+        if name == webhooks.TOOL and name not in offered:
+            raise not_found(name, offered)
         definition = self._registry.get(name, offered)
         if name not in offered:
             raise RemitError(

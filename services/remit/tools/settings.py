@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from remit.effects import EffectSettings
@@ -65,6 +65,23 @@ class ToolsSettings(EffectSettings):
         pattern=EMAIL_PATTERN,
         description="Sender of every mail; models cannot choose it.",
     )
+    webhook_key_files: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Files (0600) with secrets of 64 hex digits from which the keys that sign "
+        "webhooks derive, the newest first, separated by commas. Without one no webhook is sent.",
+    )
+    webhook_networks: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        default=(),
+        description="Private networks that webhooks may reach, such as `10.20.0.0/16,127.0.0.0/8`, "
+        "separated by commas; the agent service must be told the same.",
+    )
+    webhook_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the CA of webhooks' receivers; the system's by default.",
+    )
+    webhook_timeout_s: float = Field(
+        default=10.0, gt=0, le=30, description="Seconds that a webhook's receiver has to answer."
+    )
     max_running: int = Field(
         default=256, ge=1, le=10_000, description="Tools that run at once in this replica."
     )
@@ -79,7 +96,7 @@ class ToolsSettings(EffectSettings):
         default=2**20, ge=0, le=2**20, description="Largest file that a call may return."
     )
 
-    @field_validator("modules", "folders", mode="before")
+    @field_validator("modules", "folders", "webhook_key_files", "webhook_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

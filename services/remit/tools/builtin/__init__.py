@@ -18,7 +18,7 @@ from remit.tools.settings import ToolsSettings
 
 
 def shipped_tools(settings: ToolsSettings) -> tuple[Callable[..., object], ...]:
-    """All of them, set up as the settings say."""
+    """Those that agents may be given, set up as the settings say; Remit's own is not among them."""
     return (
         calculator,
         clock,

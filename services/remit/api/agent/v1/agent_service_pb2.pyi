@@ -54,6 +54,7 @@ class CreateRunRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """`agents/{agent}`."""
     task: _builtins.str
@@ -65,6 +66,10 @@ class CreateRunRequest(_message.Message):
     conversation: _builtins.str
     """The conversation that it continues, `conversations/{conversation}`; empty: none. One run at a time: it is
     refused while another one of the conversation goes on.
+    """
+    webhook: _builtins.str
+    """https URL that is told when the run ends, however it ends; up to 2,000 characters. The message is signed
+    (`ToolService.GetWebhookKeys`), holds no task and no result, and is repeated until it is confirmed.
     """
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -91,10 +96,11 @@ class CreateRunRequest(_message.Message):
         priority: _builtins.int = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
         conversation: _builtins.str = ...,
+        webhook: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "schedule_time", b"schedule_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "conversation", b"conversation", "limits", b"limits", "priority", b"priority", "request_id", b"request_id", "schedule_time", b"schedule_time", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "context", b"context", "conversation", b"conversation", "limits", b"limits", "priority", b"priority", "request_id", b"request_id", "schedule_time", b"schedule_time", "task", b"task", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

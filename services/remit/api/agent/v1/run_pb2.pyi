@@ -26,6 +26,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WebhookState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WebhookStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WebhookState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEBHOOK_STATE_UNSPECIFIED: _WebhookState.ValueType  # 0
+    """Never sent."""
+    WEBHOOK_STATE_WAITING: _WebhookState.ValueType  # 1
+    """The run has not ended."""
+    WEBHOOK_STATE_PENDING: _WebhookState.ValueType  # 2
+    """The run has ended and the receiver did not confirm it yet."""
+    WEBHOOK_STATE_DELIVERED: _WebhookState.ValueType  # 3
+    """The receiver answered with a status from 200 to 299."""
+    WEBHOOK_STATE_FAILED: _WebhookState.ValueType  # 4
+    """Given up: `error` says why."""
+
+class WebhookState(_WebhookState, metaclass=_WebhookStateEnumTypeWrapper):
+    """WebhookState is how far a delivery is. DELIVERED and FAILED are final."""
+
+WEBHOOK_STATE_UNSPECIFIED: WebhookState.ValueType  # 0
+"""Never sent."""
+WEBHOOK_STATE_WAITING: WebhookState.ValueType  # 1
+"""The run has not ended."""
+WEBHOOK_STATE_PENDING: WebhookState.ValueType  # 2
+"""The run has ended and the receiver did not confirm it yet."""
+WEBHOOK_STATE_DELIVERED: WebhookState.ValueType  # 3
+"""The receiver answered with a status from 200 to 299."""
+WEBHOOK_STATE_FAILED: WebhookState.ValueType  # 4
+"""Given up: `error` says why."""
+Global___WebhookState: _TypeAlias = WebhookState  # noqa: Y015
+
 class _RunState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -148,6 +180,7 @@ class Run(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     FORK_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`; {run} is a UUIDv7."""
     agent: _builtins.str
@@ -230,6 +263,10 @@ class Run(_message.Message):
     def confidence(self) -> _confidence_pb2.Confidence:
         """How sure the result is, and what kind of result it is; unset until SUCCEEDED."""
 
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """Where its end is told, and how far that is; unset: nowhere. Sub-runs have none."""
+
     def __init__(
         self,
         *,
@@ -261,10 +298,11 @@ class Run(_message.Message):
         stage: _builtins.str = ...,
         fork: Global___RunFork | None = ...,
         confidence: _confidence_pb2.Confidence | None = ...,
+        webhook: Global___Webhook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "confidence", b"confidence", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "confidence", b"confidence", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "confidence", b"confidence", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "confidence", b"confidence", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
@@ -311,6 +349,60 @@ class RunFork(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunFork: _TypeAlias = RunFork  # noqa: Y015
+
+@_typing.final
+class Webhook(_message.Message):
+    """Webhook is an address that is told of a run's end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """https URL."""
+    id: _builtins.str
+    """Names the delivery and is the same at every try, so that a receiver can tell a repetition:
+    `run_ended_{run}`.
+    """
+    state: Global___WebhookState.ValueType
+    """How far the delivery is."""
+    tries: _builtins.int
+    """Tries whose outcome is known."""
+    @_builtins.property
+    def next_try_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next try is due; set while PENDING."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was delivered or given up."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why the newest try failed; unset before the first and once delivered."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        id: _builtins.str = ...,
+        state: Global___WebhookState.ValueType = ...,
+        tries: _builtins.int = ...,
+        next_try_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "next_try_time", b"next_try_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "id", b"id", "next_try_time", b"next_try_time", "state", b"state", "tries", b"tries", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
 
 @_typing.final
 class RunLimits(_message.Message):

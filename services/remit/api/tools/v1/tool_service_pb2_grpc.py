@@ -55,6 +55,11 @@ class ToolServiceStub:
                 request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
                 _registered_method=True)
+        self.GetWebhookKeys = channel.unary_unary(
+                '/remit.api.tools.v1.ToolService/GetWebhookKeys',
+                request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysResponse.FromString,
+                _registered_method=True)
 
 
 class ToolServiceServicer:
@@ -91,6 +96,13 @@ class ToolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWebhookKeys(self, request, context):
+        """Returns the public keys that verify the webhooks of the caller's org.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ToolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +125,11 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.AcknowledgeResults,
                     request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.FromString,
                     response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.SerializeToString,
+            ),
+            'GetWebhookKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhookKeys,
+                    request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysRequest.FromString,
+                    response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +241,33 @@ class ToolService:
             '/remit.api.tools.v1.ToolService/AcknowledgeResults',
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhookKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.tools.v1.ToolService/GetWebhookKeys',
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysRequest.SerializeToString,
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,8 @@ class ToolServiceStub:
     outcomes and drops the results. Only the service that presented the remit of a claim may say so.
     Saying it again changes nothing.
     """
+    GetWebhookKeys: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.GetWebhookKeysRequest, _tool_service_pb2.GetWebhookKeysResponse]
+    """Returns the public keys that verify the webhooks of the caller's org."""
 
 class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
     """ToolService calls tools."""
@@ -65,5 +67,13 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         outcomes and drops the results. Only the service that presented the remit of a claim may say so.
         Saying it again changes nothing.
         """
+
+    @_abc_1.abstractmethod
+    def GetWebhookKeys(
+        self,
+        request: _tool_service_pb2.GetWebhookKeysRequest,
+        context: _aio.ServicerContext[_tool_service_pb2.GetWebhookKeysRequest, _abc.Awaitable[_tool_service_pb2.GetWebhookKeysResponse]],
+    ) -> _abc.Awaitable[_tool_service_pb2.GetWebhookKeysResponse]:
+        """Returns the public keys that verify the webhooks of the caller's org."""
 
 def add_ToolServiceServicer_to_server(servicer: ToolServiceServicer, server: _aio.Server) -> None: ...
