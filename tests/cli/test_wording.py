@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit.cli.wording import local_time, printable, shortened, span, usd
+from remit.cli.wording import age, local_time, printable, shortened, span, usd
 
 NANOS = st.integers(-(2**63), 2**63 - 1)
 
@@ -75,3 +75,20 @@ def test_times_are_told_in_the_zone_of_the_person() -> None:
 )
 def test_lengths_of_time_are_told_for_people(length_s: float, text: str) -> None:
     assert span(length_s) == text
+
+
+@pytest.mark.parametrize(
+    ("length_s", "text"),
+    [
+        (-3, "0 s"),
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min 0 s"),
+        (3_599, "59 min 59 s"),
+        (3_600, "1 h 0 min"),
+        (86_399, "23 h 59 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_an_age_is_told_in_two_units(length_s: float, text: str) -> None:
+    assert age(length_s) == text

@@ -100,6 +100,10 @@ class Output:
 
     def table(self, rows: Iterable[Row], columns: Sequence[Column[Row]]) -> None:
         """Prints a table for people."""
+        self._print_table(self.made_table(rows, columns))
+
+    def made_table(self, rows: Iterable[Row], columns: Sequence[Column[Row]]) -> Table:
+        """The table, for who draws it."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(
@@ -110,7 +114,7 @@ class Output:
             )
         for row in rows:
             table.add_row(*(Text(printable(column.cell(row))) for column in columns))
-        self._print_table(table)
+        return table
 
     def _print_table(self, table: Table) -> None:
         if self.is_terminal:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Session, client_options, new_request_id
 from remit.cli.conversations import newest
+from remit.cli.interrupts import on_interrupt
 from remit.cli.parameters import Length, Pair, Start, Usd, duration, full_name, timestamp
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import when
@@ -152,7 +151,7 @@ async def execute(
     journey = start(edge, request, display)
     canceller = Canceller(edge, journey, display)
     reader = asyncio.create_task(journey.to_end(), name="follow")
-    with _on_interrupt(lambda: canceller.press(reader)):
+    with on_interrupt(lambda: canceller.press(reader)):
         try:
             return await reader
         except asyncio.CancelledError as error:
@@ -247,14 +246,3 @@ def exit_code_of(run: run_pb2.Run) -> int:
         return exit_codes.INTERRUPTED
     code = exit_codes.of_error(RemitError.from_status(run.error))
     return code if code != exit_codes.OK else exit_codes.FAILED
-
-
-@contextlib.contextmanager
-def _on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` in the loop on SIGINT, for the body."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, act)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)

@@ -15,6 +15,7 @@ from remit.cli.parameters import limit_option
 from remit.cli.run import Journey, exit_code_of
 from remit.cli.run_display import Display, display_for
 from remit.cli.run_view import continues, ending, state_name
+from remit.cli.runs_top import command as top
 from remit.cli.runs_tree import command as tree
 from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
 from remit.client import ListedRuns
@@ -39,7 +40,7 @@ def command() -> None:
     """List, show, watch, pause, resume, cancel, fork and retry runs."""
 
 
-for _command in (tree, runs_fork.fork, runs_fork.retry):
+for _command in (top, tree, runs_fork.fork, runs_fork.retry):
     command.add_command(_command)
 
 
@@ -198,6 +199,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("continues", continues(run)),
             ("task", run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
+            ("progress", f"{run.percent} %{f', {run.stage}' if run.stage else ''}"),
             ("created", local_time(run.create_time)),
             *_place_in_queue(run),
             ("started", local_time(run.start_time)),

@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 NANOS_PER_USD: Final = 1_000_000_000
 _LEAST_DECIMALS: Final = 2
+_UNITS_S: Final = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 # What models and tools return could otherwise move the cursor, retitle the window or reverse the
 # reading order of what the person is about to approve.
@@ -75,6 +76,15 @@ def span(length_s: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def age(length_s: float) -> str:
+    """How long ago or ahead, in its largest unit and the next: `7 s`, `3 min 5 s`, `2 d 4 h`."""
+    whole_s = max(int(length_s), 0)
+    for unit, unit_s, part, part_s in _UNITS_S:
+        if whole_s >= unit_s:
+            return f"{whole_s // unit_s} {unit} {whole_s % unit_s // part_s} {part}"
+    return f"{whole_s} s"
 
 
 def last_part(name: str) -> str:
