@@ -171,6 +171,23 @@ async def test_a_listener_whose_connection_ends_is_back_at_once(
     await eventually(is_back)
 
 
+async def test_a_watcher_at_another_replica_is_pushed_to(
+    replica: StartReplica, world: World
+) -> None:
+    # A heartbeat, at which it would look for itself, comes after the end of the test.
+    first, second = [await replica(heartbeat_s=25.0) for _ in range(2)]
+    world.inference.effects.hold = hold = asyncio.Event()
+    run = await first.client().create()
+    await eventually(lambda: world.inference.effects.held == 1)
+    watching = asyncio.create_task(second.client().watch(run.name))
+    await eventually(lambda: second.parts.listener._feed._topics)
+    world.inference.effects.hold = None
+    hold.set()
+    events = await asyncio.wait_for(watching, 15)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].HasField("ended")
+
+
 _LISTENING = """
 SELECT pid FROM pg_stat_activity
 WHERE datname = current_database() AND query LIKE 'LISTEN %' LIMIT 1

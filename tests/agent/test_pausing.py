@@ -51,7 +51,7 @@ async def test_a_tool_call_under_way_ends_and_is_not_made_again(
     run = await held_run(made, world, "tools")
     paused = await client.pause(run.name)
     assert paused.state == run_pb2.RUN_STATE_PAUSED
-    assert made.parts.pool.running == 0
+    await eventually(lambda: made.parts.pool.running == 0)  # its replica hears of the pause
     let_go(world, "tools")
     await eventually(lambda: not made.parts.pool._leaving)
     assert sum(world.tools.effects.performed.values()) == 1

@@ -79,10 +79,10 @@ async def _ways(mesh: Mesh) -> AsyncIterator[Mapping[str, Call]]:
     """The kinds of call by name; REST only where the gateway has it."""
     check = health_pb2.HealthCheckRequest()
     listing = agent_catalog_service_pb2.ListAgentsRequest()
-    remit_ = ((REMIT_KEY, await _remit(mesh)),)
+    remit_ = ((REMIT_KEY, await remit(mesh, LIST_AGENTS)),)
     async with (
-        _channel(mesh, "agent", "mesh") as as_mesh,
-        _channel(mesh, "agent", "edge") as as_edge,
+        channel(mesh, "agent", "mesh") as as_mesh,
+        channel(mesh, "agent", "edge") as as_edge,
         grpc.aio.insecure_channel(mesh.edge) as edge,
         contextlib.AsyncExitStack() as rest,
     ):
@@ -105,10 +105,12 @@ async def _ways(mesh: Mesh) -> AsyncIterator[Mapping[str, Call]]:
 
 
 @contextlib.asynccontextmanager
-async def _channel(mesh: Mesh, area: str, identity: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel straight to a service, under the certificate of a listener."""
+async def channel(
+    mesh: Mesh, area: str, identity: str, replica: int = 0
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel straight to a replica of a service, under the certificate of a listener."""
     folder = TlsIdentity.load(mesh.state / "tls" / identity)
-    address = mesh.topology.replicas[area][0]
+    address = mesh.topology.replicas[area][replica]
     options = (("grpc.ssl_target_name_override", dns_name(area)),)
     async with grpc.aio.secure_channel(
         f"{address.host}:{address.port}", folder.channel_credentials(), options
@@ -116,7 +118,7 @@ async def _channel(mesh: Mesh, area: str, identity: str) -> AsyncIterator[grpc.a
         yield channel
 
 
-async def _remit(mesh: Mesh) -> str:
+async def remit(mesh: Mesh, path: str) -> str:
     """A remit for the API key, asked for as Envoy's edge asks.
 
     Raises:
@@ -125,10 +127,10 @@ async def _remit(mesh: Mesh) -> str:
     """
     request = authorization_pb2.CheckRequest()
     http = request.attributes.request.http
-    http.method, http.path = "POST", LIST_AGENTS
+    http.method, http.path = "POST", path
     http.headers.update({"authorization": f"Bearer {mesh.api_key}", "content-type": GRPC})
-    async with _channel(mesh, "policy", "edge") as channel:
-        answer = await AuthorizationStub(channel).Check(request)
+    async with channel(mesh, "policy", "edge") as policy:
+        answer = await AuthorizationStub(policy).Check(request)
     for option in answer.ok_response.headers:
         if option.header.key == REMIT_KEY:
             return str(option.header.value)

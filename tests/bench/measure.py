@@ -18,7 +18,7 @@ import asyncpg
 import grpc
 import uvloop
 
-from tests.bench import calls, machine, memory, native, runs, startup, streams
+from tests.bench import calls, latency, machine, memory, native, runs, startup, streams
 from tests.bench.counters import read
 from tests.bench.figures import Figures, Result
 from tests.bench.running import MeasuringError, Mesh, mesh
@@ -72,6 +72,11 @@ def measure(trees: Sequence[Tree], effort: Effort) -> list[Result]:
             with mesh(tree) as once:
                 _add(own, "up", _start_figures(once))
             _say(f"start {number + 1}: {tree.label}")
+    for tree, own in zip(trees, figures, strict=True):
+        with mesh(tree, replicas=latency.REPLICAS) as two:
+            for found in uvloop.run(_latencies(two, effort)):
+                _add(own, "latency", found)
+        _say(f"latency of events: {tree.label}")
     with contextlib.ExitStack() as stack:
         meshes = [stack.enter_context(mesh(tree)) for tree in trees]
         for each, own in zip(meshes, figures, strict=True):
@@ -82,6 +87,14 @@ def measure(trees: Sequence[Tree], effort: Effort) -> list[Result]:
         Result(tree.label, began, facts, asdict(effort), own)
         for tree, own in zip(trees, figures, strict=True)
     ]
+
+
+async def _latencies(two: Mesh, effort: Effort) -> list[Mapping[str, float]]:
+    """Of events, on a mesh of two replicas of the agent with nothing else to do."""
+    await asyncio.sleep(WARM_UP_S)
+    await patiently(load(2, effort.streams_s), two)
+    kind = latency.kind(effort.streams_s)
+    return [await patiently(kind, two) for _ in range(effort.rounds)]
 
 
 async def _standing(

@@ -52,11 +52,13 @@ class Topology:
     replicas: Mapping[str, tuple[Address, ...]]
 
     @classmethod
-    def on_free_ports(cls) -> Topology:
-        """One replica of each area."""
-        edge, mesh_, *ports = free_ports(2 + 2 * len(AREAS))
-        pairs = zip(ports[::2], ports[1::2], strict=True)
-        replicas = {area: (Address(*pair),) for area, pair in zip(AREAS, pairs, strict=True)}
+    def on_free_ports(cls, counts: Mapping[str, int]) -> Topology:
+        """So many replicas of each area; one where nothing is said."""
+        areas = [area for area in AREAS for _ in range(counts.get(area, 1))]
+        edge, mesh_, *ports = free_ports(2 + 2 * len(areas))
+        replicas: dict[str, tuple[Address, ...]] = {}
+        for area, port, http_port in zip(areas, ports[::2], ports[1::2], strict=True):
+            replicas[area] = (*replicas.get(area, ()), Address(port, http_port))
         return cls(edge, mesh_, _admin_port(), replicas)
 
     def dump(self) -> str:
@@ -128,6 +130,7 @@ def mesh(
     *,
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
+    replicas: Mapping[str, int] | None = None,
 ) -> Iterator[Mesh]:
     """Starts a mesh, with further options of `remit up`, and stops it.
 
@@ -137,7 +140,7 @@ def mesh(
     """
     folder = Path(tempfile.mkdtemp(prefix="remit-bench-"))
     folder.chmod(0o711)  # as root PostgreSQL runs as another user, who must be able to pass
-    topology = Topology.on_free_ports()
+    topology = Topology.on_free_ports(replicas or {})
     (folder / "topology.yaml").write_text(topology.dump())
     began = time.monotonic()
     process = subprocess.Popen(

@@ -58,7 +58,7 @@ async def live(mesh: Mesh, watchers: int, seconds: float) -> dict[str, float]:
     delays: list[float] = []
     async with _agents(mesh) as agents:
         while (time.perf_counter() - before.at_s) < seconds:
-            run = await _create(agents, mesh)
+            run = await create(agents, mesh)
             await asyncio.gather(*(_watch(agents, mesh, run, delays) for _ in range(watchers)))
     used = (await read(mesh)).since(before)
     delays.sort()
@@ -73,7 +73,7 @@ async def replayed(mesh: Mesh, watchers: int, seconds: float) -> dict[str, float
     """An ended run's journal read again and again by many at once."""
     seen: list[float] = []
     async with _agents(mesh) as agents:
-        run = await _create(agents, mesh)
+        run = await create(agents, mesh)
         await _watch(agents, mesh, run, [])
         before = await read(mesh)
 
@@ -86,7 +86,7 @@ async def replayed(mesh: Mesh, watchers: int, seconds: float) -> dict[str, float
     return {"events_per_s": len(seen) / used.at_s} | _per(used, len(seen), "event")
 
 
-async def _create(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -> str:
+async def create(agents: agent_service_pb2_grpc.AgentServiceStub, mesh: Mesh) -> str:
     request = agent_service_pb2.CreateRunRequest(
         agent="agents/assistant", task=_SUM_TASK, request_id=_request_id("watched")
     )

@@ -7,7 +7,7 @@ really answer is tested with the real mesh in tests/integration.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +44,10 @@ class EdgeServer(grpc.GenericRpcHandler):
         return [call.request for call in self.calls if call.method == method]
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[EdgeServer]:
+    def serving(self, options: Sequence[tuple[str, int]] = ()) -> Iterator[EdgeServer]:
         """Serves on a free port of loopback for the body."""
-        server = grpc.server(futures.ThreadPoolExecutor(max_workers=8), handlers=[self])
+        pool = futures.ThreadPoolExecutor(max_workers=8)
+        server = grpc.server(pool, handlers=[self], options=options)
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:

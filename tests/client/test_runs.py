@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -98,6 +99,27 @@ async def test_a_stream_starts_the_run_and_resumes_with_the_same_request(
     asked = edge.requests("StreamRun")
     assert [request.after_sequence for request in asked] == [0, 4]
     assert [request.request for request in asked] == [new.to_request()] * 2
+
+
+async def test_a_server_that_sends_its_clients_away_loses_no_event(clock: StillClock) -> None:
+    moved = threading.Event()
+
+    def respond(request: agent_service_pb2.StreamRunRequest) -> Iterator[Any]:
+        following = responses(journal(), request.after_sequence)
+        if request.after_sequence == 0:
+            yield from following[:5]
+            moved.wait(20)
+        moved.set()
+        yield from following
+
+    # GOAWAY after that time, and the end of what is still open soon after it.
+    aging = (("grpc.max_connection_age_ms", 200), ("grpc.max_connection_age_grace_ms", 100))
+    with EdgeServer().serving(aging) as edge:
+        edge.answers["StreamRun"] = respond
+        async with Client(edge.address, KEY, resumption=clock.resumption()) as client:
+            events = [event.sequence async for event in client.runs.stream(NewRun("?"))]
+    assert events == list(range(1, 14))
+    assert [request.after_sequence for request in edge.requests("StreamRun")] == [0, 4]
 
 
 async def test_waiting_reads_only_what_is_to_come(edge: EdgeServer, client: Client) -> None:
