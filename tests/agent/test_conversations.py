@@ -185,6 +185,20 @@ async def test_long_conversations_are_read_in_pages(replica: StartReplica, world
     assert results == [str(2 + 2 * n) for n in range(20)]
 
 
+async def test_what_would_not_fit_is_not_read(replica: StartReplica, world: World) -> None:
+    """Many large contexts behind one another cost a creation no more than the bound."""
+    world.inference.think = lambda _: says("yes")
+    made = await replica(max_history_bytes=100_000)
+    talk = await begin(made.client())
+    large = {f"fact{n}": "x" * 9_000 for n in range(5)}
+    runs = [await talk.run(f"task {n}", context=large) for n in range(6)]
+    assert [run.history_runs for run in runs] == [0, 1, 2, 2, 2, 2]
+    reader = made.parts.runs.reader
+    read = await reader.exchanges(runs[-1].name, limit=16, max_bytes=100_000)
+    assert [exchange.run for exchange in read] == [run.name for run in runs[:2:-1]]
+    assert len(await reader.exchanges(runs[-1].name, limit=16)) == 6
+
+
 async def test_nothing_that_was_said_is_stored_twice(replica: StartReplica, world: World) -> None:
     world.inference.think = lambda asked: says(asked.messages[-1].text)
     talk = await begin((await replica()).client())

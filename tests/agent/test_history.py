@@ -103,6 +103,12 @@ def test_exchanges_are_read_along_the_line() -> None:
     assert [exchange.previous_run for exchange in found] == [line[1].run, line[2].run, ""]
 
 
+def test_a_run_without_an_end_is_refused() -> None:
+    with pytest.raises(RemitError, match="its last event is missing") as caught:
+        exchanges_of("runs/x", [])
+    assert caught.value.reason == reasons.ERROR_REASON_DATA_CORRUPT
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

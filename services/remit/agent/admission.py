@@ -13,7 +13,7 @@ from remit.agent.threads import Place, conversation_not_found, goes_on
 from remit.rpc.remits import Remit
 
 _PAGE: Final = 16
-"""Exchanges read at once: each may be large, and the bound on their bytes may leave most out."""
+"""Exchanges read at once; their bytes are bounded as well."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,12 @@ class Admission:
 
     async def _history(self, newest: str) -> tuple[Exchange, ...]:
         """What a run sees that follows on the run `newest`, oldest first."""
+        max_runs, max_bytes = self.settings.max_history_runs, self.settings.max_history_bytes
         found: list[Exchange] = []
         seen: tuple[Exchange, ...] = ()
-        while newest and len(seen) == len(found) < self.settings.max_history_runs:
-            found += await self.reader.exchanges(newest, limit=_PAGE)
-            seen = kept(
-                found,
-                max_runs=self.settings.max_history_runs,
-                max_bytes=self.settings.max_history_bytes,
-            )
+        while newest and len(seen) == len(found) < max_runs:
+            left_bytes = max_bytes - sum(exchange.size_bytes for exchange in found)
+            found += await self.reader.exchanges(newest, limit=_PAGE, max_bytes=left_bytes)
+            seen = kept(found, max_runs=max_runs, max_bytes=max_bytes)
             newest = found[-1].previous_run
         return seen[::-1]

@@ -55,8 +55,11 @@ def kept(
 def exchanges_of(newest: str, ends: Sequence[run_pb2.RunEvent]) -> list[Exchange]:
     """The exchanges of runs that follow on one another, from the last events of their journals.
 
-    Newest first. Raises DATA_CORRUPT for an event that does not end the run that must stand there.
+    Newest first. Raises DATA_CORRUPT for an event that does not end the run that must stand there,
+    and if there is none.
     """
+    if not ends:
+        raise RemitError(reasons.ERROR_REASON_DATA_CORRUPT, f"{newest}: its last event is missing")
     found: list[Exchange] = []
     expected = newest
     for event in ends:

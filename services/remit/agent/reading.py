@@ -119,12 +119,15 @@ class RunReader:
             )
         return tuple(reversed(found))
 
-    async def exchanges(self, newest: str, *, limit: int) -> list[Exchange]:
+    async def exchanges(
+        self, newest: str, *, limit: int, max_bytes: int | None = None
+    ) -> list[Exchange]:
         """Up to `limit` exchanges, newest first: of that run, of the run before it, and so on.
 
-        Raises DATA_CORRUPT for an end of a run that was changed or stands in the wrong place.
+        With `max_bytes` none is read whose newer ones have more than that, but for one kibibyte
+        each. Raises DATA_CORRUPT for an end of a run that was changed or stands in the wrong place.
         """
-        rows = await self._database.fetch(_SELECT_EXCHANGES, run_id(newest), limit)
+        rows = await self._database.fetch(_SELECT_EXCHANGES, run_id(newest), limit, max_bytes)
         ends = [decode_event(_event_row(row), row["bytes"]) for row in rows]
         return exchanges_of(newest, ends)
 
@@ -252,11 +255,17 @@ WITH RECURSIVE line AS (
     UNION ALL
     SELECT r.run, r.previous_run, r.last_sequence, line.age + 1
     FROM runs r JOIN line ON r.run = line.previous_run WHERE line.age < $2
+), counted AS (
+    -- How the task and its facts are stored takes less than 1024 bytes more than they have.
+    SELECT line.*, sum(octet_length(c.bytes) - 1024) OVER (ORDER BY age) AS total,
+           octet_length(c.bytes) - 1024 AS own
+    FROM line JOIN runs USING (run) JOIN content c ON c.digest = runs.content_digest
 )
 SELECT e.run, e.sequence, e.event_time, e.percent, e.payload, e.content_digest, e.digest, c.bytes
-FROM line JOIN run_events e ON e.run = line.run AND e.sequence = line.last_sequence
+FROM counted JOIN run_events e ON e.run = counted.run AND e.sequence = counted.last_sequence
      LEFT JOIN content c ON c.digest = e.content_digest
-ORDER BY line.age
+WHERE $3::bigint IS NULL OR counted.total - counted.own <= $3
+ORDER BY counted.age
 """
 
 _SELECT_OFFER: Final = """
