@@ -119,6 +119,17 @@ def test_no_chart_is_squeezed_into_what_is_full(remit: Remit, edge: EdgeServer) 
 
     assert "SHARE" not in shown
     assert "a" * 12 in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("terminal")
+def test_names_and_money_are_never_cut(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["ListSpend"] = lambda _: sums(row("orgs/acme/users/" + "a" * 90, 80))
+
+    head, first, _ = remit("spend").out.splitlines()
+
+    assert head.split() == ["USER", "SPENT"]
+    assert first == "orgs/acme/users/" + "a" * 90 + "  0.00000008 USD"
 
 
 def test_what_a_limit_leaves_out_is_said(remit: Remit, edge: EdgeServer) -> None:
@@ -190,10 +201,16 @@ def test_a_run_is_shown_as_a_tree_with_own_and_whole_cost(remit: Remit, edge: Ed
 
 
 @pytest.mark.usefixtures("terminal")
-def test_a_tree_in_a_terminal_is_a_tree_too(remit: Remit, edge: EdgeServer) -> None:
+def test_a_tree_in_a_narrow_terminal_loses_counts_and_no_money(
+    remit: Remit, edge: EdgeServer
+) -> None:
     edge.answers["GetRunSpend"] = lambda _: a_tree()
 
-    assert "│  └─ a2" in remit("spend", "--run", RUNS[0]).out
+    head, first, *_, last = remit("spend", "--run", RUNS[0]).out.splitlines()
+
+    assert head.split() == ["RUN", "WHOLE", "OWN", "HELD"]
+    assert "0.000000015 USD  0.000000001 USD  0.000000007 USD" in first
+    assert last.startswith(f"└─ a3  {RUNS[3].removeprefix('runs/')}  ")
 
 
 def test_the_json_of_a_tree_is_the_whole_answer(remit: Remit, edge: EdgeServer) -> None:

@@ -12,6 +12,7 @@ from remit.api.cost.v1 import cost_report_service_pb2 as report_pb2
 from remit.api.cost.v1 import cost_service_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.usage.v1 import usage_pb2
+from remit.cost import charges
 from remit.cost.charges import place_of
 from remit.cost.messages import timestamp
 from remit.cost.paging import encode_token
@@ -157,6 +158,22 @@ async def test_pages_together_are_the_whole_in_order(world: CostWorld) -> None:
     assert sum(charge.posted_nanos for charge in whole) == 60 * CALCULATOR_NANOS
     for size in (1, 2, 7, len(whole)):
         assert await all_charges(world, size) == whole
+
+
+async def test_a_page_ends_early_where_many_effects_are_in_it(
+    world: CostWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        await settle(world, number, usage_pb2.Usage(calls=1))
+        world.clock.move(hours=12)
+    whole = list((await list_charges(world)).charges)
+    monkeypatch.setattr(charges, "MAX_EFFECTS", 3)
+
+    first = await list_charges(world)
+
+    assert [charge.effects for charge in whole] == [1, 2, 2, 2, 1]
+    assert list(first.charges) == whole[:2]
+    assert await all_charges(world, 50) == await all_charges(world, 1) == whole
 
 
 async def test_a_span_may_begin_and_end_within_a_day(world: CostWorld) -> None:

@@ -1,7 +1,9 @@
 """How `remit spend` shows rows to people: a table, and in a terminal a small chart beside it.
 
-In a terminal, columns of rare money are left out where there is none, and the chart takes the room
-that is left. Into a pipe a table has all its columns, always, and no chart.
+Into a pipe a table has all its columns, always, and no chart. In a terminal, columns of rare money
+are left out where there is none, then counts where there is no room; the chart takes the room that
+is left. Names and money are never cut, for half an amount is another amount: a line that is too
+long goes on in the next.
 """
 
 from __future__ import annotations
@@ -29,11 +31,25 @@ def show(
 ) -> None:
     """Prints a table; `amount` is what a row's bar stands for, None for a row without one."""
     if output.is_terminal:
-        columns = [column for column in columns if not _is_left_out(column, rows)]
-        cells = min(output.console.width - _width(columns, rows), _MOST_CELLS)
+        columns = _fitting(columns, rows, output.console.width)
+        width = _width(columns, rows)
+        cells = min(output.console.width - width - _GAP_CELLS, _MOST_CELLS)
         if cells >= _LEAST_CELLS:
             columns = [*columns, _chart(output, [amount(row) for row in rows], amount, cells)]
+        # Else the table cuts what does not fit; the terminal breaks a line and loses nothing.
+        output.console.width = max(output.console.width, width)
     output.table(rows, columns)
+
+
+def _fitting(
+    columns: Sequence[Column[Row]], rows: Sequence[Row], width: int
+) -> Sequence[Column[Row]]:
+    """The columns but for rare money that is not there, and the last counts that do not fit."""
+    fitting = [column for column in columns if not _is_left_out(column, rows)]
+    for column in reversed(columns):
+        if not column.keep and _width(fitting, rows) > width:
+            fitting.remove(column)
+    return fitting
 
 
 def _is_left_out(column: Column[Row], rows: Sequence[Row]) -> bool:
@@ -41,11 +57,11 @@ def _is_left_out(column: Column[Row], rows: Sequence[Row]) -> bool:
 
 
 def _width(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> int:
-    """Cells of a table that breaks no line, with the gap behind it."""
-    return sum(
-        max(len(column.head), *(len(column.cell(row)) for row in rows)) + _GAP_CELLS
-        for column in columns
-    )
+    """Cells of a table that breaks no line."""
+    cells = [
+        max(len(text) for text in (column.head, *map(column.cell, rows))) for column in columns
+    ]
+    return sum(cells) + _GAP_CELLS * (len(cells) - 1)
 
 
 def _chart(

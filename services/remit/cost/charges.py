@@ -19,6 +19,9 @@ from remit.postgres import Database
 
 Charge = cost_report_service_pb2.Charge
 
+MAX_EFFECTS: Final = 200_000
+"""A page ends with the day on which its charges have this many, however few they are."""
+
 _ONE_DAY: Final = timedelta(days=1)
 _FOR_EVER: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -33,6 +36,14 @@ class ChargePlace(NamedTuple):
     item: str
     price_version: str
     price_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChargePage:
+    """Charges, and whether none follows them."""
+
+    charges: list[Charge]
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +90,16 @@ _SELECT_DAY: Final = f"""
 
 async def select_charges(
     database: Database, query: ChargeQuery, after: ChargePlace | None, size: int
-) -> list[Charge]:
+) -> ChargePage:
     """Up to `size` charges after a place, in order."""
     end = query.end or _FOR_EVER
     begin = query.start or _midnight(date(1970, 1, 1))
     if after is not None:
         begin = max(begin, _midnight(after.day))
     charges: list[Charge] = []
-    # Each day that is looked at gives a charge, but perhaps the first, so this ends.
-    while len(charges) < size and (first := await _first_time(database, query.org, begin, end)):
+    while first := await _first_time(database, query.org, begin, end):
+        if len(charges) >= size or sum(each.effects for each in charges) >= MAX_EFFECTS:
+            return ChargePage(charges[:size], is_last=False)
         day = first.astimezone(UTC).date()
         begin = max(begin, _midnight(day))
         day_end = min(end, _midnight(day + _ONE_DAY))
@@ -97,11 +109,11 @@ async def select_charges(
             begin,
             day_end,
             *(after or (None,) * len(ChargePlace._fields)),
-            size - len(charges),
+            size + 1 - len(charges),
         )
         charges += map(_charge, records)
         begin = day_end
-    return charges
+    return ChargePage(charges[:size], is_last=len(charges) <= size)
 
 
 def place_of(charge: Charge) -> Sequence[str]:

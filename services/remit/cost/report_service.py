@@ -82,10 +82,10 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         query = ChargeQuery(current_remit().org, start, end)
         size = page_size_of(request.page_size)
         after = _charge_place(request.page_token, query)
-        charges = await select_charges(self._database, query, after, size + 1)
-        response = cost_report_service_pb2.ListChargesResponse(charges=charges[:size])
-        if len(charges) > size:
-            response.next_page_token = encode_token(place_of(charges[size - 1]), query.describe())
+        page = await select_charges(self._database, query, after, size)
+        response = cost_report_service_pb2.ListChargesResponse(charges=page.charges)
+        if not page.is_last:
+            response.next_page_token = encode_token(place_of(page.charges[-1]), query.describe())
         return response
 
     async def SetBudget(

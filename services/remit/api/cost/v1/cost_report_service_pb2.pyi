@@ -296,7 +296,9 @@ class ListChargesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many charges; 0 means 50, more than 200 means 200."""
+    """At most this many charges; 0 means 50, more than 200 means 200. A page may have fewer and not be the
+    last: it ends early where a great many effects are in its charges.
+    """
     page_token: _builtins.str
     """Where to go on; empty begins."""
     @_builtins.property
