@@ -190,3 +190,14 @@ def test_the_example_in_the_docs_is_an_agent() -> None:
     page = Path("docs/AGENTS.md").read_text(encoding="utf-8")
     example = page.split("```yaml\n")[1].split("```")[0]
     assert parse_definition(example, "translator.yaml").max_cost_nanos == 250_000_000
+
+
+def test_the_rules_in_the_docs_are_rules() -> None:
+    page = Path("docs/AGENTS.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
+    (rules,) = [block for block in blocks if "fallback:" in block]
+    without_model = MINIMAL.replace("model: builtin-rules\n", "")
+    definition = parse_definition(without_model + rules, "helper.yaml")
+    assert definition.model_names == ("models/gpt", "models/local")
+    assert definition.confidence is not None
+    assert definition.confidence.min == 0.8

@@ -19,6 +19,7 @@ from remit.agent.fallback import (
     gives_up,
     is_better,
 )
+from remit.agent.forks import base_of
 from remit.agent.journal import Progress, fold
 from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -242,6 +243,18 @@ def test_the_text_of_the_kept_turn_is_the_answer() -> None:
     assert action.result == "perhaps"
     assert action.confidence is not None
     assert action.confidence.value == 0.6
+
+
+@given(ruled_histories())
+def test_a_fork_takes_over_the_turns_that_were_kept_and_pays_for_none(
+    history: tuple[Rules, list[run_pb2.RunEvent]],
+) -> None:
+    rules, events = history
+    source = fold(events, Progress(rules=rules))
+    base = base_of(source, len(source.turns))
+    assert [turn.text for turn in base.turns] == [turn.text for turn in source.turns]
+    assert base.tally.cost_nanos == base.tally.input_tokens == 0
+    assert sum(turn.model_calls for turn in base.turns) == 0
 
 
 def test_both_failing_without_a_canned_answer_is_the_first_ones_error() -> None:

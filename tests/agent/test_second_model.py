@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import duration_pb2
 from structlog.testing import capture_logs
 
+from remit.agent.entries import Entry
 from remit.api.agent.v1 import confidence_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import message_pb2
@@ -412,4 +413,43 @@ async def test_a_crash_before_the_first_ones_end_is_journalled_repeats_nothing(
     assert events[-1].ended.run.result == "There."
     assert len(fallbacks(events)) == 1
     assert list(world.inference.effects.performed.values()) == [1, 1]
+    assert events[-1].ended.run.cost_nanos == 2 * MODEL_COST_NANOS
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+async def test_a_crash_at_any_commit_asks_no_model_twice(
+    at: int,
+    careful: Start,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_committed: bool,
+) -> None:
+    world.inference.think = by_model(first=sure("perhaps", 0.5), second=sure("There.", 0.9))
+    first = await careful(running=False, lease_s=0.5, delta_interval_ms=5000)
+    append, reached, commits = first.parts.store.append, asyncio.Event(), 0
+
+    async def append_until(entry: Entry) -> None:
+        nonlocal commits
+        commits += 1
+        if commits < at or is_committed:
+            await append(entry)
+        if commits >= at:
+            reached.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(first.parts.store, "append", append_until)
+    first.start()
+    run = await first.client().create("Where?", agent="agents/careful")
+    await reached.wait()
+    await first.kill()
+    second = await careful(lease_s=0.5)
+    events = await second.client().watch(run.name)
+    assert events[-1].ended.run.result == "There."
+    assert world.inference.effects.performed == {
+        f"{run.name}/steps/1/model": 1,
+        f"{run.name}/steps/1/model/2": 1,
+    }
+    assert len(fallbacks(events)) == 1
     assert events[-1].ended.run.cost_nanos == 2 * MODEL_COST_NANOS
