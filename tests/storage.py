@@ -18,6 +18,24 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND n.nspname = 'public'
 """
 
+_UNREST: Final = """
+SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL
+    OR (outcome = 'SUCCEEDED' AND result_digest IS NULL)
+"""
+_GATES: Final = ("inference", "tools")
+
+
+async def at_rest(socket: str) -> bool:
+    """Whether every effect is closed and every result is in the journal of its run alone."""
+    for area in _GATES:
+        connection = await asyncpg.connect(host=socket, user="postgres", database=f"remit_{area}")
+        try:
+            if await connection.fetchval(_UNREST):
+                return False
+        finally:
+            await connection.close()
+    return True
+
 
 async def stored(socket: str) -> dict[str, int]:
     """Bytes of each table, `database.table`, of the server at a unix socket's folder."""

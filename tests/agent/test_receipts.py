@@ -177,7 +177,7 @@ async def test_what_waits_is_bounded_and_the_oldest_give_way() -> None:
     assert gate.told == [["claims/b", "claims/c"]]
 
 
-async def test_a_refused_claim_is_logged_and_not_told_again() -> None:
+async def test_refused_claims_are_logged_in_a_line_and_not_told_again() -> None:
     gate = Gate()
     refused = RemitError(reasons.ERROR_REASON_RESOURCE_NOT_FOUND, "no such claim").to_status()
     gate.results["claims/b"] = refused
@@ -186,6 +186,5 @@ async def test_a_refused_claim_is_logged_and_not_told_again() -> None:
         teller.add(["claims/a", "claims/b"])
         await teller.drain()
     assert gate.told == [["claims/a", "claims/b"]]
-    assert [(line["event"], line.get("claim")) for line in logs] == [
-        ("receipt_refused", "claims/b")
-    ]
+    (line,) = logs
+    assert (line["event"], line["count"], line["claim"]) == ("receipts_refused", 1, "claims/b")

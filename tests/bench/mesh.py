@@ -10,6 +10,7 @@ python -m tests.bench.mesh --against A --step "what"  the same, kept for the doc
 python -m tests.bench.mesh --against A --whole        measure all of both in turn: A becomes
                                                       the baseline of the docs
 python -m tests.bench.mesh --profile agent            where a service spends its time
+python -m tests.bench.mesh --storage                  what a run stores; kept for the docs
 python -m tests.bench.mesh --report                   write the docs again from the results
 """
 
@@ -21,7 +22,7 @@ import dataclasses
 import json
 import sys
 
-from tests.bench import compare, profiling, report
+from tests.bench import compare, profiling, report, storage
 from tests.bench.figures import BASELINE, LATEST
 from tests.bench.measure import QUICK, Effort, measure
 from tests.bench.trees import tree
@@ -32,6 +33,8 @@ def main() -> None:
     options = _options()
     if options.report:
         report.write()
+    elif options.storage:
+        _store(options)
     elif options.profile:
         profiling.profile(options.profile, options.revision, options.concurrent[-1])
     elif options.against and not options.whole:
@@ -58,6 +61,15 @@ def _measure(options: argparse.Namespace) -> None:
     report.write()
 
 
+def _store(options: argparse.Namespace) -> None:
+    """What a run stores."""
+    with tree(options.revision, options.overlay) as measured:
+        result = storage.measure(measured)
+    print(storage.shown(result))
+    storage.save(result)
+    report.write()
+
+
 def _compare(options: argparse.Namespace) -> None:
     """Whole runs on two trees in turn."""
     sides = compare.Sides(options.against, options.revision, options.overlay)
@@ -76,6 +88,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="measure little, and write nothing")
     add("--report", action="store_true", help="measure nothing")
+    add("--storage", action="store_true", help="measure what a run stores, and nothing else")
     add("--against", metavar="A", help="the revision before")
     add("--revision", metavar="B", help="the revision after; the working tree if not given")
     add("--overlay", nargs="+", default=[], help="paths of the working tree that replace B's")

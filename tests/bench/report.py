@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import tables
+from tests.bench import storage, tables
 from tests.bench.figures import BASELINE, LATEST, STEPS, Result, rounded
 from tests.bench.stats import UNLIKELY, Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import REPOSITORY
@@ -55,6 +55,7 @@ def rendered(document: str, before: Result, after: Result) -> str:
     blocks = {name: render(after) for name, render in _OF_ONE.items()}
     blocks["before-after"] = tables.before_and_after(before, after)
     blocks["steps"] = steps(load_steps())
+    blocks["storage"] = storage.shown(storage.load())
     return replaced(document, blocks)
 
 

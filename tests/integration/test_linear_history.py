@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 import pytest
 from starlette.responses import Response
 
@@ -23,7 +22,7 @@ from remit.api.agent.v1 import run_pb2
 from tests.inference.openai_server import OpenAIServer, call_delta, chunks, delta, running, usage
 from tests.integration.clients import a_run, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
-from tests.storage import grown, stored
+from tests.storage import at_rest, grown, stored
 from tests.waiting import eventually
 
 CALLS: Final = 100
@@ -32,7 +31,6 @@ BYTES_PER_TOKEN: Final = 4
 MOST_TIMES: Final = 3.0
 MOST_TIMES_NOISE: Final = 3.5
 DOCS: Final = Path(__file__).parents[2] / "docs"
-GATES: Final = ("inference", "tools")
 
 AGENT: Final = f"""
 name: historian
@@ -145,7 +143,7 @@ async def test_a_long_conversation_is_stored_less_than_three_times(
             run = result_of(events)
             assert run.state == run_pb2.RUN_STATE_SUCCEEDED, run.error
             assert run.usage.calls == 2 * CALLS - 1
-            await eventually(lambda: _at_rest(mesh), 60)
+            await eventually(lambda: at_rest(_socket(mesh)), 60)
             added = grown(before, await stored(_socket(mesh)))
     size = provider.size_bytes
     assert size >= total
@@ -160,26 +158,8 @@ async def _before(mesh: RunningMesh) -> dict[str, int]:
     """What is stored before: the first row of a table brings its first pages."""
     first = result_of(await followed(mesh.address, mesh.api_key, a_run()))
     assert first.state == run_pb2.RUN_STATE_SUCCEEDED, first.error
-    await eventually(lambda: _at_rest(mesh), 60)
+    await eventually(lambda: at_rest(_socket(mesh)), 60)
     return await stored(_socket(mesh))
-
-
-async def _at_rest(mesh: RunningMesh) -> bool:
-    """Whether every effect is closed and every result is in its journal alone."""
-    query = (
-        "SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL"
-        " OR (outcome = 'SUCCEEDED' AND result_digest IS NULL)"
-    )
-    for area in GATES:
-        connection = await asyncpg.connect(
-            host=_socket(mesh), user="postgres", database=f"remit_{area}"
-        )
-        try:
-            if await connection.fetchval(query):
-                return False
-        finally:
-            await connection.close()
-    return True
 
 
 def _environment(folder: Path, server: OpenAIServer, files: Sequence[str]) -> dict[str, str]:

@@ -173,7 +173,13 @@ class _Teller:
             return
 
     def _report(self, claims: Sequence[str], results: Sequence[status_pb2.Status]) -> None:
-        for claim, result in zip(claims, results, strict=False):
-            if result.code:
-                reason = RemitError.from_status(result).reason_name
-                log.warning("receipt_refused", area=self._area, claim=claim, reason=reason)
+        refused = [pair for pair in zip(claims, results, strict=False) if pair[1].code]
+        if refused:
+            claim, result = refused[0]
+            log.warning(
+                "receipts_refused",
+                area=self._area,
+                count=len(refused),
+                claim=claim,
+                reason=RemitError.from_status(result).reason_name,
+            )
