@@ -10,8 +10,14 @@ import pytest
 from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import message_pb2
-from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
+from remit.api.inference.v1.inference_service_pb2 import (
+    AcknowledgeResultsRequest,
+    GenerateTextRequest,
+    GenerateTextResponse,
+)
+from remit.api.options.v1 import options_pb2
 from remit.inference.engine import arguments_json, upper_bound
+from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
 from tests.effects.world import World
 from tests.inference.openai_server import (
@@ -25,7 +31,7 @@ from tests.inference.openai_server import (
     stalls_after,
     usage,
 )
-from tests.inference.service_world import InferenceWorld, a_prompt
+from tests.inference.service_world import InferenceWorld, a_prompt, a_run, token_of
 from tests.waiting import eventually
 
 
@@ -117,6 +123,25 @@ async def test_the_same_key_returns_the_recorded_turn_by_either_rpc(
     assert first.message == again.message == last.response.message
     assert first.claim == again.claim == last.response.claim
     assert len(provider.requests) == 1
+
+
+async def test_a_turn_that_a_journal_holds_is_kept_no_more(inference: InferenceWorld) -> None:
+    agent = inference.stub(options_pb2.CALLER_AGENT)
+    request = a_prompt(model="builtin-rules")
+    with remit_token(token_of(run=a_run(), models=("models/builtin-rules",))):
+        turn = await agent.GenerateText(request)
+        results = (await agent.AcknowledgeResults(_recorded(turn))).results
+        assert [result.code for result in results] == [0]
+        with pytest.raises(RemitError) as gone:
+            await agent.GenerateText(request)
+    assert gone.value.reason == error_reason_pb2.ERROR_REASON_RESULT_NOT_KEPT
+    with pytest.raises(RemitError) as refused:
+        await inference.stub().AcknowledgeResults(_recorded(turn))
+    assert refused.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
+
+
+def _recorded(turn: GenerateTextResponse) -> AcknowledgeResultsRequest:
+    return AcknowledgeResultsRequest(claims=[turn.claim])
 
 
 async def test_the_same_key_with_another_body_is_refused(inference: InferenceWorld) -> None:

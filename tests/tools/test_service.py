@@ -13,6 +13,7 @@ from remit.api.audit.v1 import event_pb2
 from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
+from remit.api.tools.v1 import tool_service_pb2
 from remit.rpc.errors import RemitError
 from remit.tools.arguments import plain_struct
 from remit.tools.settings import ToolsSettings
@@ -188,6 +189,21 @@ async def test_a_run_calls_the_tools_of_its_remit_alone(tools: ToolsWorld, world
     assert error.reason == error_reason_pb2.ERROR_REASON_TOOL_NOT_FOUND
     assert "did you mean" not in error.message
     assert len(world.holds) == 1
+
+
+async def test_a_run_says_what_its_journal_holds_and_a_client_may_not(tools: ToolsWorld) -> None:
+    token, agent = token_of(run=a_run(), tools=("tools/clock",)), options_pb2.CALLER_AGENT
+    run = await tools.call("tools/clock", {}, token=token, caller=agent)
+    client = await tools.call("tools/clock", {})
+    request = tool_service_pb2.AcknowledgeResultsRequest(claims=[run.claim, client.claim])
+    error = await error_of(lambda: tools.stub().AcknowledgeResults(request))
+    assert error.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
+    response = await tools.stub(agent).AcknowledgeResults(request)
+    own, foreign = (RemitError.from_status(result).reason_name for result in response.results)
+    assert (response.results[0].code, foreign) == (0, "RESOURCE_NOT_FOUND"), own
+    error = await error_of(lambda: tools.call("tools/clock", {}, token=token, caller=agent))
+    assert error.reason == error_reason_pb2.ERROR_REASON_RESULT_NOT_KEPT
+    assert (await tools.call("tools/clock", {})).result == client.result
 
 
 async def test_a_denied_call_runs_nothing(tools: ToolsWorld, world: World, runs: Path) -> None:
