@@ -58,11 +58,17 @@ class Step:
         name = f"{self.module.removeprefix('remit.')}.{self.function}"
         return [f"{name}({kind})" for kind in self.kinds] if self.kinds else [name]
 
+    def place(self) -> tuple[Any, str]:
+        """The module or class that has the function, and its name there."""
+        *path, name = self.function.split(".")
+        return functools.reduce(getattr, path, importlib.import_module(self.module)), name
+
 
 _GATE = (
     Step("remit.effects.store", "ClaimStore.begin"),
     Step("remit.effects.store", "ClaimStore.change", _change, ("start", "finish", "close")),
     Step("remit.effects.store", "ClaimStore.lapse"),
+    Step("remit.effects.store", "ClaimStore.acknowledge"),
     Step("remit.effects.permits", "PermitSource.ask"),
     Step("remit.effects.permits", "PermitSource._check"),
     Step("remit.effects.permits", "PermitSource._reserve"),
@@ -87,6 +93,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.agent.calls", "ToolCalls._attempt"),
         Step("remit.agent.household", "Household.name"),
         Step("remit.agent.household", "Household.tend"),
+        Step("remit.agent.receipts", "Receipts.committed"),
+        Step("remit.agent.receipts", "Receipts.adopted"),
     ),
     "inference": (*_GATE, Step("remit.inference.openai_engine", "OpenAIEngine.generate")),
     "tools": (
@@ -155,10 +163,7 @@ class Executioner:
 
     def stand_at(self, step: Step) -> None:
         """Puts the points of a step around its function."""
-        *path, name = step.function.split(".")
-        owner: Any = importlib.import_module(step.module)
-        for part in path:
-            owner = getattr(owner, part)
+        owner, name = step.place()
         setattr(owner, name, self._guarded(step, getattr(owner, name)))
 
     def _guarded(self, step: Step, function: Any) -> Any:
