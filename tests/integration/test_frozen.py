@@ -41,6 +41,10 @@ ADOPTED_WITHIN_S = LEASE_S + CLAIM_POLL_S
 """The bound: a lease that was renewed just before the death, and one look of those who are left."""
 BUSY_S = 4.0
 """What a loaded machine may add to it."""
+_ATTEMPTS = """
+    SELECT (to_jsonb(a) - '{result,result_digest,update_time}'::text[])::text
+    FROM effect_attempts a ORDER BY claim, attempt
+"""
 BEFORE_A_TOOL = Kill("", "agent", "agent.calls.ToolCalls._attempt before", 3)
 
 
@@ -115,17 +119,16 @@ async def _works_on_nothing(world: StormWorld, replica: int) -> bool:
 
 
 async def _everything(world: StormWorld) -> list[object]:
-    """Every journal, every fence, every attempt, every mail and every file."""
-    tables = [
-        ("remit_agent", "run_events"),
-        ("remit_agent", "runs"),
-        ("remit_policy", "run_fences"),
-    ]
-    tables += [(database, "effect_attempts") for database in EFFECT_DATABASES]
+    """Every journal, every fence, every attempt, every mail and every file.
+
+    Of an attempt without its result: that goes when the journal is known to hold it.
+    """
+    whole = [("remit_agent", "run_events"), ("remit_agent", "runs"), ("remit_policy", "run_fences")]
     stored = [
         await rows(world.mesh, database, f"SELECT t::text AS row FROM {table} t ORDER BY row")  # noqa: S608
-        for database, table in tables
+        for database, table in whole
     ]
+    stored += [await rows(world.mesh, database, _ATTEMPTS) for database in EFFECT_DATABASES]
     return [*stored, world.mails(), world.written]
 
 
