@@ -34,6 +34,7 @@ def test_every_value_reaches_the_request() -> None:
         limits=Limits(3, timedelta(minutes=2), 50_000),
         priority=2,
         schedule_time=start,
+        webhook="https://example.com/ended",
         conversation="0198",
         request_id="r1",
     )
@@ -45,6 +46,7 @@ def test_every_value_reaches_the_request() -> None:
         priority=2,
         request_id="r1",
         conversation="conversations/0198",
+        webhook="https://example.com/ended",
     )
     wanted.limits.max_duration.FromSeconds(120)
     wanted.schedule_time.FromDatetime(start)

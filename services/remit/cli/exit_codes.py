@@ -51,6 +51,7 @@ MEANINGS: Final = (
             "PROVIDER_FAILED",
             "INTERNAL",
             "METHOD_UNKNOWN",
+            "RESULT_NOT_KEPT",
         ),
     ),
     Meaning(USAGE, "the command line is wrong"),

@@ -49,6 +49,8 @@ class NewRun:
     """When it may start, with a time zone; None: at once."""
     conversation: str = ""
     """The conversation that it continues, with or without `conversations/`; empty: none."""
+    webhook: str = ""
+    """https URL that is told when the run ends."""
     request_id: str = field(default_factory=new_request_id)
     """Names this request: the same id and body get the same run."""
 
