@@ -49,16 +49,26 @@ OF_UNIT_PRICES = {"ListUnitPrice", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuP
 """Conditional: present where unit prices are published."""
 OF_MEASURED_USAGE = {"ConsumedQuantity", "ConsumedUnit"}
 OF_SUB_ACCOUNTS = {"SubAccountId", "SubAccountName"}
+OF_PRICES_AND_BILLS = {
+    "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyEffectiveCost",
+    "PricingCurrencyListUnitPrice",
+}
+"""May be present where prices and bills have one currency."""
 RECOMMENDED = {"ChargeFrequency", "InvoiceId", "ServiceSubcategory"}
 MAY_BE_NULL = {
     "BillingAccountName",
     "ChargeClass",
+    "CommitmentDiscountStatus",
     "ConsumedQuantity",
     "ConsumedUnit",
     "ContractedUnitPrice",
     "InvoiceId",
     "ListUnitPrice",
     "PricingCategory",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyListUnitPrice",
     "PricingQuantity",
     "PricingUnit",
     "SkuId",
@@ -95,19 +105,29 @@ ALLOWED = {
         "Other (AI and Machine Learning)",
     },
     "BillingCurrency": {"USD"},
+    "CommitmentDiscountStatus": {""},
+    "PricingCurrency": {"USD"},
     "PricingUnit": {"", "1000000 Tokens", "Requests"},
     "ConsumedUnit": {"", "Tokens", "Requests"},
 }
-COSTS = ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")
+COSTS = (
+    "BilledCost",
+    "ContractedCost",
+    "EffectiveCost",
+    "ListCost",
+    "PricingCurrencyEffectiveCost",
+)
 NUMBERS = (
     *COSTS,
     "ConsumedQuantity",
     "ContractedUnitPrice",
     "ListUnitPrice",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyListUnitPrice",
     "PricingQuantity",
 )
 TIMES = ("BillingPeriodStart", "BillingPeriodEnd", "ChargePeriodStart", "ChargePeriodEnd")
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*[1-9])?")
+NUMBER = re.compile(r"-?[0-9]+\.([0-9]*[1-9]|0)")
 VERSION = "a" * 64
 
 RATES = st.integers(0, 10**12)
@@ -199,7 +219,7 @@ def test_quantity_times_unit_price_is_the_cost_exactly(made: tuple[Charge, int])
         assert quantity * Fraction(row["ListUnitPrice"]) == Fraction(row["ListCost"])
         assert quantity * Fraction(row["ContractedUnitPrice"]) == Fraction(row["ContractedCost"])
         unit = 1_000_000 if row["PricingUnit"] == "1000000 Tokens" else 1
-        assert quantity * unit == int(row["ConsumedQuantity"])
+        assert quantity * unit == Fraction(row["ConsumedQuantity"])
 
 
 @given(charges())
@@ -260,7 +280,8 @@ def test_every_column_that_is_asked_for_is_there_once_and_ours_come_last() -> No
     required = MANDATORY | OF_UNIT_PRICES | OF_MEASURED_USAGE | OF_SUB_ACCOUNTS | RECOMMENDED
     assert required <= set(COLUMNS)
     assert len(set(COLUMNS)) == len(COLUMNS)
-    known = required | {"ContractedUnitPrice", "PricingCategory"}
+    may_be = {"CommitmentDiscountStatus", "ContractedUnitPrice", "PricingCategory"}
+    known = required | may_be | OF_PRICES_AND_BILLS
     own = [column for column in COLUMNS if column not in known]
     assert all(re.fullmatch(r"x_[A-Z][A-Za-z]+", column) for column in own)
     assert list(COLUMNS) == sorted(known) + sorted(own)
@@ -293,7 +314,7 @@ def test_a_charge_in_full() -> None:
         "ChargeFrequency": "Usage-Based",
         "ChargePeriodEnd": "2028-03-01T00:00:00Z",
         "ChargePeriodStart": "2028-02-29T00:00:00Z",
-        "ConsumedQuantity": "7",
+        "ConsumedQuantity": "7.0",
         "ConsumedUnit": "Tokens",
         "ContractedCost": "0.000000350000007",
         "ContractedUnitPrice": "0.050000001",
@@ -302,6 +323,10 @@ def test_a_charge_in_full() -> None:
         "ListCost": "0.000000350000007",
         "ListUnitPrice": "0.050000001",
         "PricingCategory": "Standard",
+        "PricingCurrency": "USD",
+        "PricingCurrencyContractedUnitPrice": "0.050000001",
+        "PricingCurrencyEffectiveCost": "0.000000350000007",
+        "PricingCurrencyListUnitPrice": "0.050000001",
         "PricingQuantity": "0.000007",
         "PricingUnit": "1000000 Tokens",
         "ProviderName": "Remit",
@@ -342,20 +367,20 @@ def test_an_unknown_price_is_told_as_unknown() -> None:
     assert row["ChargeDescription"] == (
         "Calls of tools/abacus at a price that is not known and passes for nothing"
     )
-    assert (row["BilledCost"], row["x_PriceSource"]) == ("0", "unlisted")
+    assert (row["BilledCost"], row["x_PriceSource"]) == ("0.0", "unlisted")
 
 
 @given(st.integers(-(2**127), 2**127), st.integers(0, 20))
 def test_decimals_are_exact(units: int, decimals: int) -> None:
     text = decimal_text(units, decimals)
 
-    assert NUMBER.fullmatch(text) or text == "0"
+    assert NUMBER.fullmatch(text)
     assert Fraction(text) == Fraction(units, 10**decimals)
 
 
 @pytest.mark.parametrize(
     ("units", "decimals", "text"),
-    [(0, 9, "0"), (-1, 9, "-0.000000001"), (10, 1, "1"), (-15, 1, "-1.5"), (7, 0, "7")],
+    [(0, 9, "0.0"), (-1, 9, "-0.000000001"), (10, 1, "1.0"), (-15, 1, "-1.5"), (7, 0, "7.0")],
 )
-def test_decimals_have_no_zeros_at_their_end(units: int, decimals: int, text: str) -> None:
+def test_decimals_have_a_point_and_no_needless_zeros(units: int, decimals: int, text: str) -> None:
     assert decimal_text(units, decimals) == text

@@ -36,6 +36,8 @@ COLUMNS: Final = (
     "ChargeFrequency",
     "ChargePeriodEnd",
     "ChargePeriodStart",
+    # Always null; the specification's own validator needs it for a look at ConsumedQuantity.
+    "CommitmentDiscountStatus",
     "ConsumedQuantity",
     "ConsumedUnit",
     "ContractedCost",
@@ -46,6 +48,10 @@ COLUMNS: Final = (
     "ListCost",
     "ListUnitPrice",
     "PricingCategory",
+    "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyEffectiveCost",
+    "PricingCurrencyListUnitPrice",
     "PricingQuantity",
     "PricingUnit",
     "ProviderName",
@@ -73,6 +79,19 @@ _PROVIDER: Final = "Remit"
 _NANO_DECIMALS: Final = 9
 _COST_DECIMALS: Final = 15
 _COSTS_PER_NANO: Final = 10 ** (_COST_DECIMALS - _NANO_DECIMALS)
+_COSTS: Final = (
+    "BilledCost",
+    "ContractedCost",
+    "EffectiveCost",
+    "ListCost",
+    "PricingCurrencyEffectiveCost",
+)
+_UNIT_PRICES: Final = (
+    "ContractedUnitPrice",
+    "ListUnitPrice",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyListUnitPrice",
+)
 _MODELS: Final = {
     "ServiceCategory": "AI and Machine Learning",
     "ServiceName": "Remit Models",
@@ -150,10 +169,13 @@ def rows_of(charge: Charge) -> Iterator[Row]:
 
 
 def decimal_text(units: int, decimals: int) -> str:
-    """`units * 10**-decimals`, exactly, without zeros at its end."""
+    """`units * 10**-decimals`, exactly, with no more than one zero at its end.
+
+    It has a decimal point always: loaders that look at the values take the column for what it is.
+    """
     whole, rest = divmod(abs(units), 10**decimals)
-    digits = str(rest).zfill(decimals).rstrip("0") if rest else ""
-    return f"{'-' if units < 0 else ''}{whole}{'.' if digits else ''}{digits}"
+    digits = f"{rest:0{decimals}}".rstrip("0") if rest else ""
+    return f"{'-' if units < 0 else ''}{whole}.{digits or '0'}"
 
 
 def _cost(meter: _Meter, charge: Charge) -> int:
@@ -180,6 +202,7 @@ def _common(charge: Charge) -> dict[str, str]:
     return {
         "BillingAccountId": org,
         "BillingCurrency": "USD",
+        "PricingCurrency": "USD",
         "BillingPeriodStart": _midnight(month),
         "BillingPeriodEnd": _midnight((month + timedelta(days=31)).replace(day=1)),
         "ChargePeriodStart": _midnight(day),
@@ -210,10 +233,9 @@ def _usage_row(meter: _Meter, charge: Charge) -> dict[str, str]:
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{meter.label} of {charge.item} at {price}",
         **_costs(_cost(meter, charge)),
-        "ConsumedQuantity": str(quantity),
+        "ConsumedQuantity": decimal_text(quantity, 0),
         "ConsumedUnit": meter.consumed_unit,
-        "ContractedUnitPrice": unit_price,
-        "ListUnitPrice": unit_price,
+        **dict.fromkeys(_UNIT_PRICES, unit_price),
         "PricingCategory": "Standard",
         "PricingQuantity": decimal_text(quantity, meter.decimals),
         "PricingUnit": meter.pricing_unit,
@@ -230,7 +252,7 @@ def _adjustment_row(description: str, cost: int) -> dict[str, str]:
 def _costs(cost: int) -> dict[str, str]:
     """There are no discounts and nothing is paid ahead, so that all costs are one."""
     text = decimal_text(cost, _COST_DECIMALS)
-    return dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), text)
+    return dict.fromkeys(_COSTS, text)
 
 
 def _midnight(day: date) -> str:
