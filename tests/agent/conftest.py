@@ -150,6 +150,14 @@ class Client:
         )
         return response.run
 
+    async def replay(
+        self, name: str, overrides: agent_service_pb2.RunOverrides | None = None
+    ) -> agent_service_pb2.ReplayRunResponse:
+        return await self.runs.ReplayRun(
+            agent_service_pb2.ReplayRunRequest(name=name, overrides=overrides),
+            metadata=self.metadata,
+        )
+
 
 def request(task: str = "What is 17 * 23?", **more: Any) -> agent_service_pb2.CreateRunRequest:
     facts = {"agent": "agents/assistant", "request_id": SystemIds().uuid7()} | more

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2
 from hypothesis import strategies as st
 
 from remit.agent.confidence import ConfidenceRule
+from remit.agent.conversation import Offer, model_request, request_digest
 from remit.agent.decisions import (
     AskModel,
     AwaitSubRuns,
@@ -19,9 +20,10 @@ from remit.agent.decisions import (
     Rest,
     next_action,
 )
+from remit.agent.definitions import AgentDefinition, OnDoubt
 from remit.agent.fallback import FallbackRule, Rules
 from remit.agent.journal import Progress, ToolCall
-from remit.agent.logbook import USING_TOOLS, Draft
+from remit.agent.logbook import ANSWERING, THINKING, USING_TOOLS, Draft
 from remit.agent.sub_runs import ended_call
 from remit.agent.turn_ends import add_end
 from remit.api.agent.v1 import confidence_pb2, run_pb2
@@ -35,6 +37,24 @@ SUB_RUN = "runs/01981a2b-3c4d-7e5f-8a9b-0c1d2e3f4a5c"
 MODEL = "models/m"
 SECOND = "models/n"
 RULES = Rules(FallbackRule(model="n", canned_answer="Nobody knows."), ConfidenceRule())
+DEFINITION = AgentDefinition(
+    name="a",
+    display_name="A",
+    description="Plays.",
+    instructions="Play.",
+    model="m",
+    tools=("t",),
+    agents=("b",),
+    on_doubt=OnDoubt.RETRY_IDEMPOTENT,
+)
+OFFER = Offer((tool_pb2.Tool(name="tools/t", idempotent=True),))
+
+
+def definition_of(rules: Rules) -> AgentDefinition:
+    """The agent that is played, with rules."""
+    return DEFINITION.model_copy(
+        update={"fallback": rules.fallback, "confidence": rules.confidence}
+    )
 
 
 class FixedClock:
@@ -126,8 +146,12 @@ class Player:
     def _ask(self, action: AskModel) -> None:
         model = self.draft.progress.second_model(action.step) or MODEL
         if not action.is_journalled:
+            self.draft.enter(THINKING)
             self.draft.add(run_pb2.ModelCallStarted(step=action.step, model=model))
+        definition = definition_of(self.draft.progress.rules)
+        asked = model_request(self.draft.progress, definition, OFFER, action.step)
         for text in self._draw(st.lists(st.text(max_size=5), max_size=3)):
+            self.draft.enter(ANSWERING)
             self.draft.add(run_pb2.TextDelta(step=action.step, text=text))
         calls = self._draw(st.integers(min_value=0, max_value=3))
         ended = run_pb2.ModelCallEnded(
@@ -138,6 +162,7 @@ class Player:
             cost_nanos=5,
             claim="claims/x",
             intent_leaf_index=self.draft.progress.sequence,
+            request_digest=request_digest(asked),
         )
         if self._draw(st.integers(min_value=0, max_value=9)) == 0:
             ended.tool_calls = calls = 0
@@ -213,9 +238,11 @@ def histories(draw: st.DrawFn) -> list[run_pb2.RunEvent]:
 
 
 @st.composite
-def ruled_histories(draw: st.DrawFn) -> tuple[Rules, list[run_pb2.RunEvent]]:
+def ruled_histories(
+    draw: st.DrawFn, of: Sequence[Rules] = (Rules(), RULES, Rules(FallbackRule(model="n")))
+) -> tuple[Rules, list[run_pb2.RunEvent]]:
     """The same, and the rules of its agent."""
-    rules = draw(st.sampled_from([Rules(), RULES, Rules(FallbackRule(model="n"))]))
+    rules = draw(st.sampled_from(of))
     player = Player(draw, begin(draw(st.integers(min_value=1, max_value=4)), rules))
     player.play()
     return rules, player.draft.events

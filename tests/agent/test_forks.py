@@ -21,7 +21,7 @@ from remit.agent.forks import (
     check_goes_on,
     check_overrides,
     differences,
-    limits_of,
+    overridden,
     request_of,
 )
 from remit.agent.journal import Progress, Turn, fold
@@ -29,7 +29,7 @@ from remit.agent.summary import run_of
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.rpc.errors import RemitError
-from tests.agent.histories import RUN, begin, histories, struct
+from tests.agent.histories import RUN, FixedClock, begin, histories, struct
 
 ASSISTANT = load_catalog(None).get("agents/assistant")
 OFFER = Offer(())
@@ -205,17 +205,15 @@ def test_overrides_are_named_and_the_rest_stays_as_it_was() -> None:
     request = request_of(source, ASSISTANT, overrides, "r1")
     assert (request.task, dict(request.context), request.priority) == ("t", {}, 4)
     assert not request.limits.HasField("max_cost_nanos"), "the agent's own follows the agent"
-    resolved = limits_of(request, ASSISTANT)
+    resolved = overridden(source, ASSISTANT, ASSISTANT, overrides, FixedClock().now()).limits
     assert (resolved.max_steps, resolved.max_duration.ToNanoseconds()) == (3, 5)
     fork = run_pb2.Run(
         task=request.task, context=request.context, limits=resolved, priority=request.priority
     )
     assert differences(source, fork) == ["context", "limits.max_duration"]
-    request.limits.max_steps = 99
-    with pytest.raises(
-        RemitError, match=r"overrides.limits.max_steps: must not be above"
-    ) as caught:
-        limits_of(request, ASSISTANT)
+    overrides.limits.max_steps = 99
+    with pytest.raises(RemitError, match=r"max_steps: must not be above") as caught:
+        overridden(source, ASSISTANT, ASSISTANT, overrides, FixedClock().now())
     assert caught.value.violations[0].field == "overrides.limits.max_steps"
 
 

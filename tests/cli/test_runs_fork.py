@@ -93,3 +93,42 @@ def test_where_a_fork_took_over_in_words() -> None:
     taken = run_pb2.RunFork(run=RUN, sequence=12, turns=2, overrides=["context", "task"])
     words = f"{RUN} at event 12, 2 steps taken over; other: context, task"
     assert origin(run_pb2.Run(fork=taken)) == words
+
+
+def replayed(**more: Any) -> agent_service_pb2.ReplayRunResponse:
+    return agent_service_pb2.ReplayRunResponse(
+        last_sequence=14, requests_compared=2, agent_version="ab" * 32, **more
+    )
+
+
+def test_a_replay_without_a_difference(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["ReplayRun"] = lambda _: replayed(requests_unrecorded=1)
+    outcome = remit("runs", "replay", RUN_ID)
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "14 events, 2 model requests compared, version abababababab",
+        "1 model turns are from before it was recorded what was asked",
+        "no difference",
+    ]
+    (request,) = edge.requests("ReplayRun")
+    assert (request.name, request.overrides) == (RUN, agent_service_pb2.RunOverrides())
+
+
+def test_a_replay_names_the_first_difference(remit: Remit, edge: EdgeServer) -> None:
+    where = agent_service_pb2.Divergence(
+        sequence=7, step=1, field="request.messages[0].text", recorded="Old.", replayed="New."
+    )
+    edge.answers["ReplayRun"] = lambda _: replayed(divergence=where)
+    options = ("--current", "--task", "Other.", "--max-steps", "3")
+    outcome = remit("runs", "replay", RUN_ID, *options)
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[1:] == [
+        "event 7, step 1 differs: request.messages[0].text",
+        "  recorded  Old.",
+        "  replayed  New.",
+    ]
+    asked = edge.requests("ReplayRun")[0].overrides
+    assert (asked.agent_version, asked.task, asked.limits.max_steps) == ("current", "Other.", 3)
+    outcome = remit("runs", "replay", RUN_ID, "--json")
+    assert outcome.documents[0]["divergence"]["sequence"] == 7
+    assert outcome.code == 1

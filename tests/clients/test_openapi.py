@@ -61,6 +61,7 @@ CHANGES = {
     f"{AGENTS}/PauseRun",
     f"{AGENTS}/ResumeRun",
     f"{AGENTS}/ForkRun",
+    f"{AGENTS}/ReplayRun",
     f"{COST}/SetBudget",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
@@ -224,6 +225,19 @@ async def test_a_run_is_forked(rest: Rest) -> None:
     refused = await rest(f"{AGENTS}/ForkRun", name, body={"fromSequence": "0", "requestId": "x"})
     content = fits(f"{AGENTS}/ForkRun", refused)
     assert (refused.status, content["details"][0]["reason"]) == (400, "INVALID_REQUEST")
+
+
+async def test_a_run_is_replayed(rest: Rest) -> None:
+    source = messages(f"{AGENTS}/StreamRun", await a_file(rest))[-1]["event"]["ended"]["run"]
+    name = {"run": source["name"].removeprefix("runs/")}
+    method = f"{AGENTS}/ReplayRun"
+    content = fits(method, await rest(method, name, body={}))
+    assert (content["lastSequence"], content["requestsCompared"]) == (source["lastSequence"], 2)
+    assert not content.get("divergence")
+    other = {"overrides": {"task": "Write the file b.md with the text bye"}}
+    found = fits(method, await rest(method, name, body=other))["divergence"]
+    assert found["field"] == "request.messages[1].text"
+    assert (found["recorded"], found["replayed"]) == (source["task"], other["overrides"]["task"])
 
 
 async def test_a_run_is_cancelled(rest: Rest) -> None:

@@ -86,6 +86,14 @@ def model_request(
     )
 
 
+def request_digest(request: inference_service_pb2.GenerateTextRequest) -> bytes:
+    """SHA-256 of what a model is asked, whichever run asks it: of the request without its id."""
+    asked = inference_service_pb2.GenerateTextRequest()
+    asked.CopyFrom(request)
+    asked.ClearField("request_id")
+    return hashlib.sha256(asked.SerializeToString(deterministic=True)).digest()
+
+
 def messages(
     progress: Progress, definition: AgentDefinition, history: Sequence[Exchange] = ()
 ) -> list[message_pb2.Message]:

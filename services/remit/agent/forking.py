@@ -26,16 +26,14 @@ from remit.agent.forks import (
     check_last_step_failed,
     check_overrides,
     differences,
-    limits_of,
-    request_of,
-    within_overrides,
+    overridden,
 )
 from remit.agent.metrics import refusals_counted
 from remit.agent.offers import unpinned
 from remit.agent.reading import DefinitionStore, StoredRun
 from remit.agent.run_remit import IssuedRemit
 from remit.agent.standing import Standing, Stretch
-from remit.agent.validation import check_create, check_request_id
+from remit.agent.validation import check_request_id
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.errors import Violation, invalid_request
@@ -157,9 +155,7 @@ class Forker:
         """The fork as it is accepted. Raises INVALID_REQUEST, SUSPICIOUS_INPUT."""
         creator, now = self.creator, self.creator.clock.now()
         own = await self.definitions.get(source.agent_version)
-        asked = request_of(source, own, request.overrides, request.request_id)
-        with within_overrides():
-            check_create(asked, now)
+        asked = overridden(source, own, definition, request.overrides, now)
         run = run_pb2.Run(
             name=names.run_name(creator.ids.uuid7()),
             agent=definition.full_name,
@@ -168,7 +164,7 @@ class Forker:
             task=asked.task,
             context=asked.context,
             state=run_pb2.RUN_STATE_QUEUED,
-            limits=limits_of(asked, definition),
+            limits=asked.limits,
             last_sequence=1,
             priority=asked.priority,
             previous_run=source.previous_run,

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from remit.agent.decisions import End, next_action
 from remit.agent.definitions import AgentDefinition
 from remit.agent.journal import Progress, Tally, ToolCall, Turn, header_of
-from remit.agent.validation import resolve_limits
+from remit.agent.validation import check_create, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -26,6 +27,8 @@ MAX_CHAIN: Final = 16
 CURRENT: Final = "current"
 """Value of `agent_version` in overrides that takes the definition as it is now."""
 
+_UNNAMED: Final = "r"
+"""Stands for the request id where only what is asked for is checked."""
 _LIMITS: Final = tuple(run_pb2.RunLimits.DESCRIPTOR.fields_by_name)
 
 
@@ -118,12 +121,30 @@ def request_of(
     )
 
 
-def limits_of(
-    request: agent_service_pb2.CreateRunRequest, definition: AgentDefinition
-) -> run_pb2.RunLimits:
-    """The fork's limits. Raises INVALID_REQUEST about the overrides."""
+def overridden(
+    source: run_pb2.Run,
+    own: AgentDefinition,
+    definition: AgentDefinition,
+    overrides: agent_service_pb2.RunOverrides,
+    now: datetime,
+) -> run_pb2.Run:
+    """The source as it would be accepted with its overrides, under a definition.
+
+    `own` is the source's. Raises INVALID_REQUEST or SUSPICIOUS_INPUT about the overrides.
+    """
+    asked = request_of(source, own, overrides, _UNNAMED)
     with within_overrides():
-        return resolve_limits(request.limits, definition)
+        check_create(asked, now)
+        limits = resolve_limits(asked.limits, definition)
+    run = run_pb2.Run()
+    run.CopyFrom(source)
+    run.agent_version = definition.version
+    run.task = asked.task
+    run.context.clear()
+    run.context.update(asked.context)
+    run.limits.CopyFrom(limits)
+    run.priority = asked.priority
+    return run
 
 
 @contextlib.contextmanager

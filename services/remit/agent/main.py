@@ -26,6 +26,7 @@ from remit.agent.pausing import Pauser
 from remit.agent.pool import RunPool
 from remit.agent.reading import DefinitionStore, RunReader
 from remit.agent.receipts import Receipts
+from remit.agent.replaying import Replayer
 from remit.agent.run_remit import RemitDesk
 from remit.agent.sender import WebhookSender
 from remit.agent.service import AgentService
@@ -164,8 +165,11 @@ async def open_parts(
         settings,
         ids,
     )
+    replayer = Replayer(
+        reader, books.standing, definitions, catalog, clock, settings.max_doubt_attempts
+    )
     return AgentParts(
-        runs=AgentService(creator, canceller, pauser, forker, reader, feed),
+        runs=AgentService(creator, canceller, pauser, forker, replayer, reader, feed),
         conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,

@@ -19,6 +19,7 @@ from remit.agent.forking import Forker
 from remit.agent.journal import TERMINAL
 from remit.agent.pausing import Pauser
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
+from remit.agent.replaying import Replayer
 from remit.agent.validation import check_name, check_request_id
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -44,6 +45,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     canceller: Canceller
     pauser: Pauser
     forker: Forker
+    replayer: Replayer
     reader: RunReader
     feed: Feed
 
@@ -166,6 +168,15 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         )
         run = created.run or (await self.reader.run(created.name)).run
         return agent_service_pb2.ForkRunResponse(run=run)
+
+    async def ReplayRun(
+        self,
+        request: agent_service_pb2.ReplayRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ReplayRunResponse:
+        """Compares a run with what it would be now."""
+        await self._visible(request.name, "name")
+        return await self.replayer.replay(request)
 
     async def GetArtifact(
         self,

@@ -43,9 +43,20 @@ class Standing:
         """A run's journal up to a sequence, or its end. Raises DATA_CORRUPT."""
         return await self._stretch(run, until, MAX_CHAIN)
 
+    async def base(self, run: str) -> Progress:
+        """What a run took over from another one; nothing, unless it is a fork. Raises DATA_CORRUPT.
+
+        An empty journal leads to nothing too.
+        """
+        async for event in self.events(run, 1):
+            if event.created.run.HasField("fork"):
+                source = await self._source(event.created.run, MAX_CHAIN)
+                return base_of(source.progress, event.created.run.fork.turns)
+        return Progress()
+
     async def _stretch(self, run: str, until: int | None, depth: int) -> Stretch:
         progress, began, chain = Progress(), dict[int, int](), 1
-        async for event in self._events(run, until):
+        async for event in self.events(run, until):
             kind = event.WhichOneof("event")
             if kind == "created" and event.created.run.HasField("fork"):
                 source = await self._source(event.created.run, depth)
@@ -65,7 +76,8 @@ class Standing:
             raise _corrupt(run.name, f"goes on from {fork.run}, whose journal lacks what it needs")
         return source
 
-    async def _events(self, run: str, until: int | None) -> AsyncIterator[run_pb2.RunEvent]:
+    async def events(self, run: str, until: int | None = None) -> AsyncIterator[run_pb2.RunEvent]:
+        """A run's events from the first to a sequence, or its end. Raises DATA_CORRUPT."""
         after = 0
         while until is None or after < until:
             limit = self.page if until is None else min(self.page, until - after)

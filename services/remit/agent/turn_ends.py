@@ -6,6 +6,7 @@ from google.rpc import status_pb2
 
 from remit.agent.confidence import of_answer, said
 from remit.agent.fallback import Rules, is_better
+from remit.agent.journal import Progress
 from remit.agent.logbook import Draft
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -15,14 +16,20 @@ from remit.rpc.errors import RemitError
 
 def add_end(draft: Draft, ended: run_pb2.ModelCallEnded) -> bool:
     """Adds the end of a model's turn; returns whether it is the one that the step keeps."""
-    turn = draft.progress.turn
-    aside = turn.aside if turn is not None else None
-    may_call = ended.step < draft.progress.max_steps
-    is_kept = aside is None or is_better(ended, aside.ended, may_call=may_call)
-    if aside is not None:
-        ended.kept_model = ended.model if is_kept else aside.ended.model
+    ended.kept_model = kept_model(draft.progress, ended)
     draft.add(ended)
-    return is_kept
+    return ended.kept_model in {"", ended.model}
+
+
+def kept_model(progress: Progress, ended: run_pb2.ModelCallEnded) -> str:
+    """The model whose turn a step keeps that asked two, when the second's ends; else empty."""
+    turn = progress.turn
+    aside = turn.aside if turn is not None else None
+    if aside is None:
+        return ""
+    may_call = ended.step < progress.max_steps
+    is_kept = is_better(ended, aside.ended, may_call=may_call)
+    return ended.model if is_kept else aside.ended.model
 
 
 def end_of(

@@ -9,7 +9,7 @@ from typing import Final
 
 from remit import telemetry
 from remit.agent.attempts import EffectFailed
-from remit.agent.conversation import Offer, model_request, unique_call_ids
+from remit.agent.conversation import Offer, model_request, request_digest, unique_call_ids
 from remit.agent.decisions import AskModel, next_action
 from remit.agent.deltas import DeltaBuffer
 from remit.agent.failures import Verdict, judge_model_failure
@@ -40,6 +40,8 @@ class ModelTurns:
         self._work = work
         self._logbook = work.logbook
         self._rules = work.definition.rules
+        self._asked = b""
+        """Digest of the request of the turn that is asked for; empty before it is made."""
 
     async def ask(self, step: int) -> None:
         """Asks for the turn of a step and records how it ended. Raises FENCED."""
@@ -48,6 +50,7 @@ class ModelTurns:
             offer = await self._open(step, remit)
             return await self._streamed(step, offer, remit)
 
+        self._asked = b""
         try:
             response = await self._work.attempts.until_final(once, self._judge)
         except EffectFailed as failure:
@@ -90,6 +93,7 @@ class ModelTurns:
     ) -> inference_service_pb2.GenerateTextResponse:
         work = self._work
         asked = model_request(self._logbook.progress, work.definition, offer, step, work.history)
+        self._asked = request_digest(asked)
         request = inference_service_pb2.StreamGenerateTextRequest(request=asked)
         buffer = self._buffer(step)
         facts: dict[str, Value] = {STAGE: ANSWERING, STEP: step, RUN: self._work.run}
@@ -149,6 +153,7 @@ class ModelTurns:
             draft = self._logbook.draft()
             self._complete_text(draft, step, response.message.text)
             ended = end_of(step, self._model(step), response, self._rules)
+            ended.request_digest = self._asked
             if ended.HasField("error"):
                 work_failed(RemitError.from_status(ended.error).reason_name)
             is_kept = add_end(draft, ended)
@@ -182,7 +187,10 @@ class ModelTurns:
             model = self._model(step)
             if not _is_asked_for(draft, step):
                 draft.add(run_pb2.ModelCallStarted(step=step, model=model))
-            add_end(draft, run_pb2.ModelCallEnded(step=step, model=model, error=error.to_status()))
+            ended = run_pb2.ModelCallEnded(
+                step=step, model=model, error=error.to_status(), request_digest=self._asked
+            )
+            add_end(draft, ended)
             draft.announce_next(self._work.model)
             await self._commit(draft)
 

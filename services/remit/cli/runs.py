@@ -37,10 +37,10 @@ _COLUMNS: Final = (
     "  remit runs watch 01981a2b-...\n  remit runs cancel 01981a2b-..."
 )
 def command() -> None:
-    """List, show, watch, pause, resume, cancel, fork and retry runs."""
+    """List, show, watch, pause, resume, cancel, fork, retry and replay runs."""
 
 
-for _command in (top, tree, runs_fork.fork, runs_fork.retry):
+for _command in (top, tree, runs_fork.fork, runs_fork.retry, runs_fork.replay):
     command.add_command(_command)
 
 

@@ -1,18 +1,21 @@
-"""`remit runs fork` and `retry`: go on from where a run stood, and try its failed step again."""
+"""`remit runs fork`, `retry` and `replay`: go on from where a run stood, or go through it again."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
 import click
 
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
-from remit.cli import documents
+from remit.cli import documents, exit_codes
 from remit.cli.client import Session, client_options
+from remit.cli.output import Line
 from remit.cli.parameters import Length, Pair, Usd, duration
-from remit.cli.run_view import when
+from remit.cli.run_view import MOST_VALUE_CHARS, when
+from remit.cli.wording import shortened
 
 _REQUEST_ID_HELP: Final = (
     "Names this request: given again with the same options, it is the same run."
@@ -108,6 +111,53 @@ def retry(*, session: Session, name: str, step: int | None, request_id: str) -> 
     if step is not None:
         request.from_step = step
     _tell(session, session.run(lambda edge: edge.runs.fork(name, request)))
+
+
+@click.command(
+    "replay",
+    epilog="\b\nExamples:\n  remit runs replay 01981a2b-...\n"
+    "  remit runs replay 01981a2b-... --current\n"
+    "  remit runs replay --json 01981a2b-... | jq .divergence.field\n\n" + exit_codes.help_text(),
+)
+@click.argument("name")
+@click.option("--task", help="Replay with another task; `-` reads it from standard input.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Replay with so many model turns.")
+@click.option("--current", is_flag=True, help="Use the agent's definition as it is now.")
+@client_options
+def replay(
+    *, session: Session, name: str, task: str | None, max_steps: int | None, current: bool
+) -> int:
+    """Go through the run NAME again, from its record alone, and name the first difference.
+
+    Nothing is called, spent or written. Ends with 1 where there is a difference.
+    """
+    overrides = agent_service_pb2.RunOverrides(
+        task=sys.stdin.read() if task == "-" else task,
+        agent_version="current" if current else "",
+    )
+    if max_steps is not None:
+        overrides.limits.max_steps = max_steps
+    found = session.run(lambda edge: edge.runs.replay(name, overrides))
+    if session.output.as_json:
+        session.output.document(documents.of_message(found))
+    else:
+        session.output.lines(_replayed(found))
+    return exit_codes.FAILED if found.HasField("divergence") else exit_codes.OK
+
+
+def _replayed(found: agent_service_pb2.ReplayRunResponse) -> Iterator[Line]:
+    compared = f"{found.requests_compared} model requests compared"
+    yield Line(f"{found.last_sequence} events, {compared}, version {found.agent_version[:12]}")
+    if found.requests_unrecorded:
+        turns = f"{found.requests_unrecorded} model turns"
+        yield Line(f"{turns} are from before it was recorded what was asked", "yellow")
+    if not found.HasField("divergence"):
+        yield Line("no difference", "green")
+        return
+    where = found.divergence
+    yield Line(f"event {where.sequence}, step {where.step} differs: {where.field}", "bold red")
+    yield Line(f"  recorded  {shortened(where.recorded, MOST_VALUE_CHARS)}")
+    yield Line(f"  replayed  {shortened(where.replayed, MOST_VALUE_CHARS)}")
 
 
 def origin(run: run_pb2.Run) -> str:

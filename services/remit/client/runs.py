@@ -180,6 +180,15 @@ class Runs:
         asked.request_id = asked.request_id or new_request_id()
         return (await self._call(self._stub.ForkRun, asked)).run
 
+    async def replay(
+        self, run: str, overrides: agent_service_pb2.RunOverrides | None = None
+    ) -> agent_service_pb2.ReplayRunResponse:
+        """Compares a run with what it would be now, at no cost; names the first difference."""
+        request = agent_service_pb2.ReplayRunRequest(
+            name=full_name("runs", run), overrides=overrides
+        )
+        return await self._call(self._stub.ReplayRun, request)
+
     async def artifact(self, run: str, artifact: str) -> agent_service_pb2.GetArtifactResponse:
         """A file that a run made. Raises DATA_CORRUPT if its content is not that of its digest."""
         request = agent_service_pb2.GetArtifactRequest(

@@ -666,6 +666,114 @@ class ForkRunResponse(_message.Message):
 Global___ForkRunResponse: _TypeAlias = ForkRunResponse  # noqa: Y015
 
 @_typing.final
+class ReplayRunRequest(_message.Message):
+    """ReplayRunRequest names a run to go through."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}`."""
+    @_builtins.property
+    def overrides(self) -> Global___RunOverrides:
+        """What shall be other than in the run, such as its agent's definition as it is now; `priority` says nothing."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        overrides: Global___RunOverrides | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overrides", b"overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRunRequest: _TypeAlias = ReplayRunRequest  # noqa: Y015
+
+@_typing.final
+class ReplayRunResponse(_message.Message):
+    """ReplayRunResponse says where a run would differ now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIVERGENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUESTS_COMPARED_FIELD_NUMBER: _builtins.int
+    REQUESTS_UNRECORDED_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    last_sequence: _builtins.int
+    """Newest event that was gone through; a run that goes on is replayed up to where it stands."""
+    requests_compared: _builtins.int
+    """Requests to models that were compared."""
+    requests_unrecorded: _builtins.int
+    """Model turns of which the journal does not say what was asked: they are from before it did."""
+    agent_version: _builtins.str
+    """Version of the agent's definition that was replayed with."""
+    @_builtins.property
+    def divergence(self) -> Global___Divergence:
+        """The first difference; unset where there is none."""
+
+    def __init__(
+        self,
+        *,
+        divergence: Global___Divergence | None = ...,
+        last_sequence: _builtins.int = ...,
+        requests_compared: _builtins.int = ...,
+        requests_unrecorded: _builtins.int = ...,
+        agent_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "divergence", b"divergence", "last_sequence", b"last_sequence", "requests_compared", b"requests_compared", "requests_unrecorded", b"requests_unrecorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRunResponse: _TypeAlias = ReplayRunResponse  # noqa: Y015
+
+@_typing.final
+class Divergence(_message.Message):
+    """Divergence is where a replay differs from the journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The event that differs."""
+    step: _builtins.int
+    """Step that it belongs to; 0 before the first."""
+    field: _builtins.str
+    """What differs: a field of the event, of the model's request (`request.messages[0].text`), or `event` where
+    something else would come.
+    """
+    recorded: _builtins.str
+    """What the journal says, from shortly before the first difference, at most 300 characters."""
+    replayed: _builtins.str
+    """What would be there now, likewise."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        step: _builtins.int = ...,
+        field: _builtins.str = ...,
+        recorded: _builtins.str = ...,
+        replayed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "recorded", b"recorded", "replayed", b"replayed", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
+
+@_typing.final
 class GetArtifactRequest(_message.Message):
     """GetArtifactRequest names a file of a run."""
 

@@ -80,6 +80,11 @@ class AgentServiceStub:
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.FromString,
                 _registered_method=True)
+        self.ReplayRun = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/ReplayRun',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/remit.api.agent.v1.AgentService/GetArtifact',
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.GetArtifactRequest.SerializeToString,
@@ -159,6 +164,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayRun(self, request, context):
+        """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
+        nothing is called, spent or written. Names the first difference from what was recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """Returns the content of a file that a run made.
         """
@@ -213,6 +226,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ForkRun,
                     request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.SerializeToString,
+            ),
+            'ReplayRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayRun,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -464,6 +482,33 @@ class AgentService:
             '/remit.api.agent.v1.AgentService/ForkRun',
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunRequest.SerializeToString,
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ForkRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/ReplayRun',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class AgentServiceStub:
     own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
     again, and keeps the source's agent version and tools unless the overrides say otherwise.
     """
+    ReplayRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReplayRunRequest, _agent_service_pb2.ReplayRunResponse]
+    """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
+    nothing is called, spent or written. Names the first difference from what was recorded.
+    """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
     """Returns the content of a file that a run made."""
 
@@ -126,6 +130,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
         own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
         again, and keeps the source's agent version and tools unless the overrides say otherwise.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayRun(
+        self,
+        request: _agent_service_pb2.ReplayRunRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ReplayRunRequest, _abc.Awaitable[_agent_service_pb2.ReplayRunResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ReplayRunResponse]:
+        """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
+        nothing is called, spent or written. Names the first difference from what was recorded.
         """
 
     @_abc_1.abstractmethod

@@ -709,6 +709,7 @@ class ModelCallEnded(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     INTENT_LEAF_INDEX_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     KEPT_MODEL_FIELD_NUMBER: _builtins.int
     step: _builtins.int
@@ -723,6 +724,10 @@ class ModelCallEnded(_message.Message):
     """Claim of the effect."""
     intent_leaf_index: _builtins.int
     """Index of its intent in the log."""
+    request_digest: _builtins.bytes
+    """SHA-256 of what the model was asked, 32 bytes: of the request in its deterministic form without its id.
+    Empty where no request was made, and in journals from before it was recorded.
+    """
     kept_model: _builtins.str
     """Of the second model that a step asked: the model whose turn the step keeps. Where it is the first one, the
     text of the step is that of the first again.
@@ -750,12 +755,13 @@ class ModelCallEnded(_message.Message):
         claim: _builtins.str = ...,
         intent_leaf_index: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        request_digest: _builtins.bytes = ...,
         confidence: _confidence_pb2.Confidence | None = ...,
         kept_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "error", b"error", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "confidence", b"confidence", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "kept_model", b"kept_model", "model", b"model", "step", b"step", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "confidence", b"confidence", "cost_nanos", b"cost_nanos", "error", b"error", "intent_leaf_index", b"intent_leaf_index", "kept_model", b"kept_model", "model", b"model", "request_digest", b"request_digest", "step", b"step", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
