@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from google.protobuf.descriptor import Descriptor
 
+from remit.api.options.v1 import options_pb2
 from remit.rpc.contracts import HttpBinding, MethodContract, all_contracts
 from tests.contracts.test_method_contracts import METHODS, field_at
 
@@ -24,6 +26,17 @@ def binding(contract: MethodContract) -> HttpBinding:
     return contract.http
 
 
+def holds_sensitive(message: Descriptor) -> bool:
+    """Whether a message of ours has a sensitive field, itself or below."""
+    if not message.full_name.startswith("remit."):
+        return False
+    return any(
+        field.GetOptions().Extensions[options_pb2.sensitive]
+        or (field.message_type is not None and holds_sensitive(field.message_type))
+        for field in message.fields
+    )
+
+
 def test_no_other_rpc_has_one() -> None:
     bound = {path for path, c in all_contracts().items() if c.http}
     assert bound == set(PUBLIC)
@@ -38,12 +51,13 @@ def test_a_path_is_below_the_version_and_its_variables_are_fields(
         assert field_at(request, name) is not None, f"{contract.path} has no field {name}"
 
 
-def test_reads_are_gets_and_changes_are_posts(
+def test_reads_are_gets_unless_sensitive_and_changes_are_posts(
     contract: MethodContract, binding: HttpBinding
 ) -> None:
-    changes = bool(contract.key)
-    assert binding.verb == ("POST" if changes else "GET")
-    assert bool(binding.body) == changes
+    # What is sensitive has no place in an address: a read that is asked with it has a body too.
+    has_body = bool(contract.key) or holds_sensitive(METHODS[contract.path].input_type)
+    assert binding.verb == ("POST" if has_body else "GET")
+    assert bool(binding.body) == has_body
 
 
 def test_a_body_is_the_request_or_one_of_its_fields(
