@@ -156,6 +156,14 @@ RUNS: Final = (
         "{{ $value | humanize }} runs lost their worker within 10 minutes",
         "Agent replicas crash, are killed, or get too little processor time to renew their leases.",
     ),
+    Alert(
+        "RemitWebhooksGivenUp",
+        'sum(increase(agent_webhooks_total{state="FAILED"}[1h])) > 20',
+        "0m",
+        WARNING,
+        "{{ $value | humanize }} webhooks were given up within an hour",
+        "The ends of these runs were told to nobody; `Run.webhook` of each says why.",
+    ),
 )
 
 EFFECTS: Final = (

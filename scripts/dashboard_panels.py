@@ -299,5 +299,21 @@ OUTPUT: Final = Row(
             SECONDS,
             quantiles("agent_post_processing_seconds", where=_AGENT),
         ),
+        Panel(
+            "Webhooks",
+            "Tries to tell the end of a run, and webhooks that were delivered or given up. Whose"
+            " they are: `webhook_failed` in agent's log.",
+            OPERATIONS_PER_S,
+            (
+                Query(rate("agent_webhook_tries_total", "outcome"), "try {{outcome}}"),
+                Query(rate("agent_webhooks_total", "state"), "{{state}}"),
+            ),
+        ),
+        Panel(
+            "Time until a run's end was told",
+            "From a run's end until its webhook was delivered or given up.",
+            SECONDS,
+            quantiles("agent_webhook_seconds", by="state", shares=(0.5, 0.95)),
+        ),
     ),
 )

@@ -124,6 +124,15 @@ CASES: Final = (
         },
     ),
     Case(
+        "RemitWebhooksGivenUp",
+        fires={'agent_webhooks_total{state="FAILED"}': "0+1x60"},
+        says="40 webhooks were given up within an hour",
+        quiet={
+            'agent_webhooks_total{state="FAILED"}': "0+0.2x60",
+            'agent_webhooks_total{state="DELIVERED"}': "0+1000x60",
+        },
+    ),
+    Case(
         "RemitEffectsInDoubt",
         # The series appears with its first event.
         fires={'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "_x35 1+0x5"},

@@ -14,6 +14,7 @@ from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh
 from tests.monitoring.prometheus import Prometheus
+from tests.tools.receiver import answer, receiving
 from tests.waiting import eventually
 
 TOOLS: Final = '''
@@ -49,6 +50,9 @@ ENVIRONMENT: Final = {
     "REMIT_TOOLS_EFFECT_LEASE_S": LEASE_S,
     "REMIT_TOOLS_EFFECT_SWEEP_S": "0.5",
     "REMIT_TOOLS_MODULES": "going_wrong",
+    "REMIT_AGENT_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
+    "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
+    "REMIT_AGENT_WEBHOOK_RETRY_BASE_S": "0.1",
     **{f"REMIT_{area}_OBSERVE_S": "0.5" for area in ("AGENT", "INFERENCE", "TOOLS", "COST")},
 }
 PATIENT_RUNS: Final = 12
@@ -59,6 +63,7 @@ async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> No
     await _runs(mesh, 8)
     await _refusals(mesh)
     await _failures(mesh)
+    await _webhooks(mesh, prometheus)
     await _disaster(mesh, prometheus)
     await _runs(mesh, 8)
 
@@ -93,6 +98,16 @@ async def _failures(mesh: RunningMesh) -> None:
     await _fails(call(mesh, "calculator", key, expression="1 + 2"))
     await _fails(call(mesh, "stumble", str(uuid.uuid4())))
     await _fails(call(mesh, "read_file", str(uuid.uuid4()), path="../../etc/passwd"))
+
+
+async def _webhooks(mesh: RunningMesh, prometheus: Prometheus) -> None:
+    """A receiver that confirms at the second try, and one that wants no more."""
+    async with receiving() as late, receiving() as gone:
+        late.answers, gone.answers = [answer(500)], [answer(410)]
+        for receiver in (late, gone):
+            await followed(mesh.address, mesh.api_key, a_run(webhook=receiver.url))
+        for state in ("DELIVERED", "FAILED"):
+            await _until(prometheus, f'sum(agent_webhooks_total{{state="{state}"}}) > 0')
 
 
 async def _disaster(mesh: RunningMesh, prometheus: Prometheus) -> None:

@@ -127,6 +127,7 @@ for _outcome in ("delivered", "failed"):
     WEBHOOK_TRIES.labels(_outcome)
 for _state in ("DELIVERED", "FAILED"):
     WEBHOOKS.labels(_state)
+    WEBHOOK_SECONDS.labels(_state)
 
 _FIELDS: Final = frozenset(agent_service_pb2.CreateRunRequest.DESCRIPTOR.fields_by_name)
 
