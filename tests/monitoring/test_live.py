@@ -38,6 +38,9 @@ class Elsewhere(NamedTuple):
 RULES: Final[tuple[alerts.Record | alerts.Alert, ...]] = (*alerts.RECORDS, *alerts.ALERTS)
 QUERIES: Final = [(panel, query) for row in ROWS for panel in row.panels for query in panel.queries]
 STILL: Final = {
+    "agent_fallbacks_total": Elsewhere(
+        "no agent here has a second model", "tests/agent/test_second_model"
+    ),
     "remit_overrun_nanos_total": Elsewhere(
         "no provider here bills above its bound", "tests/cost/test_metrics"
     ),
@@ -51,6 +54,7 @@ EMPTY: Final = {
     ("Failed model calls by type", "{{gen_ai_request_model}} {{error_type}}"): Elsewhere(
         "no model call fails here", "tests/inference/test_metrics"
     ),
+    ("Second models by cause", "{{cause}}"): STILL["agent_fallbacks_total"],
     ("What sweepers do", "delayed {{reason}}"): STILL["remit_closings_delayed_total"],
     ("RPCs refused as overloaded", "{{method}}"): STILL["remit_rpc_overloaded_total"],
 }
