@@ -6,6 +6,7 @@ Counted and not timed, so that it says the same on every machine.
 from __future__ import annotations
 
 import functools
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -141,8 +142,11 @@ def test_a_step_costs_the_journal_the_same_work_rows_and_bytes_however_many_came
     # The first step meets caches that are empty, the last one knows that there is no next.
     usual = done[1:-1]
     assert {each.rows for each in usual} == {usual[0].rows}
-    work = [each.calls for each in usual]
-    assert max(work) <= min(work) + 8, "one call more for each earlier step would be 97"
+    # Of many steps, since a finalizer may run within any of them.
+    first, last = (
+        statistics.median(each.calls for each in part) for part in (usual[:30], usual[-30:])
+    )
+    assert last <= first + 8, "one call more for each earlier step would be 67"
     assert max(each.size_bytes for each in usual) <= usual[0].size_bytes + MORE_DIGITS
 
 

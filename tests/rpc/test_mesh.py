@@ -65,6 +65,15 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Begins to answer, and ends the stream as a gateway does whose service died."""
+    try:
+        await _reset_the_first(reader, writer)
+    finally:
+        # Here and not when the client leaves: nobody would wait for that.
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _reset_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(frame(SETTINGS, 0, 0))
     await reader.readexactly(PREFACE_BYTES)
     kind, stream = SETTINGS, 0
@@ -76,8 +85,7 @@ async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             writer.write(frame(SETTINGS, 1, 0))
     writer.write(frame(HEADERS, 4, stream, RESPONSE))
     writer.write(frame(RST_STREAM, 0, stream, (2).to_bytes(4, "big")))
-    await reader.read()
-    writer.close()
+    await writer.drain()
 
 
 async def test_a_stream_that_is_reset_is_an_outage() -> None:
