@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ _DOUBLED: Final = """
         GROUP BY claim HAVING count(*) > 1
     ) AS twice
 """
+_UNDELIVERED: Final = "SELECT count(*) FROM webhook_deliveries WHERE state <> 3"
 _WITHOUT_PERMITS: Final = """
     SELECT count(*) FROM effect_attempts WHERE outcome <> 'REFUSED'
     AND (decision_id IS NULL OR reservation IS NULL OR intent_leaf IS NULL)
@@ -56,6 +58,9 @@ class Reckoning:
     in_doubt: int
     sub_runs: int
     mails: int
+    told: int
+    """Ends of runs that the receiver of webhooks heard of."""
+    told_again: int
     attempts: int
 
 
@@ -69,6 +74,7 @@ async def reckon(world: StormWorld, crowd: Crowd) -> Reckoning:
     assert [to for to, count in mails.items() if count > 1] == []
     await _journals_equal_what_was_received(mesh, list(crowd.histories.values()))
     sub_runs = await _one_child_each(mesh, crowd)
+    told = await _ends_are_told(world, crowd)
     await eventually(lambda: nothing_is_open(mesh), 90)
     for database in EFFECT_DATABASES:
         assert await value(mesh, database, _DOUBLED) == 0
@@ -78,7 +84,15 @@ async def reckon(world: StormWorld, crowd: Crowd) -> Reckoning:
     counts = [
         await value(mesh, d, "SELECT count(*) FROM effect_attempts") for d in EFFECT_DATABASES
     ]
-    return Reckoning(len(crowd.histories), len(in_doubt), sub_runs, mails.total(), sum(counts))
+    return Reckoning(
+        runs=len(crowd.histories),
+        in_doubt=len(in_doubt),
+        sub_runs=sub_runs,
+        mails=mails.total(),
+        told=len(told),
+        told_again=sum(told.values()) - len(told),
+        attempts=sum(counts),
+    )
 
 
 def _as_without_crashes(world: StormWorld, number: int, events: list[run_pb2.RunEvent]) -> None:
@@ -143,6 +157,26 @@ async def _one_child_each(mesh: RunningMesh, crowd: Crowd) -> int:
     children = "SELECT count(*) FROM runs WHERE parent IS NOT NULL"
     assert await value(mesh, "remit_agent", children) == len(named)
     return len(named)
+
+
+async def _ends_are_told(world: StormWorld, crowd: Crowd) -> Counter[str]:
+    """Every end that was to be told was, each under one id, and no other. How often by id."""
+    ends = [result_of(events) for events in crowd.histories.values()]
+    wanted = {run.webhook.id for run in ends if run.webhook.url}
+    await eventually(lambda: _is_zero(world.mesh, "remit_agent", _UNDELIVERED), 90)
+    received = world.receiver.received
+    told = Counter(message.identifier for message in received)
+    assert set(told) == wanted
+    # What was told again says the same: the receiver may drop it by its id.
+    assert len({(message.identifier, message.body) for message in received}) == len(told)
+    return told
+
+
+async def _is_zero(mesh: RunningMesh, database: str, query: str) -> bool:
+    try:
+        return await value(mesh, database, query) == 0
+    except _AWAY:
+        return False
 
 
 async def nothing_is_open(mesh: RunningMesh) -> bool:

@@ -1,7 +1,8 @@
 """A mesh in a storm: what runs do there, the clients that go on, and the kills.
 
 Outside the mesh stand what it cannot take back and what it cannot know: a mail server, whose
-mailbox counts the mails, and a model, which says the same whenever it is asked the same.
+mailbox counts the mails, a receiver of webhooks, and a model, which says the same whenever it is
+asked the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +25,13 @@ import yaml
 from starlette.responses import Response
 
 from remit.api.agent.v1 import run_pb2
+from remit.client import Client, RemitError, is_break
+from remit.client.requests import new_request_id
 from tests.inference import openai_server
 from tests.integration.clients import a_run, followed
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.crash_hook import sitecustomize as crash_hook
+from tests.tools.receiver import Receiver, receiving
 from tests.tools.smtp_server import Mailbox, smtp_server
 from tests.waiting import eventually
 
@@ -36,6 +40,9 @@ OUTSIDE_POINTS: Final = ("envoy", "postgres")
 """Parts that have no points of their own: they die at those of a service."""
 COORDINATED: Final = 4
 """Every so many runs one hands its task to another agent."""
+TOLD: Final = 5
+"""Every so many runs one has its end told to a webhook."""
+_RUNS_OF_A_CONVERSATION: Final = 4
 LEASE_S: Final = 2.0
 CLAIM_POLL_S: Final = 0.3
 _REACHED_WITHIN_S: Final = 45.0
@@ -98,7 +105,10 @@ def recipient_of(number: int) -> str:
 async def model(body: dict[str, Any]) -> Response:
     """The next turn: what a conversation has so far decides it alone."""
     said = body["messages"]
-    task = next(message["content"] for message in said if message["role"] == "user")
+    # What stands before the last task are the exchanges of earlier runs of the conversation.
+    begins = max(n for n, message in enumerate(said) if message["role"] == "user")
+    said = said[begins:]
+    task = said[0]["content"]
     number = int(re.findall(r"storm (\d+)", task)[0])
     answers = [str(message["content"]) for message in said if message["role"] == "tool"]
     offered = {tool["function"]["name"] for tool in body.get("tools", ())}
@@ -149,6 +159,7 @@ class StormWorld:
 
     mesh: RunningMesh
     mailbox: Mailbox
+    receiver: Receiver
     orders: Path
     """Folder in which points are armed."""
 
@@ -172,11 +183,15 @@ async def storm_world(
     with tempfile.TemporaryDirectory(prefix="remit-storm-") as name:
         folder = Path(name)
         (folder / "orders").mkdir()
-        async with openai_server.running() as provider, smtp_server(mailbox) as smtp_port:
+        async with (
+            openai_server.running() as provider,
+            smtp_server(mailbox) as smtp_port,
+            receiving() as receiver,
+        ):
             provider.script = model
             facts = _environment(folder, provider.base_url, smtp_port) | dict(environment or {})
             with started_mesh(replicas, environment=facts) as mesh:
-                yield StormWorld(mesh, mailbox, folder / "orders")
+                yield StormWorld(mesh, mailbox, receiver, folder / "orders")
 
 
 def _environment(folder: Path, base_url: str, smtp_port: int) -> dict[str, str]:
@@ -203,9 +218,16 @@ def _environment(folder: Path, base_url: str, smtp_port: int) -> dict[str, str]:
         "REMIT_AGENT_LEASE_S": str(LEASE_S),
         "REMIT_AGENT_CLAIM_POLL_S": str(CLAIM_POLL_S),
         "REMIT_AGENT_RETRY_CAP_S": "2",
+        "REMIT_AGENT_WEBHOOK_LEASE_S": "5",
+        "REMIT_AGENT_WEBHOOK_MAX_TRIES": "100",
+        "REMIT_AGENT_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
+        "REMIT_AGENT_WEBHOOK_POLL_S": "0.2",
+        "REMIT_AGENT_WEBHOOK_RETRY_BASE_S": "0.2",
+        "REMIT_AGENT_WEBHOOK_RETRY_CAP_S": "2",
         "REMIT_COST_PRICES_FILE": str(prices),
         "REMIT_INFERENCE_MODELS_FILE": str(models),
         "REMIT_TOOLS_SMTP_PORT": str(smtp_port),
+        "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
     }
 
 
@@ -251,12 +273,49 @@ class Crowd:
 
     async def _work(self) -> None:
         mesh = self.world.mesh
-        while not self._stopping:
-            number, self._next = self._next, self._next + 1
-            request = a_run(**a_task(number))
-            self.histories[number] = await followed(
-                mesh.address, mesh.api_key, request, timeout_s=self.patience_s
-            )
+        async with Client(mesh.address, mesh.api_key) as client:
+            while not self._stopping:
+                conversation = await _another_conversation(client)
+                for _ in range(_RUNS_OF_A_CONVERSATION):
+                    if not self._stopping:
+                        await self._one_run(conversation)
+
+    async def _one_run(self, conversation: str) -> None:
+        mesh = self.world.mesh
+        number, self._next = self._next, self._next + 1
+        webhook = self.world.receiver.url if number % TOLD == 0 else ""
+        request = a_run(**a_task(number), conversation=conversation, webhook=webhook)
+        self.histories[number] = await followed(
+            mesh.address, mesh.api_key, request, timeout_s=self.patience_s
+        )
+
+
+async def _another_conversation(client: Client) -> str:
+    """A conversation for some runs, after another one that was begun and deleted."""
+    brief, given_up = await _conversation(client), new_request_id()
+    await _through(lambda: client.conversations.delete(brief, request_id=given_up))
+    return await _conversation(client)
+
+
+async def _conversation(client: Client) -> str:
+    request_id = new_request_id()
+    begun = await _through(lambda: client.conversations.create(request_id=request_id))
+    return str(begun.name)
+
+
+async def _through(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What a call answers, asked again over outages that are longer than the client's patience."""
+
+    async def answered() -> tuple[Any] | None:
+        try:
+            return (await call(),)
+        except RemitError as error:
+            if not (is_break(error) or error.retryable):
+                raise
+            return None
+
+    (answer,) = await eventually(answered, 120)
+    return answer
 
 
 # ------------------------------------------------------------------------------------ the kills
