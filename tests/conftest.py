@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+import structlog
 from hypothesis import settings
 
 from remit import telemetry
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 # An example's time says more about the machine's load than about the code.
 settings.register_profile("remit", deadline=None)
 settings.load_profile("remit")
+
+# By default a traceback is drawn with the locals of each frame, and the event loop of all that
+# is tested stands still meanwhile.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 OpenDatabase = Callable[[str], Awaitable[Database]]
 
