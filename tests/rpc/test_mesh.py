@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 
 import pytest
@@ -52,6 +53,7 @@ async def test_a_call_gets_what_is_left_of_the_call_being_served_by_its_own_cloc
 
 HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
 PREFACE_BYTES = 24
+SLOW_S = 0.5
 # HPACK (RFC 7541): ":status: 200" from the static table, and a literal header.
 RESPONSE = b"\x88\x00\x0ccontent-type\x10application/grpc"
 
@@ -65,27 +67,27 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Begins to answer, and ends the stream as a gateway does whose service died."""
+    await reader.readexactly(PREFACE_BYTES)
+    await _answer_with_a_reset(reader, writer)
+
+
+async def _answer_with_a_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        await _reset_the_first(reader, writer)
+        writer.write(frame(SETTINGS, 0, 0))
+        kind, stream = SETTINGS, 0
+        while kind != HEADERS:
+            head = await reader.readexactly(9)
+            kind, stream = head[3], int.from_bytes(head[5:], "big")
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if kind == SETTINGS and not head[4]:
+                writer.write(frame(SETTINGS, 1, 0))
+        writer.write(frame(HEADERS, 4, stream, RESPONSE))
+        writer.write(frame(RST_STREAM, 0, stream, (2).to_bytes(4, "big")))
+        await writer.drain()
     finally:
         # Here and not when the client leaves: nobody would wait for that.
         writer.close()
         await writer.wait_closed()
-
-
-async def _reset_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(frame(SETTINGS, 0, 0))
-    await reader.readexactly(PREFACE_BYTES)
-    kind, stream = SETTINGS, 0
-    while kind != HEADERS:
-        head = await reader.readexactly(9)
-        kind, stream = head[3], int.from_bytes(head[5:], "big")
-        await reader.readexactly(int.from_bytes(head[:3], "big"))
-        if kind == SETTINGS and not head[4]:
-            writer.write(frame(SETTINGS, 1, 0))
-    writer.write(frame(HEADERS, 4, stream, RESPONSE))
-    writer.write(frame(RST_STREAM, 0, stream, (2).to_bytes(4, "big")))
-    await writer.drain()
 
 
 async def test_a_stream_that_is_reset_is_an_outage() -> None:
@@ -99,3 +101,27 @@ async def test_a_stream_that_is_reset_is_an_outage() -> None:
                     pass
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
     assert caught.value.retryable
+
+
+async def test_a_connection_that_is_slow_to_stand_is_not_given_up() -> None:
+    """As over a long way, or on a machine that has no time for the handshake."""
+    connections = 0
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readexactly(PREFACE_BYTES)
+        with contextlib.suppress(TimeoutError):
+            while await asyncio.wait_for(reader.read(4096), SLOW_S):
+                pass
+        await _answer_with_a_reset(reader, writer)
+
+    async with await asyncio.start_server(slowly, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Mesh.connect(f"127.0.0.1:{port}", None) as mesh:
+            inference = mesh.stub(inference_service_pb2_grpc.InferenceServiceStub)
+            request = inference_service_pb2.StreamGenerateTextRequest()
+            with pytest.raises(RemitError, match="RST_STREAM"):
+                async for _ in inference.StreamGenerateText(request):
+                    pass
+    assert connections == 1
