@@ -123,22 +123,7 @@ async def open_parts(
     reader = RunReader(database)
     # Names this process, not just its replica: one that is started again is another holder.
     owner = f"{settings.replica}/{ids.uuid7()}"
-    store = RunStore(
-        database,
-        origin=owner,
-        max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
-        max_queued_runs=settings.max_queued_runs,
-        max_scheduled_runs=settings.max_scheduled_runs,
-    )
-    feed = Feed(
-        reader,
-        page=settings.watch_page,
-        recent_events=settings.recent_events,
-        heartbeat_s=settings.heartbeat_s,
-    )
-    receipts = _receipts(settings, mesh)
-    books = Books(store, reader, feed, clock, settings.watch_page, receipts)
+    books = _books(settings, mesh, database, reader, clock, owner=owner)
     desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
     outside = _outside(settings, mesh, catalog, clock)
     leases = LeaseStore(database, owner=owner, lease_s=settings.lease_s)
@@ -151,7 +136,7 @@ async def open_parts(
     conversations = ConversationStore(database)
     admission = Admission(conversations, reader, settings)
     creator = Creator(
-        catalog, store, reader, admission, desk, outside.offers, pool, settings, clock, ids
+        catalog, books.store, reader, admission, desk, outside.offers, pool, settings, clock, ids
     )
     household = Household(creator, canceller, leases)
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
@@ -169,16 +154,42 @@ async def open_parts(
         reader, books.standing, definitions, catalog, clock, settings.max_doubt_attempts
     )
     return AgentParts(
-        runs=AgentService(creator, canceller, pauser, forker, replayer, reader, feed),
+        runs=AgentService(creator, canceller, pauser, forker, replayer, reader, books.feed),
         conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,
-        feed=feed,
-        listener=Listener(database.dsn, feed, origin=owner, orders=pool, tell=sender.wake),
+        feed=books.feed,
+        listener=Listener(database.dsn, books.feed, origin=owner, orders=pool, tell=sender.wake),
         sender=sender,
-        store=store,
-        receipts=receipts,
+        store=books.store,
+        receipts=books.receipts,
     )
+
+
+def _books(
+    settings: AgentSettings,
+    mesh: StubSource,
+    database: Database,
+    reader: RunReader,
+    clock: Clock,
+    *,
+    owner: str,
+) -> Books:
+    store = RunStore(
+        database,
+        origin=owner,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_queued_runs=settings.max_queued_runs,
+        max_scheduled_runs=settings.max_scheduled_runs,
+    )
+    feed = Feed(
+        reader,
+        page=settings.watch_page,
+        recent_events=settings.recent_events,
+        heartbeat_s=settings.heartbeat_s,
+    )
+    return Books(store, reader, feed, clock, settings.watch_page, _receipts(settings, mesh))
 
 
 def _receipts(settings: AgentSettings, mesh: StubSource) -> Receipts:
