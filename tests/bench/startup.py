@@ -57,7 +57,7 @@ def _start(mesh: Mesh, area: str) -> tuple[float, Use, float]:
     }
     began = time.monotonic()
     with _process(area, environment) as process:
-        while not _is_ready(http_port):
+        while not is_ready(http_port):
             if process.poll() is not None or time.monotonic() > began + LIMIT_S:
                 raise SystemExit(f"a second replica of {area} did not start")
             time.sleep(POLL_S)
@@ -89,7 +89,8 @@ def _environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
 
 
-def _is_ready(port: int) -> bool:
+def is_ready(port: int) -> bool:
+    """Whether the service whose plain HTTP port this is says that it can do its work."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
     try:
         connection.request("GET", "/ready", headers={"connection": "close"})
