@@ -8,12 +8,15 @@ import contextlib
 import pytest
 
 from remit.api.audit.v1 import event_pb2
+from remit.api.effects.v1.attempt_pb2 import Attempt, AttemptKey
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import message_pb2
 from remit.api.inference.v1.inference_service_pb2 import (
     AcknowledgeResultsRequest,
+    BatchGetAttemptsRequest,
     GenerateTextRequest,
     GenerateTextResponse,
+    ListAttemptsRequest,
 )
 from remit.api.options.v1 import options_pb2
 from remit.inference.engine import arguments_json, upper_bound
@@ -138,6 +141,29 @@ async def test_a_turn_that_a_journal_holds_is_kept_no_more(inference: InferenceW
     with pytest.raises(RemitError) as refused:
         await inference.stub().AcknowledgeResults(_recorded(turn))
     assert refused.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
+
+
+async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
+    inference: InferenceWorld,
+) -> None:
+    turn = await inference.generate(a_prompt())
+    await inference.settled_down()
+    cost, key = inference.stub(options_pb2.CALLER_COST), AttemptKey(claim=turn.claim, attempt=1)
+    batch = BatchGetAttemptsRequest(keys=[key])
+    got, listed = (
+        await cost.BatchGetAttempts(batch),
+        await cost.ListAttempts(ListAttemptsRequest()),
+    )
+    for told in (got, listed):
+        (attempt,) = told.attempts
+        assert (attempt.key, attempt.state) == (key, Attempt.STATE_CLOSED)
+        assert attempt.cost_nanos == turn.cost_nanos
+        assert told.closing_bound.ToTimedelta().total_seconds() > 0
+    assert not listed.has_more
+    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_AGENT):
+        with pytest.raises(RemitError) as refused:
+            await inference.stub(caller).BatchGetAttempts(batch)
+        assert refused.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
 
 
 def _recorded(turn: GenerateTextResponse) -> AcknowledgeResultsRequest:

@@ -11,6 +11,7 @@ import pytest
 
 from remit.api.audit.v1 import event_pb2
 from remit.api.cost.v1 import reservation_pb2
+from remit.api.effects.v1.attempt_pb2 import Attempt, AttemptKey
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2
@@ -204,6 +205,28 @@ async def test_a_run_says_what_its_journal_holds_and_a_client_may_not(tools: Too
     error = await error_of(lambda: tools.call("tools/clock", {}, token=token, caller=agent))
     assert error.reason == error_reason_pb2.ERROR_REASON_RESULT_NOT_KEPT
     assert (await tools.call("tools/clock", {})).result == client.result
+
+
+async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
+    tools: ToolsWorld,
+) -> None:
+    done = await tools.call("tools/clock", {})
+    await tools.settled_down()
+    cost, key = tools.stub(options_pb2.CALLER_COST), AttemptKey(claim=done.claim, attempt=1)
+    batch = tool_service_pb2.BatchGetAttemptsRequest(keys=[key])
+    got, listed = (
+        await cost.BatchGetAttempts(batch),
+        await cost.ListAttempts(tool_service_pb2.ListAttemptsRequest()),
+    )
+    for told in (got, listed):
+        (attempt,) = told.attempts
+        assert (attempt.key, attempt.state) == (key, Attempt.STATE_CLOSED)
+        assert attempt.cost_nanos == done.cost_nanos
+        assert told.closing_bound.ToTimedelta().total_seconds() > 0
+    assert not listed.has_more
+    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_AGENT):
+        error = await error_of(partial(tools.stub(caller).BatchGetAttempts, batch))
+        assert error.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
 
 
 async def test_a_denied_call_runs_nothing(tools: ToolsWorld, world: World, runs: Path) -> None:

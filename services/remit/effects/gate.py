@@ -15,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.effects import metrics
 from remit.effects.acknowledging import acknowledged, claim_ids
+from remit.effects.attempts import AttemptReader
 from remit.effects.claims import Admission, Attempt, Ended, Outcome
 from remit.effects.closing import Closer
 from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
@@ -73,6 +74,7 @@ class EffectGate:
         settings: EffectSettings,
     ) -> None:
         self._store = store
+        self.attempts = AttemptReader(store.database, settings)
         self._permits = permits
         self._closer = closer
         self._clock = clock

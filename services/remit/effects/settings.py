@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
+from remit.rpc.contracts import contract_of
 from remit.settings import ServiceSettings
+
+_CLOSINGS: Final = (
+    "/remit.api.cost.v1.CostService/BatchSettleReservations",
+    "/remit.api.cost.v1.CostService/BatchReleaseReservations",
+    "/remit.api.audit.v1.AuditService/AppendOutcomes",
+)
 
 
 class EffectSettings(ServiceSettings):
@@ -37,3 +46,16 @@ class EffectSettings(ServiceSettings):
     effect_max_queue: int = Field(
         default=4096, ge=1, description="Effects that wait for an RPC or a commit of the gate."
     )
+
+    @property
+    def closing_bound_s(self) -> float:
+        """Seconds after which the money of an attempt is where it belongs, whatever died.
+
+        While a replica of this service, cost, audit and their databases live: the lease of an owner
+        that is gone lapses; a sweep finds it; it is left to its gate for two sweeps, as every end
+        is; a further sweep closes it. A round of the sweeper lasts as long as its slowest closing.
+        """
+        closing_s = self.effect_closing_linger_s + max(
+            contract.deadline_s for path in _CLOSINGS if (contract := contract_of(path))
+        )
+        return self.effect_lease_s + 4 * self.effect_sweep_s + 3 * closing_s

@@ -43,7 +43,7 @@ class ClaimStore:
         max_batch: int = 256,
         max_queue: int = 4096,
     ) -> None:
-        self._database = database
+        self.database = database
         self.owner = owner
         self.lease_s = lease_s
         self._max_batch = max_batch
@@ -78,7 +78,7 @@ class ClaimStore:
     async def holds(self, finish: Finish) -> bool:
         """Whether exactly this end is recorded already."""
         ended = finish.ended
-        found: bool = await self._database.fetchval(
+        found: bool = await self.database.fetchval(
             HOLDS_END,
             finish.claim,
             finish.attempt,
@@ -94,7 +94,7 @@ class ClaimStore:
 
         Returns the outcomes of those claims that there are, by claim; None of an open one.
         """
-        rows = await self._database.fetch(ACKNOWLEDGE, claims, presenter)
+        rows = await self.database.fetch(ACKNOWLEDGE, claims, presenter)
         return {
             str(row["claim"]): Outcome(row["outcome"]) if row["outcome"] else None for row in rows
         }
@@ -115,7 +115,7 @@ class ClaimStore:
     async def lapse(self) -> dict[State, int]:
         """Ends attempts whose lease has lapsed; returns how many became what."""
         ended = {}
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             for before, after in LAPSES.items():
                 rows = await connection.fetch(LAPSE, before, after, self._max_batch)
                 ended[after] = len(rows)
@@ -127,7 +127,7 @@ class ClaimStore:
         Call after call comes past all of them, so that some that cannot be closed now do not keep
         the rest from being closed.
         """
-        rows = await self._database.fetch(
+        rows = await self.database.fetch(
             SELECT_UNCLOSED, interval(older_than_s), self._max_batch, *self._swept
         )
         self._swept = BEFORE_THE_FIRST

@@ -13,8 +13,12 @@ from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2
 from remit.api.inference.v1.inference_service_pb2 import (
     AcknowledgeResultsRequest,
     AcknowledgeResultsResponse,
+    BatchGetAttemptsRequest,
+    BatchGetAttemptsResponse,
     GenerateTextRequest,
     GenerateTextResponse,
+    ListAttemptsRequest,
+    ListAttemptsResponse,
     StreamGenerateTextRequest,
     StreamGenerateTextResponse,
 )
@@ -87,6 +91,28 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         del context
         results = await self._gate.acknowledge(request.claims, current_call().caller)
         return AcknowledgeResultsResponse(results=results)
+
+    async def BatchGetAttempts(
+        self, request: BatchGetAttemptsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> BatchGetAttemptsResponse:
+        """Says where attempts stand."""
+        del context
+        attempts = await self._gate.attempts.these(request.keys)
+        return BatchGetAttemptsResponse(
+            attempts=attempts, closing_bound=self._gate.attempts.closing_bound
+        )
+
+    async def ListAttempts(
+        self, request: ListAttemptsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ListAttemptsResponse:
+        """Lists the attempts of a span of keys."""
+        del context
+        page = await self._gate.attempts.between(request.after, request.through, request.page_size)
+        return ListAttemptsResponse(
+            attempts=page.attempts,
+            has_more=page.has_more,
+            closing_bound=self._gate.attempts.closing_bound,
+        )
 
     async def _texts(
         self, deltas: Deltas, performing: asyncio.Task[EffectOutcome]

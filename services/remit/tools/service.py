@@ -86,6 +86,26 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         results = await self._gate.acknowledge(request.claims, current_call().caller)
         return tool_service_pb2.AcknowledgeResultsResponse(results=results)
 
+    async def BatchGetAttempts(
+        self, request: tool_service_pb2.BatchGetAttemptsRequest, context: Context
+    ) -> tool_service_pb2.BatchGetAttemptsResponse:
+        """Say where attempts stand."""
+        attempts = await self._gate.attempts.these(request.keys)
+        return tool_service_pb2.BatchGetAttemptsResponse(
+            attempts=attempts, closing_bound=self._gate.attempts.closing_bound
+        )
+
+    async def ListAttempts(
+        self, request: tool_service_pb2.ListAttemptsRequest, context: Context
+    ) -> tool_service_pb2.ListAttemptsResponse:
+        """List the attempts of a span of keys."""
+        page = await self._gate.attempts.between(request.after, request.through, request.page_size)
+        return tool_service_pb2.ListAttemptsResponse(
+            attempts=page.attempts,
+            has_more=page.has_more,
+            closing_bound=self._gate.attempts.closing_bound,
+        )
+
     async def ListTools(
         self, request: tool_service_pb2.ListToolsRequest, context: Context
     ) -> tool_service_pb2.ListToolsResponse:

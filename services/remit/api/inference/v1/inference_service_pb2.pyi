@@ -5,9 +5,11 @@ The inference service: every model call of the mesh is made here, through the ef
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from remit.api.effects.v1 import attempt_pb2 as _attempt_pb2
 from remit.api.inference.v1 import message_pb2 as _message_pb2
 from remit.api.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -239,3 +241,127 @@ class AcknowledgeResultsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcknowledgeResultsResponse: _TypeAlias = AcknowledgeResultsResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetAttemptsRequest(_message.Message):
+    """BatchGetAttemptsRequest names attempts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.AttemptKey]:
+        """At most 256."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_attempt_pb2.AttemptKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAttemptsRequest: _TypeAlias = BatchGetAttemptsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetAttemptsResponse(_message.Message):
+    """BatchGetAttemptsResponse is where they stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CLOSING_BOUND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.Attempt]:
+        """One for each key, in order; UNKNOWN where there is none."""
+
+    @_builtins.property
+    def closing_bound(self) -> _duration_pb2.Duration:
+        """The bound of the lag: once an owner is gone or an attempt has ended, its money is where it belongs
+        after this time, while this service, cost, audit and their databases live.
+        """
+
+    def __init__(
+        self,
+        *,
+        attempts: _abc.Iterable[_attempt_pb2.Attempt] | None = ...,
+        closing_bound: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing_bound", b"closing_bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closing_bound", b"closing_bound"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetAttemptsResponse: _TypeAlias = BatchGetAttemptsResponse  # noqa: Y015
+
+@_typing.final
+class ListAttemptsRequest(_message.Message):
+    """ListAttemptsRequest selects a span of keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 256, more than 1,000 means 1,000."""
+    @_builtins.property
+    def after(self) -> _attempt_pb2.AttemptKey:
+        """Only attempts after this one; not set: from the first."""
+
+    @_builtins.property
+    def through(self) -> _attempt_pb2.AttemptKey:
+        """Only attempts up to this one, it included; not set: to the last."""
+
+    def __init__(
+        self,
+        *,
+        after: _attempt_pb2.AttemptKey | None = ...,
+        through: _attempt_pb2.AttemptKey | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "through", b"through"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "page_size", b"page_size", "through", b"through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttemptsRequest: _TypeAlias = ListAttemptsRequest  # noqa: Y015
+
+@_typing.final
+class ListAttemptsResponse(_message.Message):
+    """ListAttemptsResponse is the attempts of a span."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    CLOSING_BOUND_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more in the span: go on after the last of these."""
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_attempt_pb2.Attempt]:
+        """The attempts, by key."""
+
+    @_builtins.property
+    def closing_bound(self) -> _duration_pb2.Duration:
+        """As of BatchGetAttempts."""
+
+    def __init__(
+        self,
+        *,
+        attempts: _abc.Iterable[_attempt_pb2.Attempt] | None = ...,
+        has_more: _builtins.bool = ...,
+        closing_bound: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing_bound", b"closing_bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closing_bound", b"closing_bound", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttemptsResponse: _TypeAlias = ListAttemptsResponse  # noqa: Y015

@@ -50,6 +50,16 @@ class InferenceServiceStub:
                 request_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.FromString,
                 _registered_method=True)
+        self.BatchGetAttempts = channel.unary_unary(
+                '/remit.api.inference.v1.InferenceService/BatchGetAttempts',
+                request_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsResponse.FromString,
+                _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/remit.api.inference.v1.InferenceService/ListAttempts',
+                request_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -80,6 +90,20 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetAttempts(self, request, context):
+        """Says where attempts of this service's effects stand, for the ledger to compare its holds with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Lists the attempts of this service's effects in the order of their keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +121,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.AcknowledgeResults,
                     request_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.FromString,
                     response_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.SerializeToString,
+            ),
+            'BatchGetAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetAttempts,
+                    request_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsResponse.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +215,60 @@ class InferenceService:
             '/remit.api.inference.v1.InferenceService/AcknowledgeResults',
             remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsRequest.SerializeToString,
             remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.AcknowledgeResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.inference.v1.InferenceService/BatchGetAttempts',
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsRequest.SerializeToString,
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.BatchGetAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.inference.v1.InferenceService/ListAttempts',
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsRequest.SerializeToString,
+            remit_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.ListAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

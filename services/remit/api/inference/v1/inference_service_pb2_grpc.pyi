@@ -27,6 +27,10 @@ class InferenceServiceStub:
     outcomes and drops the results. Only the service that presented the remit of a claim may say so.
     Saying it again changes nothing.
     """
+    BatchGetAttempts: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.BatchGetAttemptsRequest, _inference_service_pb2.BatchGetAttemptsResponse]
+    """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListAttemptsRequest, _inference_service_pb2.ListAttemptsResponse]
+    """Lists the attempts of this service's effects in the order of their keys."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """InferenceService calls models."""
@@ -59,5 +63,21 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         outcomes and drops the results. Only the service that presented the remit of a claim may say so.
         Saying it again changes nothing.
         """
+
+    @_abc_1.abstractmethod
+    def BatchGetAttempts(
+        self,
+        request: _inference_service_pb2.BatchGetAttemptsRequest,
+        context: _aio.ServicerContext[_inference_service_pb2.BatchGetAttemptsRequest, _abc.Awaitable[_inference_service_pb2.BatchGetAttemptsResponse]],
+    ) -> _abc.Awaitable[_inference_service_pb2.BatchGetAttemptsResponse]:
+        """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _inference_service_pb2.ListAttemptsRequest,
+        context: _aio.ServicerContext[_inference_service_pb2.ListAttemptsRequest, _abc.Awaitable[_inference_service_pb2.ListAttemptsResponse]],
+    ) -> _abc.Awaitable[_inference_service_pb2.ListAttemptsResponse]:
+        """Lists the attempts of this service's effects in the order of their keys."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _aio.Server) -> None: ...

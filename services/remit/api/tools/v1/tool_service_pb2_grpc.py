@@ -55,6 +55,16 @@ class ToolServiceStub:
                 request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
                 _registered_method=True)
+        self.BatchGetAttempts = channel.unary_unary(
+                '/remit.api.tools.v1.ToolService/BatchGetAttempts',
+                request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsResponse.FromString,
+                _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/remit.api.tools.v1.ToolService/ListAttempts',
+                request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsResponse.FromString,
+                _registered_method=True)
         self.GetWebhookKeys = channel.unary_unary(
                 '/remit.api.tools.v1.ToolService/GetWebhookKeys',
                 request_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.GetWebhookKeysRequest.SerializeToString,
@@ -96,6 +106,20 @@ class ToolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetAttempts(self, request, context):
+        """Says where attempts of this service's effects stand, for the ledger to compare its holds with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Lists the attempts of this service's effects in the order of their keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWebhookKeys(self, request, context):
         """Returns the public keys that verify the webhooks of the caller's org.
         """
@@ -125,6 +149,16 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.AcknowledgeResults,
                     request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.FromString,
                     response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.SerializeToString,
+            ),
+            'BatchGetAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetAttempts,
+                    request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsResponse.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsResponse.SerializeToString,
             ),
             'GetWebhookKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWebhookKeys,
@@ -241,6 +275,60 @@ class ToolService:
             '/remit.api.tools.v1.ToolService/AcknowledgeResults',
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsRequest.SerializeToString,
             remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.AcknowledgeResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.tools.v1.ToolService/BatchGetAttempts',
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsRequest.SerializeToString,
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.BatchGetAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.tools.v1.ToolService/ListAttempts',
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsRequest.SerializeToString,
+            remit_dot_api_dot_tools_dot_v1_dot_tool__service__pb2.ListAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

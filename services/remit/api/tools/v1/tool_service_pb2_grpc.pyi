@@ -27,6 +27,10 @@ class ToolServiceStub:
     outcomes and drops the results. Only the service that presented the remit of a claim may say so.
     Saying it again changes nothing.
     """
+    BatchGetAttempts: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.BatchGetAttemptsRequest, _tool_service_pb2.BatchGetAttemptsResponse]
+    """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.ListAttemptsRequest, _tool_service_pb2.ListAttemptsResponse]
+    """Lists the attempts of this service's effects in the order of their keys."""
     GetWebhookKeys: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.GetWebhookKeysRequest, _tool_service_pb2.GetWebhookKeysResponse]
     """Returns the public keys that verify the webhooks of the caller's org."""
 
@@ -67,6 +71,22 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
         outcomes and drops the results. Only the service that presented the remit of a claim may say so.
         Saying it again changes nothing.
         """
+
+    @_abc_1.abstractmethod
+    def BatchGetAttempts(
+        self,
+        request: _tool_service_pb2.BatchGetAttemptsRequest,
+        context: _aio.ServicerContext[_tool_service_pb2.BatchGetAttemptsRequest, _abc.Awaitable[_tool_service_pb2.BatchGetAttemptsResponse]],
+    ) -> _abc.Awaitable[_tool_service_pb2.BatchGetAttemptsResponse]:
+        """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _tool_service_pb2.ListAttemptsRequest,
+        context: _aio.ServicerContext[_tool_service_pb2.ListAttemptsRequest, _abc.Awaitable[_tool_service_pb2.ListAttemptsResponse]],
+    ) -> _abc.Awaitable[_tool_service_pb2.ListAttemptsResponse]:
+        """Lists the attempts of this service's effects in the order of their keys."""
 
     @_abc_1.abstractmethod
     def GetWebhookKeys(

@@ -1,0 +1,1 @@
+"""Generated from protos/remit/api/effects by `make protos`; never edited."""
