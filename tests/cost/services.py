@@ -156,7 +156,7 @@ class CostWorld:
         self.mesh.add(
             guard,
             cost_service_pb2_grpc.add_CostServiceServicer_to_server,
-            CostService(store=store, prices=prices, verifier=self._verifier, clock=self.clock),
+            CostService(store=store, prices=prices, verifier=self._verifier),
         )
         budgets = BudgetStore(self.database, settings.rules.default_budget, self.clock)
         self.mesh.add(

@@ -95,6 +95,7 @@ class Ledger:
     def _reserve(self, wanted: Reserve) -> Reservation:
         org = org_of(wanted.account)
         begin_time = self._begin_time(org)
+        price = wanted.price.at(begin_time)
         hold = Reservation(
             key=wanted.key,
             state=State.HELD,
@@ -103,9 +104,9 @@ class Ledger:
             create_time=begin_time,
             account=wanted.account,
             item=wanted.item,
-            price=wanted.price,
+            price=price,
             bound=wanted.bound,
-            hold_nanos=bound_nanos(wanted.price, wanted.bound),
+            hold_nanos=bound_nanos(price, wanted.bound),
             own_limit_nanos=wanted.own_limit_nanos,
             outer_limits_nanos=wanted.outer_limits_nanos,
             body_digest=wanted.body_digest,

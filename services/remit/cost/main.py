@@ -70,7 +70,7 @@ async def open_service(
             servicers=(
                 (
                     cost_service_pb2_grpc.add_CostServiceServicer_to_server,
-                    CostService(store=store, prices=price_list, verifier=verifier, clock=clock),
+                    CostService(store=store, prices=price_list, verifier=verifier),
                 ),
                 (
                     cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,

@@ -1,19 +1,24 @@
-"""Reads price files: YAML in, rates by item out, every fault named with its file and field."""
+"""Reads price files: YAML in, rates by item and time out, every fault named with file and field.
+
+An item has one price for ever, or a list of prices that follow each other: each is in force from
+its time `from` until the next begins, the last one until its `until`, if it has one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
+from remit.cost.price_timelines import Span, Timeline, TimelineError
 from remit.pricing import INT64_MAX
 from remit.rpc.errors import RemitError, Violation
-from remit.settings import configuration_error
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
 """Prices of the engine and the tools that Remit ships."""
@@ -34,13 +39,54 @@ class Rates(BaseModel):
     call_nanos: Rate = 0
 
 
+def _moment(value: object) -> object:
+    """A time with its zone, from YAML's own or from text; a day begins in UTC."""
+    if isinstance(value, str):
+        value = _parsed_time(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime):
+        message = "is not a time such as 2027-01-01T00:00:00Z, nor a day"
+        raise ValueError(message)  # noqa: TRY004 - what pydantic takes for a fault of the input
+    if value.tzinfo is None:
+        message = "has no time zone; write it as 2027-01-01T00:00:00Z"
+        raise ValueError(message)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        message = "is outside the calendar"
+        raise ValueError(message) from error
+
+
+def _parsed_time(text: str) -> datetime | date | str:
+    for kind in (date, datetime):
+        try:
+            return kind.fromisoformat(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _listed(value: object) -> object:
+    """A price for ever is a list of one."""
+    return [value] if isinstance(value, Mapping) else value
+
+
+_Moment = Annotated[datetime, BeforeValidator(_moment)]
+
+
+class _DatedRates(Rates):
+    start: _Moment | None = Field(default=None, alias="from")
+    until: _Moment | None = None
+
+
 class _PriceFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prices: dict[str, Rates]
+    prices: dict[str, Annotated[list[_DatedRates], BeforeValidator(_listed)]]
 
 
-def read_price_file(path: Path) -> Mapping[str, Rates]:
+def read_price_file(path: Path) -> Mapping[str, Timeline[Rates]]:
     """The rates of a file by item. Raises CONFIGURATION_INVALID naming the file and the field."""
     try:
         with path.open("rb") as file:
@@ -49,7 +95,15 @@ def read_price_file(path: Path) -> Mapping[str, Rates]:
         raise _invalid(path, "", f"cannot be read: {error.strerror}") from error
     if len(text) > _MAX_BYTES:
         raise _invalid(path, "", f"has more than {_MAX_BYTES} bytes")
-    return _checked(path, _parsed(path, text)).prices
+    prices = _checked(path, _parsed(path, text)).prices
+    return {item: _timeline(path, item, dated) for item, dated in prices.items()}
+
+
+def _timeline(path: Path, item: str, dated: list[_DatedRates]) -> Timeline[Rates]:
+    try:
+        return Timeline([Span(rates, rates.start, rates.until) for rates in dated])
+    except TimelineError as error:
+        raise _invalid(path, f"prices.{item}", str(error)) from error
 
 
 def _parsed(path: Path, text: bytes) -> object:
@@ -67,7 +121,7 @@ def _checked(path: Path, content: object) -> _PriceFile:
     try:
         file = _PriceFile.model_validate(content)
     except ValidationError as error:
-        raise configuration_error(f"{path}: ", error) from error
+        raise _faults(path, content, error) from error
     for item in file.prices:
         if not (names.is_name("model", item) or names.is_name("tool", item)):
             fault = "is neither `models/{model}` nor `tools/{tool}`"
@@ -92,10 +146,36 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _faults(path: Path, content: object, error: ValidationError) -> RemitError:
+    """Every fault with its field, as it stands in the file: a price for ever is no list there."""
+    violations = []
+    for fault in error.errors():
+        place = list(fault["loc"])
+        if len(place) > _PLACE_IN_LIST and not _is_list(content, place[1]):
+            del place[_PLACE_IN_LIST]
+        violations.append(Violation(_where(path, ".".join(map(str, place))), fault["msg"]))
+    return _refused(violations)
+
+
+_PLACE_IN_LIST: Final = 2
+"""Where a fault's path has the number of its price: after `prices` and the item."""
+
+
+def _is_list(content: object, item: object) -> bool:
+    return isinstance(content, dict) and isinstance(content["prices"][item], list)
+
+
 def _invalid(path: Path, field: str, fault: str) -> RemitError:
-    where = f"{path}: {field}" if field else str(path)
+    return _refused([Violation(_where(path, field), fault)])
+
+
+def _where(path: Path, field: str) -> str:
+    return f"{path}: {field}" if field else str(path)
+
+
+def _refused(violations: list[Violation]) -> RemitError:
     return RemitError(
         error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
-        f"{where}: {fault}",
-        violations=[Violation(where, fault)],
+        "; ".join(f"{each.field}: {each.description}" for each in violations),
+        violations=violations,
     )

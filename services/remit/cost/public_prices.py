@@ -23,37 +23,48 @@ _NANOS: Final = 1_000_000_000
 _REQUESTS_OF_A_RATE: Final = 1000
 
 
+class PublicModel:
+    """A model of the public list."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self._info = info
+
+    def rates(self, bound: Usage, moment: datetime) -> Rates | None:
+        """The rates in force at a moment for a request within `bound`; None if they are not known.
+
+        A provider may charge by the date or by the time of day; and where it charges large prompts
+        by a dearer tier, the dearest tier that the bound can reach counts.
+        """
+        return _rates_of(self._info.get_prices(moment), bound)
+
+
 class PublicPrices:
     """Looks models up by `provider/model`. Remembers `cache_size` answers, unknown ones too."""
 
     def __init__(self, *, cache_size: int) -> None:
         self._cache_size = cache_size
-        self._models: OrderedDict[str, ModelInfo | None] = OrderedDict()
+        self._models: OrderedDict[str, PublicModel | None] = OrderedDict()
 
-    async def rates(self, list_item: str, bound: Usage, now: datetime) -> Rates | None:
-        """The rates in force at `now` for a request within `bound`; None if they are not known.
-
-        Where a provider charges large prompts by a dearer tier, the dearest tier that the bound
-        can reach counts.
-        """
+    async def model(self, list_item: str) -> PublicModel | None:
+        """The model of that name; None if the list does not know it."""
         if list_item in self._models:
             self._models.move_to_end(list_item)
-        else:
-            self._models[list_item] = await asyncio.to_thread(_find_model, list_item)
-            if len(self._models) > self._cache_size:
-                self._models.popitem(last=False)
-        model = self._models[list_item]
-        return None if model is None else _rates_of(model.get_prices(now), bound)
+            return self._models[list_item]
+        model = await asyncio.to_thread(_find_model, list_item)
+        self._models[list_item] = model
+        if len(self._models) > self._cache_size:
+            self._models.popitem(last=False)
+        return model
 
 
-def _find_model(list_item: str) -> ModelInfo | None:
+def _find_model(list_item: str) -> PublicModel | None:
     from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - slow; see above
 
     provider, slash, model = list_item.partition("/")
     if not (provider and slash and model):
         return None
     try:
-        return get_snapshot().find_provider_model(model, None, provider, None)[1]
+        return PublicModel(get_snapshot().find_provider_model(model, None, provider, None)[1])
     except LookupError:
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import IntEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from remit import names
 from remit.api.cost.v1 import reservation_pb2
@@ -40,6 +40,18 @@ class Price:
     cached_input_nanos_per_million: int = 0
     output_nanos_per_million: int = 0
     call_nanos: int = 0
+
+    def at(self, moment: datetime) -> Price:  # noqa: ARG002 - it is the same at any time
+        """The price of a moment: itself."""
+        return self
+
+
+class Offer(Protocol):
+    """What an item costs, by time."""
+
+    def at(self, moment: datetime) -> Price:
+        """The price of a hold that begins then. Raises PRICE_UNKNOWN."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,8 @@ class Reserve:
     service: str
     account: str
     item: str
-    price: Price
+    price: Offer
+    """From which the price is pinned when the time of the hold is known."""
     bound: Usage
     own_limit_nanos: int | None
     """Limit that the run carries in its remit."""

@@ -29,7 +29,6 @@ from remit.cost.prices import PriceList
 from remit.cost.reservations import Extend, Release, Reservation, ReservationKey, Reserve, Settle
 from remit.cost.store import LedgerStore
 from remit.rpc.calls import current_call
-from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.parties import caller_label
 from remit.rpc.remits import Remit, RemitVerifier
@@ -43,13 +42,10 @@ MAX_BATCH: Final = 256
 class CostService(cost_service_pb2_grpc.CostServiceServicer):
     """The hot path of cost."""
 
-    def __init__(
-        self, *, store: LedgerStore, prices: PriceList, verifier: RemitVerifier, clock: Clock
-    ) -> None:
+    def __init__(self, *, store: LedgerStore, prices: PriceList, verifier: RemitVerifier) -> None:
         self._store = store
         self._prices = prices
         self._verifier = verifier
-        self._clock = clock
 
     # ---------------------------------------------------------------------------------- opening
 
@@ -119,14 +115,14 @@ class CostService(cost_service_pb2_grpc.CostServiceServicer):
         require_reserve(request)
         remit = await self._verified(request.remit)
         bound = usage_of(request.bound)
-        price = await self._prices.price(request.item, request.list_item, bound, self._clock.now())
+        prices = await self._prices.prices_of(request.item, request.list_item, bound)
         service = _service()
         return Reserve(
             key=ReservationKey(request.claim, request.attempt),
             service=service,
             account=remit.account,
             item=request.item,
-            price=price,
+            price=prices,
             bound=bound,
             own_limit_nanos=remit.max_cost_nanos,
             outer_limits_nanos=remit.outer_limits_nanos,
