@@ -26,6 +26,7 @@ TALK = f"{API}.agent.v1.ConversationService"
 COST = f"{API}.cost.v1.CostReportService"
 INFERENCE = f"{API}.inference.v1.InferenceService"
 MODELS = f"{API}.inference.v1.ModelService"
+PRICES = f"{API}.cost.v1.PriceService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
 TOOLS = f"{API}.tools.v1.ToolService"
 
@@ -41,6 +42,7 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{COST}/ListCharges": ({}, {"startTime": "2020-01-01T00:00:00Z", "pageSize": "2"}),
     f"{COST}/GetRunSpend": ({"run": "0198a5b0-0000-7000-8000-000000000000"}, {}),
     f"{COST}/ListBudgets": ({}, {}),
+    f"{PRICES}/ListPrices": ({}, {"item": "models/nobody-knows"}),
     f"{MODELS}/ListModels": ({}, {}),
     f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),
     f"{POLICY}/ListApiKeys": ({}, {}),
@@ -68,6 +70,7 @@ CHANGES = {
     f"{TOOLS}/CallTool",
     f"{INFERENCE}/GenerateText",
 }
+OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {f"{AUDIT}/ExportLog", f"{INFERENCE}/StreamGenerateText"}
 
 
@@ -107,7 +110,7 @@ async def a_file(rest: Rest) -> Answer:
 
 
 def test_every_operation_is_tried() -> None:
-    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *CHANGES, *STREAMS}
+    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *OF_PRICES, *CHANGES, *STREAMS}
     assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
 
 
@@ -166,6 +169,27 @@ async def test_changes(rest: Rest) -> None:
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})
+
+
+async def test_a_price_is_set_and_deleted(rest: Rest) -> None:
+    item = f"models/{new_id()}"
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    body = {"item": item, "callNanos": "7", "startTime": later, "requestId": new_id()}
+    made = fits(f"{PRICES}/SetPrice", await rest(f"{PRICES}/SetPrice", body=body))["change"]
+    assert made["price"]["callNanos"] == "7"
+    listed = await rest(f"{PRICES}/ListPrices", query={"item": item})
+    unknown, scheduled = fits(f"{PRICES}/ListPrices", listed)["prices"]
+    assert ("price" in unknown, unknown["source"]) == (False, "unlisted")
+    assert (scheduled["price"], scheduled["source"]) == (made["price"], "org")
+    body = {"item": item, "requestId": new_id()}
+    gone = fits(f"{PRICES}/DeletePrice", await rest(f"{PRICES}/DeletePrice", body=body))["change"]
+    changes = await rest(f"{PRICES}/ListPriceChanges", query={"item": item})
+    assert fits(f"{PRICES}/ListPriceChanges", changes)["changes"] == [gone, made]
+    again = await rest(f"{PRICES}/DeletePrice", body=body | {"requestId": new_id()})
+    assert again.status == 404
+    huge = {"item": item, "callNanos": str(2**63), "requestId": new_id()}
+    refused = await rest(f"{PRICES}/SetPrice", body=huge)
+    assert (refused.status, len(changes.content["changes"])) == (400, 2)
 
 
 async def test_a_run_is_paused_and_goes_on(rest: Rest) -> None:

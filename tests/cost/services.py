@@ -17,12 +17,15 @@ from remit.api.cost.v1 import (
     cost_report_service_pb2_grpc,
     cost_service_pb2,
     cost_service_pb2_grpc,
+    price_service_pb2_grpc,
 )
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.usage.v1 import usage_pb2
 from remit.cost.budgets import BudgetStore
+from remit.cost.price_service import PriceService
+from remit.cost.price_store import PriceStore
 from remit.cost.prices import PriceList, read_prices
 from remit.cost.public_prices import PublicPrices
 from remit.cost.report_service import CostReportService
@@ -164,6 +167,13 @@ class CostWorld:
             cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
             CostReportService(database=self.database, budgets=budgets, recorder=self.recorder),
         )
+        self.mesh.add(
+            guard,
+            price_service_pb2_grpc.add_PriceServiceServicer_to_server,
+            PriceService(
+                store=PriceStore(self.database, self.clock), prices=prices, recorder=self.recorder
+            ),
+        )
 
     def _guard(self, audience: Caller.ValueType) -> Guard:
         return Guard(
@@ -180,6 +190,12 @@ class CostWorld:
         """The admin side, as a client; send a remit with `remit_token`."""
         return self.mesh.as_caller(options_pb2.CALLER_PUBLIC).stub(
             cost_report_service_pb2_grpc.CostReportServiceStub
+        )
+
+    def prices(self) -> price_service_pb2_grpc.PriceServiceStub:
+        """What things cost, as a client; send a remit with `remit_token`."""
+        return self.mesh.as_caller(options_pb2.CALLER_PUBLIC).stub(
+            price_service_pb2_grpc.PriceServiceStub
         )
 
     def client_token(self, subject: str = ALICE, team: str = "") -> str:

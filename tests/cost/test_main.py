@@ -41,7 +41,7 @@ async def test_the_service_opens_and_is_ready(database: OpenDatabase) -> None:
             await check()
 
         assert service.area == "cost"
-        assert len(service.servicers) == 2
+        assert len(service.servicers) == 3
 
 
 async def test_it_does_not_open_with_a_wrong_price_file(tmp_path: Path) -> None:

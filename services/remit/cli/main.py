@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "models": Entry("remit.cli.models", "List the models."),
     "spend": Entry("remit.cli.spend", "Show what was spent."),
     "budgets": Entry("remit.cli.budgets", "List and set budgets."),
+    "prices": Entry("remit.cli.prices", "List and set what models and tools cost."),
     "audit": Entry("remit.cli.audit", "List, export and verify the audit log."),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

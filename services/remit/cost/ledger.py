@@ -11,8 +11,8 @@ tombstone, so that a reserve that comes late, by a retry or a slow network, hold
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from remit.api.errors.v1.error_reason_pb2 import ErrorReason
 from remit.cost.accounts import org_of, path_keys
 from remit.cost.admission import DefaultBudget, admit, limits_of_path
 from remit.cost.books import Books, Kind, Transfer, transfer_accounts
+from remit.cost.org_prices import OrgItem, OrgTimeline
 from remit.cost.periods import Period, day_of
 from remit.cost.reservations import (
     Extend,
@@ -46,6 +47,8 @@ class LedgerState:
     reservations: MutableMapping[ReservationKey, Reservation]
     latest_times: MutableMapping[str, datetime]
     """The latest time at which each org's ledger admitted anything."""
+    org_prices: Mapping[OrgItem, OrgTimeline] = field(default_factory=dict)
+    """What orgs state of the items that are reserved; it goes before what a reserve says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Ledger:
     def _reserve(self, wanted: Reserve) -> Reservation:
         org = org_of(wanted.account)
         begin_time = self._begin_time(org)
-        price = wanted.price.at(begin_time)
+        own = self._state.org_prices.get((org, wanted.item))
+        price = (own.at(begin_time) if own else None) or wanted.price.at(begin_time)
         hold = Reservation(
             key=wanted.key,
             state=State.HELD,

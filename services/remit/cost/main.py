@@ -7,10 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from remit.api.audit.v1 import audit_service_pb2_grpc
-from remit.api.cost.v1 import cost_report_service_pb2_grpc, cost_service_pb2_grpc
+from remit.api.cost.v1 import (
+    cost_report_service_pb2_grpc,
+    cost_service_pb2_grpc,
+    price_service_pb2_grpc,
+)
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.cost.budgets import BudgetStore
 from remit.cost.metrics import ledger_held
+from remit.cost.price_service import PriceService
+from remit.cost.price_store import PriceStore
 from remit.cost.prices import PriceList, read_prices
 from remit.cost.public_prices import PublicPrices
 from remit.cost.report_service import CostReportService
@@ -75,6 +81,12 @@ async def open_service(
                 (
                     cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
                     CostReportService(database=database, budgets=budgets, recorder=recorder),
+                ),
+                (
+                    price_service_pb2_grpc.add_PriceServiceServicer_to_server,
+                    PriceService(
+                        store=PriceStore(database, clock), prices=price_list, recorder=recorder
+                    ),
                 ),
             ),
             verifier=verifier,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from google.protobuf import timestamp_pb2
@@ -16,8 +16,9 @@ from remit.pricing import require_valid
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
 CURRENCY: Final = "USD"
-_MAX_LIST_ITEM_CHARS: Final = 200
+MAX_LIST_ITEM_CHARS: Final = 200
 _MAX_ATTEMPT: Final = 2**31 - 1
+_LAST_SECOND: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
 class NamesReservation(Protocol):
@@ -57,8 +58,8 @@ def require_reserve(request: cost_service_pb2.ReserveBudgetRequest) -> None:
     violations = key_violations(request)
     if not (names.is_name("model", request.item) or names.is_name("tool", request.item)):
         violations.append(Violation("item", "must be `models/{model}` or `tools/{tool}`"))
-    if len(request.list_item) > _MAX_LIST_ITEM_CHARS:
-        fault = f"has more than {_MAX_LIST_ITEM_CHARS} characters"
+    if len(request.list_item) > MAX_LIST_ITEM_CHARS:
+        fault = f"has more than {MAX_LIST_ITEM_CHARS} characters"
         violations.append(Violation("list_item", fault))
     violations += usage_violations("bound", request.bound)
     if violations:
@@ -138,6 +139,11 @@ def price_message(price: Price) -> reservation_pb2.Price:
         output_nanos_per_million=price.output_nanos_per_million,
         call_nanos=price.call_nanos,
     )
+
+
+def is_time(moment: timestamp_pb2.Timestamp) -> bool:
+    """Whether it is a time between the years 1970 and 9999."""
+    return 0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000
 
 
 def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:

@@ -78,6 +78,11 @@ class PriceList:
         self._unlisted_models = unlisted_models
         self._unlisted_tools = unlisted_tools
 
+    @property
+    def items(self) -> frozenset[str]:
+        """What the files state a price of."""
+        return frozenset(item for file in self._files for item in file)
+
     async def prices_of(self, item: str, list_item: str, bound: Usage) -> ItemPrices:
         """What is known of an item; which price counts is chosen when the time of a hold is known.
 

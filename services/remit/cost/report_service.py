@@ -16,6 +16,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.cost.accounts import is_account
 from remit.cost.budgets import BudgetStore
 from remit.cost.charges import ChargePlace, ChargeQuery, place_of, select_charges
+from remit.cost.messages import is_time
 from remit.cost.paging import (
     decode_texts,
     decode_token,
@@ -36,7 +37,6 @@ from remit.rpc.remits import Remit
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _SET_BUDGET: Final = "budgets.set"
-_LAST_SECOND: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 
 class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
@@ -163,15 +163,11 @@ def _checked_span(request: _Span) -> tuple[datetime | None, datetime | None]:
 def _span_violations(request: _Span) -> list[Violation]:
     fault = "is not a time between the years 1970 and 9999"
     violations = []
-    if request.HasField("start_time") and not _is_time(request.start_time):
+    if request.HasField("start_time") and not is_time(request.start_time):
         violations.append(Violation("start_time", fault))
-    if request.HasField("end_time") and not _is_time(request.end_time):
+    if request.HasField("end_time") and not is_time(request.end_time):
         violations.append(Violation("end_time", fault))
     return violations
-
-
-def _is_time(moment: timestamp_pb2.Timestamp) -> bool:
-    return 0 <= moment.seconds <= _LAST_SECOND and 0 <= moment.nanos < 1_000_000_000
 
 
 def _checked_limit(caller: Remit, request: cost_report_service_pb2.SetBudgetRequest) -> SetLimit:

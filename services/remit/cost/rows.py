@@ -133,10 +133,11 @@ SELECT_RESERVATIONS_LOCK_LEDGERS: Final = (
     " CROSS JOIN LATERAL (SELECT * FROM reservations f"
     " WHERE f.claim = k.claim AND f.attempt = k.attempt OFFSET 0) r"
     " LEFT JOIN prices p ON p.version = r.price_version),"
-    " locked AS MATERIALIZED (SELECT org, latest_time FROM ledgers WHERE org = ANY (ARRAY("
+    " locked AS MATERIALIZED (SELECT org, latest_time, price_epoch FROM ledgers"
+    " WHERE org = ANY (ARRAY("
     "SELECT org FROM known WHERE org IS NOT NULL UNION SELECT unnest($3::text[])))"
     " ORDER BY org FOR UPDATE)"
-    " SELECT locked.org AS ledger, locked.latest_time, known.*"
+    " SELECT locked.org AS ledger, locked.latest_time, locked.price_epoch, known.*"
     " FROM locked FULL JOIN known ON known.org = locked.org"
 )
 

@@ -6,6 +6,7 @@ balances and budgets: these are read after the lock, decided on in Python, in or
 A round trip to the database costs more than what it carries, so a batch makes five: lock the names;
 lock the ledgers and read the reservations; read balances and limits; write; commit. Fewer cannot
 be, for a statement sees what was committed when it began, before it waited for its locks.
+Only after an org has changed its prices a batch makes one more, to read them.
 Opening and closing calls wait in queues of their own, so that what is held can always be closed.
 """
 
@@ -18,11 +19,12 @@ from typing import Any, Final
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.columns import arrays
-from remit.cost import rows
+from remit.cost import org_prices, rows
 from remit.cost.accounts import BalanceKey, ancestors, org_of
 from remit.cost.books import Balance, Books, keys_to_load
 from remit.cost.ledger import Ledger, LedgerState, Rules, begin_time
 from remit.cost.metrics import count_closed, count_opened
+from remit.cost.org_prices import OrgPrices, select_price_epochs
 from remit.cost.periods import Period, day_of
 from remit.cost.reservations import (
     Extend,
@@ -54,6 +56,7 @@ class LedgerStore:
         self._clock = clock
         self._stored_prices: set[str] = set()
         """Versions that were read back from a committed hold."""
+        self._org_prices = OrgPrices()
         self._openings = GroupCommit[HoldOperation, Reservation](
             database,
             self.write,
@@ -92,10 +95,13 @@ class LedgerStore:
         self, connection: Connection, operations: Sequence[HoldOperation]
     ) -> list[Reservation | RemitError]:
         """Decides and writes a batch, in a transaction that has locked its names."""
-        known, latest = await _locked(connection, operations)
+        known, latest, epochs = await _locked(connection, operations)
         self._note_stored_prices(known.values())
+        bought = [(org_of(op.account), op.item) for op in operations if isinstance(op, Reserve)]
+        own_prices = await self._org_prices.load(connection, bought, epochs, latest)
         now = self._clock.now()
         state = await _loaded(connection, operations, known, latest, now)
+        state.org_prices = own_prices
         ledger = Ledger(state, self._rules, now)
         results = [ledger.decide(operation) for operation in operations]
         state.books.prove()
@@ -119,7 +125,11 @@ class LedgerStore:
 
     async def _insert_prices(self, connection: Connection, made: Iterable[Reservation]) -> None:
         """Stores the prices that the holds pin, except those that are stored for certain."""
-        pinned = {held.price.version: rows.PinnedPrice(held.item, held.price) for held in made}
+        pinned = {
+            held.price.version: rows.PinnedPrice(held.item, held.price)
+            for held in made
+            if held.price.source != org_prices.SOURCE  # stored when it was set
+        }
         missing = sorted(version for version in pinned if version not in self._stored_prices)
         prices = [pinned[version] for version in missing if version]
         if prices:
@@ -145,8 +155,11 @@ def _lock_id(key: ReservationKey) -> int:
 
 async def _locked(
     connection: Connection, operations: Sequence[HoldOperation]
-) -> tuple[dict[ReservationKey, Reservation], dict[str, datetime | None]]:
-    """Loads the reservations that exist and locks the ledgers that the batch touches."""
+) -> tuple[dict[ReservationKey, Reservation], dict[str, datetime | None], dict[str, int]]:
+    """Loads the reservations that exist and locks the ledgers that the batch touches.
+
+    Of each ledger it gives the time of the latest hold, and the number of its price changes.
+    """
     keys = sorted({operation.key for operation in operations})
     orgs = {org_of(op.account) for op in operations if isinstance(op, Reserve)}
     records = await connection.fetch(
@@ -157,9 +170,11 @@ async def _locked(
     )
     found = [rows.reservation_of(record) for record in records if record["claim"] is not None]
     latest = {row["ledger"]: row["latest_time"] for row in records if row["ledger"] is not None}
+    epochs = {row["ledger"]: row["price_epoch"] for row in records if row["ledger"] is not None}
     if not orgs <= latest.keys():
         latest = await lock_ledgers(connection, orgs | latest.keys())
-    return {reservation.key: reservation for reservation in found}, latest
+        epochs = await select_price_epochs(connection, latest.keys())
+    return {reservation.key: reservation for reservation in found}, latest, epochs
 
 
 async def lock_ledgers(connection: Connection, orgs: Iterable[str]) -> dict[str, datetime | None]:

@@ -44,6 +44,7 @@ class DeclaredModel:
             ready=not reason,
             not_ready_reason=reason,
             measures_confidence=self.engine.measures_confidence,
+            list_item=self.declaration.list_item,
         )
 
 

@@ -36,6 +36,7 @@ SERVICE_MODULES: Final = (
     "remit.api.audit.v1.audit_service_pb2",
     "remit.api.cost.v1.cost_report_service_pb2",
     "remit.api.cost.v1.cost_service_pb2",
+    "remit.api.cost.v1.price_service_pb2",
     "remit.api.inference.v1.inference_service_pb2",
     "remit.api.inference.v1.model_service_pb2",
     "remit.api.policy.v1.policy_admin_service_pb2",

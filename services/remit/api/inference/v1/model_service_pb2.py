@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*remit/api/inference/v1/model_service.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\"remit/api/options/v1/options.proto\"\xb3\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x05\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x07 \x01(\t\x12\x1b\n\x13measures_confidence\x18\x08 \x01(\x08\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.remit.api.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10GetModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.remit.api.inference.v1.Model2\xe7\x02\n\x0cModelService\x12\xa5\x01\n\nListModels\x12).remit.api.inference.v1.ListModelsRequest\x1a*.remit.api.inference.v1.ListModelsResponse\"@\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x0bmodels.listX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\xae\x01\n\x08GetModel\x12\'.remit.api.inference.v1.GetModelRequest\x1a(.remit.api.inference.v1.GetModelResponse\"O\x8a\xe7\x18\x30\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x0bmodels.listB\x04nameX\x04`\x80 h\x80\x80\x01p@\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*remit/api/inference/v1/model_service.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\"remit/api/options/v1/options.proto\"\xc6\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x05\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x05\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x07 \x01(\t\x12\x1b\n\x13measures_confidence\x18\x08 \x01(\x08\x12\x11\n\tlist_item\x18\t \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.remit.api.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10GetModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.remit.api.inference.v1.Model2\xe7\x02\n\x0cModelService\x12\xa5\x01\n\nListModels\x12).remit.api.inference.v1.ListModelsRequest\x1a*.remit.api.inference.v1.ListModelsResponse\"@\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x0bmodels.listX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\xae\x01\n\x08GetModel\x12\'.remit.api.inference.v1.GetModelRequest\x1a(.remit.api.inference.v1.GetModelResponse\"O\x8a\xe7\x18\x30\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x0bmodels.listB\x04nameX\x04`\x80 h\x80\x80\x01p@\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=models/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\212\347\0300\010\001\020\003\032\002\010\005\"\002\010\002*\002\001\0020\001:\013models.listB\004nameX\004`\200 h\200\200\001p@\202\323\344\223\002\025\022\023/v1/{name=models/*}'
   _globals['_MODEL']._serialized_start=137
-  _globals['_MODEL']._serialized_end=316
-  _globals['_LISTMODELSREQUEST']._serialized_start=318
-  _globals['_LISTMODELSREQUEST']._serialized_end=376
-  _globals['_LISTMODELSRESPONSE']._serialized_start=378
-  _globals['_LISTMODELSRESPONSE']._serialized_end=470
-  _globals['_GETMODELREQUEST']._serialized_start=472
-  _globals['_GETMODELREQUEST']._serialized_end=503
-  _globals['_GETMODELRESPONSE']._serialized_start=505
-  _globals['_GETMODELRESPONSE']._serialized_end=569
-  _globals['_MODELSERVICE']._serialized_start=572
-  _globals['_MODELSERVICE']._serialized_end=931
+  _globals['_MODEL']._serialized_end=335
+  _globals['_LISTMODELSREQUEST']._serialized_start=337
+  _globals['_LISTMODELSREQUEST']._serialized_end=395
+  _globals['_LISTMODELSRESPONSE']._serialized_start=397
+  _globals['_LISTMODELSRESPONSE']._serialized_end=489
+  _globals['_GETMODELREQUEST']._serialized_start=491
+  _globals['_GETMODELREQUEST']._serialized_end=522
+  _globals['_GETMODELRESPONSE']._serialized_start=524
+  _globals['_GETMODELRESPONSE']._serialized_end=588
+  _globals['_MODELSERVICE']._serialized_start=591
+  _globals['_MODELSERVICE']._serialized_end=950
 # @@protoc_insertion_point(module_scope)

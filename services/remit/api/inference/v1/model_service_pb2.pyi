@@ -32,6 +32,7 @@ class Model(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     NOT_READY_REASON_FIELD_NUMBER: _builtins.int
     MEASURES_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    LIST_ITEM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}`."""
     description: _builtins.str
@@ -48,6 +49,8 @@ class Model(_message.Message):
     """Why it is not ready, and what to do."""
     measures_confidence: _builtins.bool
     """Whether it can say how sure its answers are."""
+    list_item: _builtins.str
+    """Its name in public price lists, such as `openai/gpt-5-mini`; empty if none is declared."""
     def __init__(
         self,
         *,
@@ -59,10 +62,11 @@ class Model(_message.Message):
         ready: _builtins.bool = ...,
         not_ready_reason: _builtins.str = ...,
         measures_confidence: _builtins.bool = ...,
+        list_item: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "description", b"description", "engine", b"engine", "max_output_tokens", b"max_output_tokens", "measures_confidence", b"measures_confidence", "name", b"name", "not_ready_reason", b"not_ready_reason", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "description", b"description", "engine", b"engine", "list_item", b"list_item", "max_output_tokens", b"max_output_tokens", "measures_confidence", b"measures_confidence", "name", b"name", "not_ready_reason", b"not_ready_reason", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
