@@ -3,11 +3,13 @@
 A price states nano-USD for each 1,000,000 tokens, and nano-USD for each call. The parts of a usage
 are added exactly, as integers, and the sum is rounded up once, to the next nano-USD. Rounding each
 part would charge up to three nanos too many; rounding down would let calls of less than a nano be
-free without end. The ledger, the gate and every report use these two functions and no others.
+free without end. The ledger, the gate and every report use these functions and no others. Rates
+that a list states in dollars become nano-USD here, too, and upwards.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Final, Protocol
 
 from remit.api.errors.v1 import error_reason_pb2
@@ -17,6 +19,7 @@ INT64_MAX: Final = 2**63 - 1
 """Largest amount of nano-USD that a contract or a row can hold."""
 
 _TOKENS_PER_RATE: Final = 1_000_000
+_NANOS_PER_USD: Final = 1_000_000_000
 
 
 class Price(Protocol):
@@ -81,7 +84,7 @@ def cost_nanos(price: Price, used: Usage) -> int:
         + used.output_tokens * price.output_nanos_per_million
         + used.calls * price.call_nanos * _TOKENS_PER_RATE
     )
-    return _rounded_up(millionths)
+    return _rounded_up(millionths, _TOKENS_PER_RATE)
 
 
 def bound_nanos(price: Price, bound: Usage) -> int:
@@ -97,7 +100,19 @@ def bound_nanos(price: Price, bound: Usage) -> int:
         + bound.output_tokens * price.output_nanos_per_million
         + bound.calls * price.call_nanos * _TOKENS_PER_RATE
     )
-    return _rounded_up(millionths)
+    return _rounded_up(millionths, _TOKENS_PER_RATE)
+
+
+def nanos_of_usd(usd: Decimal, count: int = 1) -> int:
+    """What one of `count` things costs that cost `usd` together, in nano-USD, rounded up.
+
+    A rate that is finer than a nano must not become free. Raises INVALID_REQUEST if it is negative,
+    no number, or larger than an int64.
+    """
+    if not usd.is_finite() or usd < 0:
+        raise invalid_request([Violation("rate", f"is {usd}; a rate is at least 0")])
+    numerator, denominator = usd.as_integer_ratio()
+    return _rounded_up(numerator * _NANOS_PER_USD, denominator * count)
 
 
 def require_valid(usage: Usage) -> None:
@@ -119,8 +134,8 @@ def require_valid(usage: Usage) -> None:
         raise invalid_request(violations)
 
 
-def _rounded_up(millionths: int) -> int:
-    nanos = -(-millionths // _TOKENS_PER_RATE)
+def _rounded_up(numerator: int, denominator: int) -> int:
+    nanos = -(-numerator // denominator)
     if nanos > INT64_MAX:
         raise RemitError(
             error_reason_pb2.ERROR_REASON_INVALID_REQUEST,

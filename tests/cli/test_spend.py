@@ -76,6 +76,44 @@ def test_a_pipe_gets_every_column_and_no_chart(remit: Remit, edge: EdgeServer) -
     assert total.startswith("total")
 
 
+def test_what_nobody_knows_the_price_of_is_unknown_and_not_nothing(
+    remit: Remit, edge: EdgeServer
+) -> None:
+    known, part = row("models/a", 0), row("models/b", 5, unpriced_effects=1)
+    edge.answers["ListSpend"] = lambda _: sums(known, part, row("tools/c", 0, unpriced_effects=2))
+
+    _, *lines, _ = remit("spend", "--by", "item").out.splitlines()
+    rows = read_csv(remit("spend", "--by", "item", "--csv").out)
+    (document,) = remit("spend", "--by", "item", "--json").documents
+
+    assert ["unknown" in line for line in lines] == [False, True, True]
+    assert "0.000000005 USD + unknown" in lines[1]
+    assert lines[2].split()[:2] == ["tools/c", "unknown"]
+    assert [each["unpriced_effects"] for each in rows] == ["0", "1", "2"]
+    assert [each["unpriced_effects"] for each in document["rows"]] == [0, 1, 2]
+
+
+def test_the_bill_of_a_run_tells_what_is_unknown(remit: Remit, edge: EdgeServer) -> None:
+    whole = row(RUNS[0], 5, unpriced_effects=1)
+    bill = [
+        report_pb2.RunSpend(run=RUNS[0], own=row(RUNS[0], 5), whole=whole),
+        report_pb2.RunSpend(
+            run=RUNS[1],
+            parent=RUNS[0],
+            own=row(RUNS[1], 0, unpriced_effects=1),
+            whole=row(RUNS[1], 0, unpriced_effects=1),
+        ),
+    ]
+    edge.answers["GetRunSpend"] = lambda _: report_pb2.GetRunSpendResponse(runs=bill)
+
+    _, first, second = remit("spend", "--run", RUNS[0]).out.splitlines()
+    rows = read_csv(remit("spend", "--run", RUNS[0], "--csv").out)
+
+    assert "0.000000005 USD + unknown" in first
+    assert second.count("unknown") == 2
+    assert [each["own_unpriced_effects"] for each in rows] == ["0", "1"]
+
+
 @pytest.mark.usefixtures("terminal")
 def test_a_terminal_gets_a_chart_within_its_width(remit: Remit, edge: EdgeServer) -> None:
     edge.answers["ListSpend"] = lambda _: sums(row("tools/a", 80), row("tools/b", 40))
@@ -160,6 +198,7 @@ def test_csv_has_every_row_exactly(remit: Remit, edge: EdgeServer) -> None:
         "input_tokens": "1000",
         "cached_input_tokens": "10",
         "output_tokens": "20",
+        "unpriced_effects": "0",
     }
     assert [request.page_size for request in edge.requests("ListSpend")] == [200, 200]
 

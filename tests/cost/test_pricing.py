@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from math import ceil
 
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.pricing import INT64_MAX, bound_nanos, cost_nanos
+from remit.pricing import INT64_MAX, bound_nanos, cost_nanos, nanos_of_usd
 from remit.rpc.errors import RemitError
+from scripts.protos import ROOT
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class Counts:
     calls: int = 0
 
 
+COUNTS = ("input_tokens", "cached_input_tokens", "output_tokens", "calls")
+MONEY_MODULES = (
+    "books",
+    "charges",
+    "ledger",
+    "org_prices",
+    "price_files",
+    "price_listing",
+    "price_service",
+    "price_store",
+    "prices",
+    "public_prices",
+    "reservations",
+    "rows",
+    "sums",
+)
 RATE = st.integers(0, 10**14)
 COUNT = st.integers(0, 10**7)
 RATES = st.builds(Rates, RATE, RATE, RATE, st.integers(0, 10**11))
@@ -78,6 +97,61 @@ def test_no_usage_within_a_bound_costs_more_than_the_bound(
     )
 
     assert cost_nanos(rates, used) <= bound_nanos(rates, bound)
+
+
+@given(RATES, counts(), st.sampled_from(["input_tokens", "output_tokens", "calls"]), COUNT)
+def test_a_larger_bound_is_never_cheaper(rates: Rates, bound: Counts, what: str, more: int) -> None:
+    larger = replace(bound, **{what: getattr(bound, what) + more})
+
+    assert bound_nanos(rates, larger) >= bound_nanos(rates, bound)
+
+
+@given(RATES, counts(), counts())
+def test_two_effects_cost_at_most_a_nano_more_than_one_that_did_both(
+    rates: Rates, one: Counts, other: Counts
+) -> None:
+    """Each is rounded up by itself, so that nothing is free."""
+    both = Counts(*(getattr(one, name) + getattr(other, name) for name in COUNTS))
+
+    apart = cost_nanos(rates, one) + cost_nanos(rates, other)
+
+    assert 0 <= apart - cost_nanos(rates, both) <= 1
+
+
+@given(
+    st.decimals(0, 9 * 10**9, allow_nan=False, allow_infinity=False),
+    st.sampled_from([1, 3, 1000]),
+)
+def test_a_rate_in_dollars_is_never_less_in_nanos(usd: Decimal, count: int) -> None:
+    exact = Fraction(usd) * 10**9 / count
+
+    assert nanos_of_usd(usd, count) == ceil(exact)
+
+
+@pytest.mark.parametrize("usd", ["-0.000000001", "NaN", "Infinity", "9223372036.854775808"])
+def test_a_rate_that_is_none_is_refused(usd: str) -> None:
+    with pytest.raises(RemitError) as caught:
+        nanos_of_usd(Decimal(usd))
+
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_INVALID_REQUEST
+
+
+def test_nothing_that_decides_about_money_rounds_or_divides_by_itself() -> None:
+    rounding = {"round", "ceil", "floor", "trunc", "to_integral_value", "quantize", "divmod"}
+    modules = [ROOT / "services/remit/cost" / f"{name}.py" for name in MONEY_MODULES]
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            where = f"{path.name}:{getattr(node, 'lineno', '')}"
+            if isinstance(node, ast.BinOp) and isinstance(
+                node.op, ast.Div | ast.FloorDiv | ast.Mod
+            ):
+                joins_path = isinstance(node.right, ast.Constant) and isinstance(
+                    node.right.value, str
+                )
+                assert joins_path, where
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", "") or getattr(node.func, "attr", "")
+                assert name not in rounding, where
 
 
 def test_a_single_token_below_a_nano_costs_one_nano() -> None:

@@ -107,6 +107,31 @@ async def test_spend_is_summed_by_each_dimension_within_the_callers_org(world: C
         assert not response.next_page_token
 
 
+async def test_effects_whose_price_nobody_knew_are_counted_apart(world: CostWorld) -> None:
+    mine = world.reserve_request(2, item="tools/mine", calls=3)
+    await world.spend(1, calls=2)
+    await world.cost().ReserveBudget(mine)
+    held = await list_spend(world, ListSpendRequest.DIMENSION_ITEM)
+    await world.cost().SettleReservation(
+        cost_service_pb2.SettleReservationRequest(
+            claim=claim_of(2), attempt=1, used=usage_pb2.Usage(calls=3)
+        )
+    )
+    settled = await list_spend(world, ListSpendRequest.DIMENSION_ITEM)
+    with remit_token(world.client_token()):
+        request = report_pb2.GetRunSpendRequest(run=run_of(1))
+        (bill,) = (await world.reports().GetRunSpend(request)).runs
+
+    for found in (held, settled):
+        assert [(row.key, row.unpriced_effects) for row in found.rows] == [
+            ("tools/calculator", 0),
+            ("tools/mine", 1),
+        ]
+        assert found.total.unpriced_effects == 1
+    assert [row.effects for row in settled.rows] == [1, 1]
+    assert (bill.own.unpriced_effects, bill.whole.unpriced_effects) == (1, 1)
+
+
 async def test_overruns_and_estimates_are_told(world: CostWorld) -> None:
     await world.cost().ReserveBudget(world.reserve_request(1))
     used = usage_pb2.Usage(calls=3, estimated=True)

@@ -39,6 +39,7 @@ def row(
         pending_nanos=pending,
         overrun_nanos=overrun,
         effects=effects,
+        unpriced_effects=effects // 2,
         usage=usage,
     )
 
@@ -88,7 +89,13 @@ def test_each_run_is_itself_and_its_sub_runs_to_the_nano(
     assert sorted(spend.run for spend in spends) == sorted(run_of(n) for n in range(len(found)))
     for spend in spends:
         children = [other.whole for other in spends if other.parent == spend.run]
-        for name in ("posted_nanos", "pending_nanos", "overrun_nanos", "effects"):
+        for name in (
+            "posted_nanos",
+            "pending_nanos",
+            "overrun_nanos",
+            "effects",
+            "unpriced_effects",
+        ):
             own = getattr(spend.own, name)
             assert getattr(spend.whole, name) == own + sum(getattr(c, name) for c in children)
         for name in ("input_tokens", "cached_input_tokens", "output_tokens", "calls"):

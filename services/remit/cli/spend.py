@@ -15,7 +15,7 @@ from remit.cli.client import Edge, Listing, Session, client_options, collect
 from remit.cli.csv_lines import plain_usd, write_csv
 from remit.cli.output import Column
 from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
-from remit.cli.spend_table import show
+from remit.cli.spend_table import show, spent
 from remit.cli.spend_tree import show_run
 from remit.cli.wording import usd
 
@@ -33,13 +33,14 @@ _CSV: Final[Sequence[tuple[str, Callable[[Row], str]]]] = (
     ("input_tokens", lambda r: str(r.usage.input_tokens)),
     ("cached_input_tokens", lambda r: str(r.usage.cached_input_tokens)),
     ("output_tokens", lambda r: str(r.usage.output_tokens)),
+    ("unpriced_effects", lambda r: str(r.unpriced_effects)),
 )
 
 
 def _columns(dimension: str) -> tuple[Column[Row], ...]:
     return (
         Column[Row](dimension, lambda r: r.key, keep=True),
-        Column[Row]("spent", lambda r: usd(r.posted_nanos), "right", keep=True),
+        Column[Row]("spent", spent, "right", keep=True),
         Column[Row]("held", lambda r: usd(r.pending_nanos), "right", keep=True),
         Column[Row]("overrun", lambda r: usd(r.overrun_nanos), "right", keep=True),
         Column[Row]("effects", lambda r: f"{r.effects:,}", "right"),
@@ -86,7 +87,8 @@ def command(  # noqa: PLR0913 - one for each option
     """Show what was spent, the dearest first, and the total. Days and months are in order of time.
 
     Held is money of effects under way; overrun is what a bill was above its hold, which the
-    operator pays and no budget. With --run, whole is a run with all below it, and the rest its own.
+    operator pays and no budget. Unknown is what effects cost whose price nobody knew. With --run,
+    whole is a run with all below it, and the rest its own.
     """
     _check_options(run, as_csv=as_csv, as_focus=as_focus, as_json=session.output.as_json)
     if run is not None:

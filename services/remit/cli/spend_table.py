@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from remit.api.cost.v1 import cost_report_service_pb2
 from remit.cli.bars import bar, plain_bar
 from remit.cli.output import Column, Output
 from remit.cli.wording import usd
@@ -21,6 +22,13 @@ _GAP_CELLS: Final = 2
 _LEAST_CELLS: Final = 5
 _MOST_CELLS: Final = 24
 _RARE: Final = frozenset({"held", "overrun"})
+
+
+def spent(row: cost_report_service_pb2.SpendRow) -> str:
+    """What was posted; `unknown` where nobody knew a price, for that is not a price of zero."""
+    if not row.unpriced_effects:
+        return usd(row.posted_nanos)
+    return f"{usd(row.posted_nanos)} + unknown" if row.posted_nanos else "unknown"
 
 
 def show(

@@ -11,7 +11,7 @@ from remit.cli import documents
 from remit.cli.client import Edge, Session
 from remit.cli.csv_lines import plain_usd, write_csv
 from remit.cli.output import Column
-from remit.cli.spend_table import show
+from remit.cli.spend_table import show, spent
 from remit.cli.wording import last_part, usd
 
 RunSpend = cost_report_service_pb2.RunSpend
@@ -33,8 +33,8 @@ class _Branch:
 
 _COLUMNS: Final = (
     Column[_Branch]("run", lambda b: b.label, keep=True),
-    Column[_Branch]("whole", lambda b: usd(b.spend.whole.posted_nanos), "right", keep=True),
-    Column[_Branch]("own", lambda b: usd(b.spend.own.posted_nanos), "right", keep=True),
+    Column[_Branch]("whole", lambda b: spent(b.spend.whole), "right", keep=True),
+    Column[_Branch]("own", lambda b: spent(b.spend.own), "right", keep=True),
     Column[_Branch]("held", lambda b: usd(b.spend.own.pending_nanos), "right", keep=True),
     Column[_Branch]("overrun", lambda b: usd(b.spend.own.overrun_nanos), "right", keep=True),
     Column[_Branch]("effects", lambda b: f"{b.spend.own.effects:,}", "right"),
@@ -54,6 +54,7 @@ _CSV: Final[Sequence[tuple[str, Callable[[RunSpend], str]]]] = (
     ("own_input_tokens", lambda s: str(s.own.usage.input_tokens)),
     ("own_cached_input_tokens", lambda s: str(s.own.usage.cached_input_tokens)),
     ("own_output_tokens", lambda s: str(s.own.usage.output_tokens)),
+    ("own_unpriced_effects", lambda s: str(s.own.unpriced_effects)),
 )
 
 

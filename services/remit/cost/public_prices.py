@@ -10,16 +10,16 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import datetime
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from remit.cost.price_files import Rates
 from remit.cost.reservations import Usage
+from remit.pricing import nanos_of_usd
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo
 
-_NANOS: Final = 1_000_000_000
 _REQUESTS_OF_A_RATE: Final = 1000
 
 
@@ -83,7 +83,7 @@ def _rates_of(prices: Any, bound: Usage) -> Rates | None:  # noqa: ANN401 - keys
         input_nanos_per_million=_nanos(input_usd),
         cached_input_nanos_per_million=None if cached_usd is None else _nanos(cached_usd),
         output_nanos_per_million=_nanos(output_usd),
-        call_nanos=_nanos(None if call_usd is None else call_usd / _REQUESTS_OF_A_RATE),
+        call_nanos=_nanos(call_usd, _REQUESTS_OF_A_RATE),
     )
 
 
@@ -103,6 +103,6 @@ def _reachable(rate: Any, bound: Usage) -> Iterator[Decimal]:  # noqa: ANN401 - 
     yield from (tier.price for tier in rate.tiers if bound.input_tokens > tier.start)
 
 
-def _nanos(usd: Decimal | None) -> int:
-    """Nano-USD, rounded up: a rate that is finer than a nano must not become free."""
-    return int(((usd or Decimal(0)) * _NANOS).to_integral_value(ROUND_CEILING))
+def _nanos(usd: Decimal | None, count: int = 1) -> int:
+    """Nano-USD; a rate that the list does not state is not charged."""
+    return nanos_of_usd(usd, count) if usd is not None else 0

@@ -79,6 +79,7 @@ def _sum(key: str, rows: Sequence[SpendRow]) -> SpendRow:
         pending_nanos=sum(row.pending_nanos for row in rows),
         overrun_nanos=sum(row.overrun_nanos for row in rows),
         effects=sum(row.effects for row in rows),
+        unpriced_effects=sum(row.unpriced_effects for row in rows),
         usage=usage_pb2.Usage(
             input_tokens=_count(row.usage.input_tokens for row in rows),
             cached_input_tokens=_count(row.usage.cached_input_tokens for row in rows),

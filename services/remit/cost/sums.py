@@ -15,7 +15,7 @@ from remit.api.cost.v1 import cost_report_service_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.pricing import INT64_MAX
 
-MONEY: Final = ("posted", "pending", "overrun", "effects")
+MONEY: Final = ("posted", "pending", "overrun", "effects", "unpriced")
 COUNTS: Final = ("input_tokens", "cached_input_tokens", "output_tokens", "calls")
 
 # A hold that was posted whole has no counts; its zeros are marked as estimated.
@@ -24,6 +24,7 @@ SUMS: Final = """
     coalesce(sum(hold_nanos) FILTER (WHERE state = 1), 0) AS pending,
     sum(overrun_nanos) AS overrun,
     count(*) FILTER (WHERE state = 2) AS effects,
+    count(*) FILTER (WHERE price_source = 'unlisted') AS unpriced,
     coalesce(sum(used_input_tokens), 0) AS input_tokens,
     coalesce(sum(used_cached_input_tokens), 0) AS cached_input_tokens,
     coalesce(sum(used_output_tokens), 0) AS output_tokens,
@@ -49,6 +50,7 @@ def spend_row(key: str, record: asyncpg.Record) -> cost_report_service_pb2.Spend
         overrun_nanos=record["overrun"],
         effects=record["effects"],
         usage=usage_message(record),
+        unpriced_effects=record["unpriced"],
     )
 
 

@@ -161,6 +161,7 @@ class SpendRow(_message.Message):
     OVERRUN_NANOS_FIELD_NUMBER: _builtins.int
     EFFECTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    UNPRICED_EFFECTS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The member, such as `orgs/acme/users/alice`, `2026-11-23` or `2026-11`. `(none)` where it has no name."""
     posted_nanos: _builtins.int
@@ -171,6 +172,10 @@ class SpendRow(_message.Message):
     """Money of the operator's overrun account in nano-USD."""
     effects: _builtins.int
     """Effects settled."""
+    unpriced_effects: _builtins.int
+    """Effects, settled or held, whose price nobody knew and that settings let pass for nothing. What they cost
+    is unknown and in none of the money above.
+    """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What they used. A count that is above the most of an int64 stands at the most."""
@@ -184,10 +189,11 @@ class SpendRow(_message.Message):
         overrun_nanos: _builtins.int = ...,
         effects: _builtins.int = ...,
         usage: _usage_pb2.Usage | None = ...,
+        unpriced_effects: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effects", b"effects", "key", b"key", "overrun_nanos", b"overrun_nanos", "pending_nanos", b"pending_nanos", "posted_nanos", b"posted_nanos", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effects", b"effects", "key", b"key", "overrun_nanos", b"overrun_nanos", "pending_nanos", b"pending_nanos", "posted_nanos", b"posted_nanos", "unpriced_effects", b"unpriced_effects", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
