@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from remit import telemetry
 from remit.postgres import DATABASES, Database, migrate
+from tests.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RunningMesh
@@ -36,6 +37,15 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives a test that states its own limit as much more as it gives what it waits for."""
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        if own is not None:
+            item.add_marker(pytest.mark.timeout(own.args[0] * PATIENCE), append=False)
+
 
 OpenDatabase = Callable[[str], Awaitable[Database]]
 

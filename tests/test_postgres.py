@@ -14,6 +14,7 @@ from remit.postgres import Connection, Database, GroupCommit, migrate
 from remit.rpc.calls import outgoing_remit_token, remit_token
 from remit.rpc.errors import RemitError
 from tests.conftest import PostgresCluster
+from tests.waiting import in_time
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ async def test_a_writer_that_answers_too_few_commits_nothing_and_hangs_nobody(
 
     commits = GroupCommit(numbers, forgetful, name="numbers")
     asked = asyncio.gather(*map(commits.submit, [1, 2, 3]), return_exceptions=True)
-    results = await asyncio.wait_for(asked, timeout=5)
+    results = await in_time(asked, 5)
     assert all(isinstance(result, Exception) for result in results)
     assert await numbers.fetchval("SELECT count(*) FROM numbers") == 0
 
@@ -153,7 +154,7 @@ async def test_what_waits_behind_a_writer_that_was_cut_off_does_not_hang(
     await begun.wait()
     assert commits._writer is not None
     commits._writer.cancel()
-    results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), timeout=10)
+    results = await in_time(asyncio.gather(*asked, return_exceptions=True), 10)
     assert all(isinstance(result, RemitError) for result in results)
 
 

@@ -42,6 +42,7 @@ from tests.agent.outside import (
     multiplies,
 )
 from tests.conftest import OpenDatabase
+from tests.waiting import in_time
 
 AREAS = {
     "agent": options_pb2.CALLER_AGENT,
@@ -274,7 +275,7 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
             made = Replica(world, parts, mesh)
             if running:
                 made.start()
-                await asyncio.wait_for(parts.listener.connected.wait(), 10)
+                await in_time(parts.listener.connected.wait(), 10)
             stack.push_async_callback(made.kill)
             return made
 

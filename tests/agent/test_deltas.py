@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.deltas import DeltaBuffer
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 
 @given(st.lists(st.text(max_size=10), max_size=20))
@@ -82,4 +82,4 @@ async def test_what_a_flush_raises_reaches_whoever_adds() -> None:
             await asyncio.sleep(0)
 
     with pytest.raises(LookupError):
-        await asyncio.wait_for(pour(), 5)
+        await in_time(pour(), 5)

@@ -19,7 +19,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import StartReplica, World
 from tests.agent.histories import RUN
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 PAGE = 3
 
@@ -77,7 +77,7 @@ async def test_every_event_arrives_once_and_in_order(
             feed.publish(made)
         else:
             feed.announce(RUN, made[-1].sequence)
-    received = await asyncio.wait_for(following, 5)
+    received = await in_time(following, 5)
     assert received == list(range(min(after, total - 1) + 1, total + 1))
     assert feed._topics == {}
 
@@ -107,7 +107,7 @@ async def test_a_large_event_is_read_back_instead_of_kept() -> None:
         feed.publish([made])
         assert all(kept.ByteSize() < 20_000 for kept in feed._topics[RUN].recent)
         await asyncio.sleep(0)
-    assert await asyncio.wait_for(following, 5) == [1, 2, 3]
+    assert await in_time(following, 5) == [1, 2, 3]
 
 
 async def test_a_lost_notice_is_made_good_at_the_heartbeat() -> None:
@@ -116,7 +116,7 @@ async def test_a_lost_notice_is_made_good_at_the_heartbeat() -> None:
     following = asyncio.create_task(follow(feed, 0))
     await eventually(lambda: journal.reads >= 1)
     journal.events_ = [event(1), event(2, last=True)]
-    assert await asyncio.wait_for(following, 5) == [1, 2]
+    assert await in_time(following, 5) == [1, 2]
 
 
 @pytest.mark.parametrize("losses", [1, 3])
@@ -132,7 +132,7 @@ async def test_a_notice_after_a_lost_connection_wakes_at_once(losses: int) -> No
         await eventually(functools.partial(journal.was_read_since, before))
     journal.events_ = [event(1), event(2, last=True)]
     feed.announce(RUN, 2)
-    assert await asyncio.wait_for(following, 5) == [1, 2]
+    assert await in_time(following, 5) == [1, 2]
 
 
 async def test_what_was_told_while_nobody_listened_is_looked_for() -> None:
@@ -142,7 +142,7 @@ async def test_what_was_told_while_nobody_listened_is_looked_for() -> None:
     await eventually(lambda: journal.reads >= 1)
     journal.events_ = [event(1), event(2, last=True)]
     feed.wake_all()
-    assert await asyncio.wait_for(following, 5) == [1, 2]
+    assert await in_time(following, 5) == [1, 2]
 
 
 async def test_a_closed_feed_sends_its_followers_away() -> None:
@@ -183,7 +183,7 @@ async def test_a_watcher_at_another_replica_is_pushed_to(
     await eventually(lambda: second.parts.listener._feed._topics)
     world.inference.effects.hold = None
     hold.set()
-    events = await asyncio.wait_for(watching, 15)
+    events = await in_time(watching, 15)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert events[-1].HasField("ended")
 

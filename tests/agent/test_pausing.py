@@ -12,7 +12,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import Client, Replica, StartReplica, World
 from tests.agent.outside import client_remit
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 ANSWER = "The result is 391."
 
@@ -167,7 +167,7 @@ async def test_who_watches_is_told_and_stays(replica: StartReplica, world: World
     await client.pause(run.name)
     let_go(world, "tools")
     await client.resume(run.name)
-    events = await asyncio.wait_for(watching, 20)
+    events = await in_time(watching, 20)
     told = [kind for kind in kinds(events) if kind in {"paused", "resumed", "ended"}]
     assert told == ["paused", "resumed", "ended"]
     halt = next(event for event in events if event.HasField("paused"))

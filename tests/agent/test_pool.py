@@ -20,7 +20,7 @@ from remit.telemetry.logs import add_place
 from tests.agent.conftest import Replica, StartReplica, World
 from tests.agent.outside import client_remit
 from tests.monitoring.values import gained
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 
 async def held_run(made: Replica, world: World, service: str = "inference") -> run_pb2.Run:
@@ -260,7 +260,7 @@ async def test_a_run_that_was_put_back_is_taken_again_long_before_its_lease_laps
 
     monkeypatch.setattr(first.parts.pool, "_work", fails_once)
     run = await first.client().create()
-    events = await asyncio.wait_for(first.client().watch(run.name), 20)
+    events = await in_time(first.client().watch(run.name), 20)
     assert events[-1].ended.run.result == "The result is 391."
     assert tokens(events) == [1, 2]
 
@@ -301,7 +301,7 @@ async def test_leases_are_locked_in_the_order_of_the_journal(
         changing = asyncio.create_task(getattr(leases, what)(held))
         await eventually(lambda: world.database.fetchval(_WAITS))
         await batch.execute(lock, last)
-    changed = await asyncio.wait_for(changing, 10)
+    changed = await in_time(changing, 10)
     assert what == "release" or changed == set(runs)
 
 
@@ -328,7 +328,7 @@ async def test_events_of_another_replica_are_pushed(replica: StartReplica, world
     assert hold is not None
     hold.set()
     # Far sooner than the heartbeat's own look.
-    await asyncio.wait_for(following, 10)
+    await in_time(following, 10)
     assert received[-1].event.HasField("ended")
     assert [r.sequence for r in received] == list(range(5, 5 + len(received)))
 

@@ -13,7 +13,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import Replica, StartReplica, World
 from tests.agent.outside import client_remit
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 
 def in_s(seconds: float) -> timestamp_pb2.Timestamp:
@@ -78,7 +78,7 @@ async def test_a_scheduled_run_starts_at_its_time_and_not_before(replica: StartR
     client = (await replica(claim_poll_s=60)).client()
     due = in_s(0.7)
     run = await client.create(schedule_time=due)
-    ended = await asyncio.wait_for(client.ended(run.name), 20)
+    ended = await in_time(client.ended(run.name), 20)
     assert ended.result == "The result is 391."
     assert ended.start_time.ToNanoseconds() >= due.ToNanoseconds() - 1_000_000
     assert ended.start_time.ToNanoseconds() < due.ToNanoseconds() + 10_000_000_000

@@ -15,7 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import StartReplica, World
 from tests.agent.outside import Generate, Turn, says
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 Event = run_pb2.RunEvent
 
@@ -165,7 +165,7 @@ async def test_a_drain_tries_once_and_does_not_wait_for_an_outage() -> None:
     gate = Gate(*[outage] * 5)
     teller = _Teller("tools", gate, linger_s=60.0, max_waiting=10)
     teller.add(["claims/a"])
-    await asyncio.wait_for(teller.drain(), 5)
+    await in_time(teller.drain(), 5)
     assert len(gate.failures) == 4
 
 

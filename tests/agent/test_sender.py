@@ -20,7 +20,7 @@ from remit.rpc.errors import RemitError
 from tests.agent.conftest import Client, StartReplica, World
 from tests.agent.outside import away, client_remit, computes, results, says
 from tests.monitoring.values import gained
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 URL = "https://example.com/ended"
 DELIVERED, FAILED = run_pb2.WEBHOOK_STATE_DELIVERED, run_pb2.WEBHOOK_STATE_FAILED
@@ -195,7 +195,7 @@ async def test_a_replica_that_died_before_it_recorded_posts_nothing_again(
     monkeypatch.setattr(first.parts.sender._outbox, "release", dies)
     client = first.client()
     run = await client.create(webhook=URL)
-    await asyncio.wait_for(died.wait(), 10)
+    await in_time(died.wait(), 10)
     assert (await client.get(run.name)).webhook.state == PENDING
     second = await replica(webhook_lease_s=1.0)
     found = await told(second.client(), run.name)

@@ -30,7 +30,7 @@ from tests.agent.outside import (
     says,
 )
 from tests.monitoring.values import value
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 TASK = {"task": "What is 17 * 23?"}
 
@@ -281,7 +281,7 @@ async def test_a_worker_that_dies_before_its_sub_run_is_there_leads_to_one_sub_r
 
     world.policy.on_delegation = hang
     run = await boss(first.client())
-    await asyncio.wait_for(registered.wait(), 10)
+    await in_time(registered.wait(), 10)
     await first.kill()
     world.policy.on_delegation = None
     second = await replica(agents_dir=agents, lease_s=0.5)

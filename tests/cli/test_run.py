@@ -22,7 +22,7 @@ from remit.rpc.errors import RemitError
 from tests.cli.conftest import API_KEY, Remit
 from tests.cli.edge_server import EdgeServer
 from tests.cli.journals import COST_NANOS, RUN, ended_run, journal, responses
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 UNAVAILABLE = RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "socket closed")
 
@@ -225,7 +225,7 @@ async def started(edge: EdgeServer, tmp_path: Path) -> asyncio.subprocess.Proces
     )
     assert process.stdout is not None
     for _ in range(3):
-        await asyncio.wait_for(process.stdout.readline(), 30)
+        await in_time(process.stdout.readline(), 30)
     return process
 
 
@@ -233,7 +233,7 @@ async def test_ctrl_c_cancels_the_run_at_the_server(edge: EdgeServer, tmp_path: 
     CancellableRun(edge, ends=True)
     process = await started(edge, tmp_path)
     process.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await in_time(process.communicate(), 30)
     assert process.returncode == 130
     assert [request.name for request in edge.requests("CancelRun")] == [RUN]
     assert b'"state": "RUN_STATE_CANCELLED"' in out
@@ -247,7 +247,7 @@ async def test_a_second_ctrl_c_does_not_wait(edge: EdgeServer, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     await eventually(lambda: edge.requests("CancelRun"))
     process.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(process.communicate(), 15)
+    out, err = await in_time(process.communicate(), 15)
     assert process.returncode == 130
     assert b'"reason": "CANCELLED"' in out
     assert b"Traceback" not in err

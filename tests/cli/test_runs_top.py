@@ -20,7 +20,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
 from tests.cli.conftest import API_KEY, Remit
 from tests.cli.edge_server import EdgeServer
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 AWAY = RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "the service drains")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -180,7 +180,7 @@ async def test_a_terminal_stays_fresh_until_ctrl_c_and_ends_with_0(
         service.fault = None
         await eventually(lambda: screen.shows("Ctrl-C ends it"))
         screen.process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(screen.process.wait(), 20) == 0
+        assert await in_time(screen.process.wait(), 20) == 0
         assert not screen.shows("Traceback")
 
 
@@ -191,7 +191,7 @@ async def test_a_terminal_shows_as_many_runs_as_fit(edge: EdgeServer, tmp_path: 
         await eventually(lambda: screen.shows("0023"), 30)
         assert not screen.shows("000000000022")
         screen.process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(screen.process.wait(), 20) == 0
+        assert await in_time(screen.process.wait(), 20) == 0
 
 
 async def test_a_refusal_ends_a_terminals_table(edge: EdgeServer, tmp_path: Path) -> None:
@@ -200,5 +200,5 @@ async def test_a_refusal_ends_a_terminals_table(edge: EdgeServer, tmp_path: Path
     async with on_screen(edge, tmp_path) as screen:
         await eventually(lambda: screen.shows("using tools"), 30)
         service.fault = denied
-        assert await asyncio.wait_for(screen.process.wait(), 20) == 4
+        assert await in_time(screen.process.wait(), 20) == 4
         await eventually(lambda: screen.shows("the key was revoked"))

@@ -18,6 +18,7 @@ from remit.client.run_stream import RunResponse
 from remit.rpc.errors import RemitError
 from tests.cli.journals import RUN, accepted_run, journal, responses
 from tests.client.still import StillClock
+from tests.waiting import in_time
 
 UNAVAILABLE = RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "reset")
 DENIED = RemitError(error_reason_pb2.ERROR_REASON_PERMISSION_DENIED, "no")
@@ -276,7 +277,7 @@ async def test_a_read_that_was_cancelled_loses_no_event() -> None:
             got.append(event.sequence)  # noqa: PERF401 - one by one: what came is kept
 
     reading = asyncio.create_task(read())
-    await asyncio.wait_for(stuck.wait(), 5)
+    await in_time(stuck.wait(), 5)
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     await read()

@@ -26,6 +26,7 @@ from tests.integration.clients import bearer, channel
 from tests.integration.conftest import RunningMesh
 from tests.ports import free_ports
 from tests.programs import program
+from tests.waiting import in_time
 
 # The first test installs packages where the cache has none.
 pytestmark = pytest.mark.timeout(300)
@@ -99,7 +100,7 @@ async def visited(page: str, gateway: str, key: str, task: str) -> Any:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), DRIVE_TIMEOUT_S)
+        output, errors = await in_time(process.communicate(), DRIVE_TIMEOUT_S)
     except TimeoutError:
         process.terminate()  # It closes its browser then.
         await process.wait()

@@ -17,6 +17,7 @@ from tests.clients.languages import LANGUAGES, Language, build
 from tests.clients.relay import before, relay
 from tests.integration.clients import bearer, channel
 from tests.integration.conftest import RunningMesh
+from tests.waiting import in_time
 
 CLIENT_TIMEOUT_S = 60.0
 
@@ -58,7 +59,7 @@ async def test_the_client_that_comes_with_remit_goes_on_where_its_connection_was
             env=os.environ | {"REMIT_ADDRESS": broken.address, "REMIT_API_KEY": mesh.api_key},
             stdout=asyncio.subprocess.PIPE,
         )
-        output, _ = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+        output, _ = await in_time(process.communicate(), CLIENT_TIMEOUT_S)
     assert (process.returncode, broken.cuts, broken.connections) == (0, 1, 2)
     *events, answer = output.decode().splitlines()
     run = events[0].split()[-1]
@@ -103,7 +104,7 @@ async def run_client(language: Language, address: str, key: str) -> Lines:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+        output, errors = await in_time(process.communicate(), CLIENT_TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()

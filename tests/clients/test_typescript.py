@@ -13,6 +13,7 @@ import pytest
 from tests.clients.relay import relay
 from tests.clients.typescript_workspace import SCRIPTS, SOURCES, environment, run_tool, workspace
 from tests.integration.conftest import RunningMesh
+from tests.waiting import in_time
 
 README = SOURCES / "README.md"
 # The first test installs packages where the cache has none.
@@ -36,7 +37,7 @@ async def output_of(folder: Path, program: str, address: str, key: str) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), CLIENT_TIMEOUT_S)
+        output, errors = await in_time(process.communicate(), CLIENT_TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -86,6 +87,7 @@ async def test_a_refusal_is_not_tried_again(folder: Path, mesh: RunningMesh) -> 
 
 _READS = """
 import { events } from "./events.ts";
+from tests.waiting import in_time
 for (const last of ["event: end\\ndata: {}\\n\\n", 'event: error\\ndata: {"code": 13}\\n\\n', ""]) {
   const seen: string[] = [];
   const answer = new Response(`id: 1\\ndata: a\\n\\n${last}`);

@@ -29,7 +29,7 @@ from remit.local.tethered import Tie, signal_session, spawn_tethered
 from tests.deployment import dockerfile
 from tests.deployment.compose import Compose, Service
 from tests.ports import free_ports
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 ENTRYPOINTS: Final = {"remit": (sys.executable, "-m", "remit.cli.main")}
 LOOPBACK: Final = "127.0.0.1"
@@ -82,7 +82,7 @@ class Rehearsal:
         process = self.processes[name]
         if process.returncode is None:
             process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
-        return await asyncio.wait_for(process.wait(), 30)
+        return await in_time(process.wait(), 30)
 
     async def down(self) -> dict[str, int]:
         """Stops what depends on others before them; returns exit codes in the order of ends."""
@@ -192,7 +192,7 @@ class Rehearsal:
             os.close(output)
         self.processes[service.name] = process
         if service.is_job:
-            code = await asyncio.wait_for(process.wait(), START_TIMEOUT_S)
+            code = await in_time(process.wait(), START_TIMEOUT_S)
             assert code == 0, f"{service.name} ended with {code}: {self.log(service.name)}"
 
     async def _command(self, service: Service) -> tuple[list[str], Tie]:

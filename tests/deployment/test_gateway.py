@@ -23,7 +23,7 @@ from remit.rpc.contracts import AREAS, contracts_of
 from tests.deployment.name_server import NameServer
 from tests.gateway.conftest import Context, World, running_world
 from tests.ports import free_ports
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -145,7 +145,7 @@ async def test_a_drain_lets_calls_in_flight_end_and_tells_balancers_first(tmp_pa
         assert not call.done()
         release.set()
         assert await call == b"body"
-        output, _ = await asyncio.wait_for(drain.communicate(), 60)
+        output, _ = await in_time(drain.communicate(), 60)
         assert output == b"drained\n"
         assert await drain.wait() == 0
 

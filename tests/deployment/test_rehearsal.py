@@ -17,6 +17,7 @@ import pytest
 
 from tests.deployment.compose import FILE, Compose
 from tests.deployment.rehearsal import Rehearsal
+from tests.waiting import in_time
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -67,7 +68,7 @@ async def run_an_agent(rehearsal: Rehearsal, key: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await in_time(process.communicate(), 60)
     assert process.returncode == 0, output.decode()
     assert "391" in output.decode()
 

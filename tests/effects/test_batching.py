@@ -13,6 +13,7 @@ from remit.effects.batching import Batcher, Limits, closing_limits, opening_limi
 from remit.rpc.contracts import all_contracts
 from remit.rpc.errors import RemitError
 from tests.effects.world import settings
+from tests.waiting import in_time
 
 CHECK = "/remit.api.policy.v1.PolicyService/BatchCheckPermissions"
 
@@ -70,7 +71,7 @@ async def test_a_wrong_number_of_answers_fails_every_question_at_once(count: int
     limits = _limits({"max_in_flight": 1})
     batcher = Batcher(answer_some, name="decisions", **limits)
     asked = asyncio.gather(*(batcher.ask(question(n)) for n in range(3)), return_exceptions=True)
-    results = await asyncio.wait_for(asked, timeout=5)
+    results = await in_time(asked, 5)
     assert all(isinstance(result, RemitError) for result in results)
 
 
@@ -83,7 +84,7 @@ async def test_what_waits_behind_a_batch_that_was_cut_off_does_not_hang() -> Non
     await asyncio.sleep(0)
     (sending,) = (task for task in asyncio.all_tasks() if task.get_name() == "batch-decisions")
     sending.cancel()
-    results = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), timeout=5)
+    results = await in_time(asyncio.gather(*asked, return_exceptions=True), 5)
     assert all(isinstance(result, RemitError) for result in results)
 
 

@@ -16,7 +16,7 @@ from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
 from tests.effects.world import World, a_call, a_request, replica
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 LEASE_S = 0.3
 STEPS = ("begin", "Start", "effect", "Finish", "Close", "Refuse")
@@ -80,7 +80,7 @@ async def test_after_a_crash_everything_is_closed_and_nothing_happens_twice(
     request = a_request(idempotent=idempotent)
     with a_call():
         call = asyncio.create_task(mortal.gate.perform(request, effect))
-        await asyncio.wait_for(power.gone.wait(), 10)
+        await in_time(power.gone.wait(), 10)
         call.cancel()
         world.denied = False
         survivor = replica(ClaimStore(claims, owner="survivor", lease_s=LEASE_S), world, LEASE_S)

@@ -13,7 +13,7 @@ from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
 from tests.effects.world import World, a_call, a_request, replica, settled_down
 from tests.monitoring.values import gained, value
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 ACTION = "tools.call"
 LEASE_S = 0.3
@@ -62,7 +62,7 @@ async def test_a_closing_that_fails_is_counted_and_then_swept(database: OpenData
     await settled_down(here)
     assert delayed() == 1
 
-    looks = await asyncio.wait_for(_looked(claims), 10)
+    looks = await in_time(_looked(claims), 10)
     assert looks["UNCLOSED"] == 1
     world.away.clear()
 
@@ -91,7 +91,7 @@ async def test_what_a_dead_owner_leaves_is_shown_and_counted_when_it_lapses(
 
     with a_call():
         task = asyncio.create_task(dead.gate.perform(a_request(), endless))
-        await asyncio.wait_for(working.wait(), 10)
+        await in_time(working.wait(), 10)
     looks = await _looked(claims)
     assert looks == {"CLAIMED": 0, "STARTED": 1, "UNCLOSED": 0}
     assert value("remit_holds_open", action=ACTION) == 1

@@ -6,7 +6,6 @@ on: idempotent by (claim, attempt), money resolved at most once, an event id has
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import time
@@ -36,6 +35,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, RemitVerifier
+from tests.waiting import in_time
 
 PRICE = reservation_pb2.Price(version="test", call_nanos=100)
 
@@ -305,7 +305,7 @@ def a_call(seconds: float = 30.0) -> Iterator[None]:
 
 async def settled_down(replica: Replica) -> None:
     """Lets the replica finish what it closes in the background."""
-    await asyncio.wait_for(replica.gate.drain(), timeout=10)
+    await in_time(replica.gate.drain(), 10)
 
 
 def _reservation(claim: str, attempt: int) -> str:

@@ -14,7 +14,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.rpc.contracts import all_contracts
 from remit.rpc.errors import RemitError
-from tests.gateway.conftest import Context, World
+from tests.gateway.conftest import Context, World, all_healthy
 from tests.rest import Client
 from tests.waiting import eventually
 
@@ -263,6 +263,8 @@ async def test_opening_calls_leave_room_for_closing_ones(world: World) -> None:
     )
     hanging = [asyncio.create_task(call(channel, EXPORT, timeout_s=60)) for _ in range(room)]
     await eventually(lambda: len(world.seen) == room, timeout_s=30)
+    # So many calls at once may have kept the service, which runs here, from its health checks.
+    await eventually(lambda: all_healthy(world), timeout_s=30)
     error = await refusal(channel, APPEND_EVENTS)
     assert error.reason == error_reason_pb2.ERROR_REASON_OVERLOADED
     assert error.retry_after_s

@@ -44,6 +44,7 @@ from tests.inference.openai_server import (
     usage,
 )
 from tests.ports import free_ports
+from tests.waiting import in_time
 
 FAILED = error_reason_pb2.ERROR_REASON_PROVIDER_FAILED
 UNAVAILABLE = error_reason_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE
@@ -430,7 +431,7 @@ async def test_a_provider_that_falls_silent_is_given_up(server: OpenAIServer) ->
     server.script = stalls_after(server, delta(content="so"))
     error, _ = await failure(engine)
     assert (error.reason, "in time" in error.message) == (UNAVAILABLE, True)
-    await asyncio.wait_for(server.broken_off.wait(), 5)
+    await in_time(server.broken_off.wait(), 5)
     await engine.close()
 
 
@@ -447,10 +448,10 @@ async def test_stopping_closes_the_connection_and_counts_what_came(
             began.set()
 
     task = asyncio.create_task(read())
-    await asyncio.wait_for(began.wait(), 5)
+    await in_time(began.wait(), 5)
     task.cancel()
     await asyncio.wait({task})
-    await asyncio.wait_for(server.broken_off.wait(), 5)
+    await in_time(server.broken_off.wait(), 5)
     assert engine.used(a_request(), progress).output_tokens == 10
     await engine.close()
 

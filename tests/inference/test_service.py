@@ -35,7 +35,7 @@ from tests.inference.openai_server import (
     usage,
 )
 from tests.inference.service_world import InferenceWorld, a_prompt, a_run, token_of
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 
 async def reason_of(inference: InferenceWorld, request: GenerateTextRequest) -> RemitError:
@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_stops_the_provider_and_pays_for_what_came(
         async for piece in pieces:
             if piece.text_delta:
                 break
-    await asyncio.wait_for(provider.broken_off.wait(), 5)
+    await in_time(provider.broken_off.wait(), 5)
     (outcome,) = await eventually(lambda: outcomes(world))
     assert outcome.outcome == event_pb2.OUTCOME_CANCELLED
     assert '"output_tokens":10' in outcome.detail_json.replace(" ", "")

@@ -23,6 +23,7 @@ from remit.gateway.topology import Topology
 from remit.local.first_key import ORG
 from remit.rpc.contracts import AREAS
 from tests.ports import free_ports
+from tests.waiting import PATIENCE
 
 START_TIMEOUT_S = 110.0
 STOP_TIMEOUT_S = 60.0
@@ -125,19 +126,19 @@ def started_mesh(
 def remit(
     environment: Mapping[str, str], *arguments: str, timeout_s: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `remit` with these arguments."""
+    """Runs `remit` with these arguments; `timeout_s` suffices on a quiet machine."""
     return subprocess.run(
         [*REMIT, *arguments],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=timeout_s * PATIENCE,
         check=False,
     )
 
 
 def _until_started(running: RunningMesh) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
+    give_up = time.monotonic() + START_TIMEOUT_S * PATIENCE
     while "The mesh stands" not in running.output.read_text():
         assert running.process.poll() is None, running.output.read_text()
         assert time.monotonic() < give_up, running.output.read_text()
@@ -149,7 +150,7 @@ def _stop(running: RunningMesh) -> None:
         return
     running.process.terminate()
     try:
-        code = running.process.wait(STOP_TIMEOUT_S)
+        code = running.process.wait(STOP_TIMEOUT_S * PATIENCE)
     except subprocess.TimeoutExpired:
         running.process.kill()
         running.process.wait()

@@ -33,7 +33,7 @@ from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.crash_hook import sitecustomize as crash_hook
 from tests.tools.receiver import Receiver, receiving
 from tests.tools.smtp_server import Mailbox, smtp_server
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 AREAS: Final = tuple(crash_hook.STEPS)
 OUTSIDE_POINTS: Final = ("envoy", "postgres")
@@ -264,7 +264,7 @@ class Crowd:
     async def leave(self, timeout_s: float) -> None:
         """Starts no more runs and waits for those that are under way."""
         self._stopping = True
-        await asyncio.wait_for(asyncio.gather(*self._working), timeout_s)
+        await in_time(asyncio.gather(*self._working), timeout_s)
 
     def _check(self) -> None:
         for task in self._working:

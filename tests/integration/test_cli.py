@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import REMIT, RunningMesh, remit
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 DEMO_TIMEOUT_S = 110
 
@@ -139,7 +139,7 @@ def test_budgets_are_set_and_listed(mesh: RunningMesh) -> None:
 
 
 def _until_refused(visitor: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 20 * PATIENCE
     while (tried := remit(visitor, "agents")).returncode == 0:
         assert time.monotonic() < give_up, "a revoked key still works"
     return tried
@@ -221,11 +221,11 @@ def test_an_interrupted_demo_leaves_no_process() -> None:
     process = subprocess.Popen([*REMIT, "demo"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
-    time_limit = time.monotonic() + DEMO_TIMEOUT_S
+    time_limit = time.monotonic() + DEMO_TIMEOUT_S * PATIENCE
     while "postgres ready" not in process.stdout.readline():
         assert time.monotonic() < time_limit
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=DEMO_TIMEOUT_S)
+    out, _ = process.communicate(timeout=DEMO_TIMEOUT_S * PATIENCE)
     assert process.returncode == 130, out
     folder = re.findall(r" in (/\S+)$", first, re.MULTILINE)[0]
     assert [line for line in command_lines() if folder in line] == []

@@ -20,7 +20,7 @@ from remit.api.audit.v1 import (
 )
 from tests.integration.clients import a_run, events_of, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 RUNS = 6
 LEASE_S = "2"
@@ -58,7 +58,7 @@ async def test_runs_outlive_a_killed_part(mortal: RunningMesh, part: str) -> Non
     ]
     await _one_has_begun(mortal)
     mortal.kill(name)
-    histories = await asyncio.wait_for(asyncio.gather(*runs), 150)
+    histories = await in_time(asyncio.gather(*runs), 150)
     assert await eventually(lambda: mortal.restarts(name) > restarts, 30)
     for n, events in enumerate(histories):
         run = result_of(events)

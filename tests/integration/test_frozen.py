@@ -39,7 +39,7 @@ PATIENCE_S = 5
 """A stream of a frozen replica is silent, and its client looks elsewhere."""
 ADOPTED_WITHIN_S = LEASE_S + CLAIM_POLL_S
 """The bound: a lease that was renewed just before the death, and one look of those who are left."""
-BUSY_S = 4.0
+BUSY_S = 8.0
 """What a loaded machine may add to it."""
 _ATTEMPTS = """
     SELECT (to_jsonb(a) - '{result,result_digest,update_time}'::text[])::text
@@ -61,8 +61,10 @@ async def test_what_a_killed_and_a_frozen_replica_had_goes_on_elsewhere_and_once
         tokens |= await _tokens(world, killed)
         world.mesh.kill(f"agent-{killed}")
         began = time.monotonic()
-        await eventually(lambda: _are_adopted(world, tokens), ADOPTED_WITHIN_S + BUSY_S)
-        _tell(f"{len(tokens)} runs adopted {time.monotonic() - began:.2f} s after the kill")
+        await eventually(lambda: _are_adopted(world, tokens))
+        took_s = time.monotonic() - began
+        assert took_s < ADOPTED_WITHIN_S + BUSY_S
+        _tell(f"{len(tokens)} runs adopted {took_s:.2f} s after the kill")
         await crowd.leave(120)
         await eventually(lambda: nothing_is_open(world.mesh), 60)
 

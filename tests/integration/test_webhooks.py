@@ -16,6 +16,7 @@ import pytest
 
 from remit import webhooks
 from remit.api.audit.v1 import event_pb2
+from remit.cli import exit_codes
 from tests.integration.clients import events_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.tools.receiver import Receiver, answer, receiving
@@ -24,10 +25,10 @@ from tests.waiting import eventually
 SETTINGS = {
     "REMIT_AGENT_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
     "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
-    "REMIT_AGENT_WEBHOOK_LEASE_S": "4",
+    "REMIT_AGENT_WEBHOOK_LEASE_S": "8",
     "REMIT_AGENT_WEBHOOK_POLL_S": "0.1",
     "REMIT_AGENT_WEBHOOK_RETRY_BASE_S": "0.2",
-    "REMIT_TOOLS_EFFECT_LEASE_S": "2",
+    "REMIT_TOOLS_EFFECT_LEASE_S": "5",
     "REMIT_TOOLS_WEBHOOK_TIMEOUT_S": "30",
 }
 
@@ -45,9 +46,15 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield found
 
 
+class AwayError(Exception):
+    """No replica answers: killed ones have not come back, or the gateway has not seen it yet."""
+
+
 async def remit(mesh: RunningMesh, *arguments: str) -> str:
-    """What a command prints; the receiver serves meanwhile."""
+    """What a command prints; the receiver serves meanwhile. Raises AwayError."""
     done = await asyncio.to_thread(mesh.run, *arguments)
+    if done.returncode == exit_codes.UNHEALTHY:
+        raise AwayError(done.stderr or done.stdout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,10 +73,13 @@ async def delivered(mesh: RunningMesh, run: str) -> dict[str, Any]:
     """The run's webhook, when it is delivered or given up."""
 
     async def look() -> dict[str, Any] | None:
-        webhook = await webhook_of(mesh, run)
+        try:
+            webhook = await webhook_of(mesh, run)
+        except AwayError:
+            return None
         return webhook if webhook["state"].endswith(("DELIVERED", "FAILED")) else None
 
-    found: dict[str, Any] | None = await eventually(look, 60)
+    found: dict[str, Any] | None = await eventually(look, 90)
     assert found is not None
     assert found["state"] == "WEBHOOK_STATE_DELIVERED", found
     return found

@@ -22,7 +22,7 @@ from scripts import alerts
 from tests.ports import free_ports
 from tests.programs import program
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 EVERY_MS = 500
 RATE_OVER = "2m"
 """Stands for Grafana's `$__rate_interval`: all of a short test."""

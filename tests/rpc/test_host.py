@@ -24,7 +24,7 @@ from tests.conftest import PostgresCluster
 from tests.ports import free_ports
 from tests.rpc.conftest import Identities
 from tests.rpc.test_server import NoKeys
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
 HOST = "127.0.0.1"
 
@@ -103,7 +103,7 @@ async def test_a_stop_ends_a_service_that_is_not_open_yet(tls_folder: Path) -> N
     task = asyncio.create_task(host.run(opening(), settings_of(tls_folder), stop=stop))
     await begun.wait()
     stop.set()
-    await asyncio.wait_for(task, timeout=10)
+    await in_time(task, 10)
     assert closed.is_set()
 
 

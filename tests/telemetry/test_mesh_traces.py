@@ -34,12 +34,17 @@ from tests import rest
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
-from tests.waiting import eventually
+from tests.waiting import eventually, in_time
 
+# Short enough to outwait one, long enough that no stall of a busy machine costs it: what a worker
+# was doing then would have no span.
+LEASE_S = "8"
 SETTINGS = {
-    "REMIT_AGENT_LEASE_S": "2",
-    "REMIT_INFERENCE_EFFECT_LEASE_S": "2",
-    "REMIT_TOOLS_EFFECT_LEASE_S": "2",
+    "REMIT_AGENT_LEASE_S": LEASE_S,
+    "REMIT_INFERENCE_EFFECT_LEASE_S": LEASE_S,
+    "REMIT_TOOLS_EFFECT_LEASE_S": LEASE_S,
+    # Without tools no offer of theirs can be asked for.
+    "REMIT_AGENT_OFFER_CACHE_S": "3600",
     "REMIT_AGENT_LOG_LEVEL": "debug",
 }
 SERVICES = {"remit-gateway", *(f"remit-{area}" for area in AREAS)}
@@ -235,7 +240,7 @@ async def test_a_run_over_rest_is_one_trace_and_a_query_is_not_kept(traced: Trac
     host, port = traced.mesh.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write("\r\n".join(lines).encode())
-    assert b" 400 " in await asyncio.wait_for(reader.readline(), 20)
+    assert b" 400 " in await in_time(reader.readline(), 20)
     writer.close()
     spans = await eventually(lambda: traced.collector.trace(client.trace_id), 20)
     assert not [span for span in spans if key in span.text]
@@ -427,6 +432,7 @@ async def test_a_tracestate_beside_a_valid_traceparent_is_not_read(
 
 async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) -> None:
     client, mesh = Client.new(), traced.mesh
+    await run_in(traced, Client.new())  # from here on the agent knows what tools offers
     tools, restarts = mesh.pid("tools-0"), mesh.restarts("agent-0")
     os.kill(tools, signal.SIGSTOP)
     try:

@@ -191,7 +191,7 @@ async def test_a_server_that_never_answers_does_not_hold_the_call(tmp_path: Path
         send = sender(tmp_path, port)
         with pytest.raises(RemitError) as caught:
             await send.outcome(GOOD, context_of(tmp_path, limit_s=0.2))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         done.set()
         server.close()
     assert caught.value.reason in {
@@ -225,7 +225,7 @@ async def test_a_server_that_hangs_on_the_message_leaves_a_doubt(
     send = sender(tmp_path, port)
     with pytest.raises(RemitError) as caught:
         await send.outcome(GOOD, context_of(tmp_path, limit_s=0.3))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT
 
 

@@ -81,7 +81,7 @@ async def test_any_text_ends_soon_in_a_result_or_a_remit_error(
         assert "service's log" not in error.message  # noqa: PT017 - it is the tool's own
     else:
         assert found["result"]
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 async def test_the_time_is_that_of_the_zone(tell: Caller) -> None:

@@ -178,7 +178,7 @@ async def test_a_coroutine_that_will_not_stop_is_left_behind_and_counted(tmp_pat
     with pytest.raises(RemitError) as caught:
         await run(stubborn, tmp_path, limit_s=0.05, execution=execution)
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert execution.running == 1
     with pytest.raises(RemitError) as caught:
         execution.check_room()
