@@ -19,6 +19,9 @@ from tests.conftest import OpenDatabase
 from tests.effects.world import Replica, World, a_call, a_request, replica
 from tests.waiting import eventually
 
+NEVER_S = 60.0
+"""A lease and a grace that do not run out here, however slow the machine is: what was stopped, and
+did not stop in time, would rightly be in doubt."""
 EXPECTED = {
     error_reason_pb2.ERROR_REASON_KEY_REUSED,
     error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
@@ -68,7 +71,12 @@ class Scene:
         self.world = World()
         self.number = number
         self.replicas = [
-            replica(ClaimStore(claims, owner=f"{number}-{name}", lease_s=5.0), self.world)
+            replica(
+                ClaimStore(claims, owner=f"{number}-{name}", lease_s=NEVER_S),
+                self.world,
+                lease_s=NEVER_S,
+                stop_grace_s=NEVER_S,
+            )
             for name in ("one", "two")
         ]
         self.by_key: Counter[int] = Counter()

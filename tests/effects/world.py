@@ -230,23 +230,25 @@ class Replica:
     store: ClaimStore
 
 
-def settings(lease_s: float = 5.0) -> EffectSettings:
-    """Settings of the gate with a lease that a test can outwait."""
+def settings(lease_s: float = 5.0, stop_grace_s: float = 0.05) -> EffectSettings:
+    """Settings of the gate with a lease and a grace that a test can outwait."""
     return EffectSettings(
         effect_lease_s=lease_s,
         effect_sweep_s=0.01,
-        effect_stop_grace_s=0.05,
+        effect_stop_grace_s=stop_grace_s,
         effect_closing_linger_s=0.01,
     )
 
 
-def replica(store: ClaimStore, world: World, lease_s: float = 5.0) -> Replica:
+def replica(
+    store: ClaimStore, world: World, lease_s: float = 5.0, stop_grace_s: float = 0.05
+) -> Replica:
     """A gate over a store and the world."""
     client = connected(world).as_caller(options_pb2.CALLER_TOOLS)
     policy = client.stub(policy_service_pb2_grpc.PolicyServiceStub)
     cost = client.stub(cost_service_pb2_grpc.CostServiceStub)
     audit = client.stub(audit_service_pb2_grpc.AuditServiceStub)
-    chosen = settings(lease_s)
+    chosen = settings(lease_s, stop_grace_s)
     closer = Closer(store, cost, audit, SystemClock(), chosen)
     permits = PermitSource(policy, cost, audit, SystemClock(), chosen)
     gate = EffectGate(store, permits, closer, clock=SystemClock(), ids=SystemIds(), settings=chosen)
