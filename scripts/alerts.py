@@ -216,6 +216,15 @@ EFFECTS: Final = (
         "{{ $labels.item }} billed {{ $value | humanize }} nano-USD more than was held",
         "The operator's overrun account pays the difference. The bound of this item is wrong.",
     ),
+    Alert(
+        "RemitBudgetReached",
+        appeared("remit_budget_alerts_total", "1h", by="level"),
+        "0m",
+        WARNING,
+        "{{ $value | humanize }} budgets came to the level {{ $labels.level }} within an hour",
+        "WARNING: a share of a budget below its limit is spent. LIMIT: the whole is, and a HARD"
+        " budget refuses what no longer fits.",
+    ),
 )
 
 RECORD_KEEPING: Final = (

@@ -142,6 +142,18 @@ MONEY: Final = Row(
             most=1e-9,
         ),
         Panel(
+            "Budget alerts of the last day",
+            "Budgets of which a share is spent (WARNING) or the whole (LIMIT);"
+            " `remit budgets alerts` names them.",
+            COUNT,
+            (
+                Query(
+                    "sum by (enforcement, level) (increase(remit_budget_alerts_total[1d]))",
+                    "{{enforcement}} {{level}}",
+                ),
+            ),
+        ),
+        Panel(
             "Holds asked for and closed",
             "BUDGET_EXHAUSTED: somebody's budget is used up; raise it or let it be.",
             OPERATIONS_PER_S,

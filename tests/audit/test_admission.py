@@ -116,6 +116,7 @@ def entry(event: event_pb2.Event, remit: str = "") -> audit_service_pb2.Entry:
 
 
 ADMIN = make_event(kind=event_pb2.EVENT_KIND_ADMIN, claim="")
+ALERT = make_event(kind=event_pb2.EVENT_KIND_ALERT, claim="")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ ADMIN = make_event(kind=event_pb2.EVENT_KIND_ADMIN, claim="")
         (options_pb2.CALLER_INFERENCE, entry(make_event(), "token")),
         (AGENT, entry(outcome_of(make_event()))),
         (options_pb2.CALLER_POLICY, entry(ADMIN)),
+        (options_pb2.CALLER_COST, entry(ALERT)),
     ],
 )
 def test_who_may_report(
@@ -140,6 +142,7 @@ def test_who_may_report(
         (options_pb2.CALLER_POLICY, entry(make_event(), "token"), "CALLER_NOT_ALLOWED"),
         (options_pb2.CALLER_COST, entry(outcome_of(make_event())), "CALLER_NOT_ALLOWED"),
         (options_pb2.CALLER_PUBLIC, entry(ADMIN), "CALLER_NOT_ALLOWED"),
+        (options_pb2.CALLER_POLICY, entry(ALERT), "CALLER_NOT_ALLOWED"),
         (TOOLS, entry(make_event()), "INVALID_REQUEST"),
         (TOOLS, entry(outcome_of(make_event()), "token"), "INVALID_REQUEST"),
     ],

@@ -281,6 +281,96 @@ def test_budgets_set(remit: Remit, edge: EdgeServer) -> None:
     assert "0.05 USD" in outcome.out
 
 
+def test_a_soft_budget_and_its_alerts(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["SetBudget"] = lambda request: cost_report_service_pb2.SetBudgetResponse(
+        budget=budget(enforcement=request.enforcement, alert_percents=request.alert_percents)
+    )
+    alerts = ("--alert-at", "50", "--alert-at", "120")
+    _, row = remit("budget", "set", "orgs/local", "1", "--soft", *alerts).out.splitlines()
+    request = edge.requests("SetBudget")[0]
+    assert request.enforcement == reservation_pb2.ENFORCEMENT_SOFT
+    assert list(request.alert_percents) == [50, 120]
+    assert request.period == reservation_pb2.PERIOD_MONTH
+    assert "tells" in row
+    assert "50 % 120 %" in row
+    assert remit("budgets", "set", "orgs/local", "1", "--alert-at", "0").code == 2
+
+
+def test_a_budget_of_each_run(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["SetBudget"] = lambda request: cost_report_service_pb2.SetBudgetResponse(
+        budget=reservation_pb2.Budget(account=request.account, period=request.period)
+    )
+    _, row = remit("budgets", "set", "orgs/local", "0.10", "--per", "run").out.splitlines()
+    assert edge.requests("SetBudget")[0].period == reservation_pb2.PERIOD_RUN
+    assert row.split()[:2] == ["orgs/local", "run"]
+
+
+def test_a_limit_below_what_is_spent_is_warned_of(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["SetBudget"] = lambda _: cost_report_service_pb2.SetBudgetResponse(
+        budget=budget(limit_nanos=10**9, posted_nanos=3 * 10**9, over_nanos=2 * 10**9)
+    )
+    outcome = remit("budgets", "set", "orgs/local", "1")
+    assert outcome.code == 0
+    assert "orgs/local is 2.00 USD above this limit; no new effect starts" in outcome.err
+    outcome = remit("budgets", "set", "orgs/local", "1", "--json")
+    assert outcome.documents[0]["budget"]["over_nanos"] == 2 * 10**9
+    assert "2.00 USD above" in outcome.err
+
+
+def test_budgets_delete(remit: Remit, edge: EdgeServer) -> None:
+    deleted = budget(limit_nanos=2 * 10**9)
+    default = budget(limit_nanos=10**11, is_default=True)
+    edge.answers["DeleteBudget"] = lambda _: cost_report_service_pb2.DeleteBudgetResponse(
+        budget=deleted, remaining=[default]
+    )
+    out = remit("budgets", "delete", "orgs/local", "--per", "total", "--request-id", "a").out
+    request = edge.requests("DeleteBudget")[0]
+    assert (request.account, request.request_id) == ("orgs/local", "a")
+    assert request.period == reservation_pb2.PERIOD_TOTAL
+    said, _, row = out.splitlines()
+    assert said == "the budget of orgs/local per total, 2.00 USD, is deleted"
+    assert "100.00 USD" in row
+    assert "default" in row
+    (document,) = remit("budgets", "delete", "orgs/local", "--json").documents
+    assert document["remaining"][0]["is_default"] is True
+
+
+def test_a_deleted_budget_may_leave_none(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["DeleteBudget"] = lambda _: cost_report_service_pb2.DeleteBudgetResponse()
+    out = remit("budgets", "delete", "orgs/local/users/bob").out
+    assert "orgs/local/users/bob has no budget now; those of the accounts above it apply" in out
+
+
+def test_deleting_no_budget_is_not_found(remit: Remit, edge: EdgeServer) -> None:
+    def refuse(_: Any) -> Any:
+        raise RemitError(error_reason_pb2.ERROR_REASON_BUDGET_NOT_FOUND, "orgs/x has no budget")
+
+    edge.answers["DeleteBudget"] = refuse
+    outcome = remit("budgets", "delete", "orgs/local")
+    assert outcome.code == 5
+    assert "remit budgets list" in outcome.err
+
+
+def test_budgets_alerts(remit: Remit, edge: EdgeServer) -> None:
+    alert = cost_report_service_pb2.BudgetAlert(
+        account="orgs/local/users/bob",
+        period=reservation_pb2.PERIOD_MONTH,
+        percent=80,
+        limit_nanos=10**9,
+        posted_nanos=812_000_000,
+        subject="orgs/local/users/bob",
+        run=RUN,
+    )
+    edge.answers["ListBudgetAlerts"] = lambda _: cost_report_service_pb2.ListBudgetAlertsResponse(
+        alerts=[alert]
+    )
+    _, row = remit("budgets", "alerts", "orgs/local/users/bob").out.splitlines()
+    assert edge.requests("ListBudgetAlerts")[0].account == "orgs/local/users/bob"
+    for cell in ("month", "80 %", "1.00 USD", "0.812 USD", "refuses", RUN):
+        assert cell in row
+    assert remit("budgets", "alerts", "--json").documents[0]["alerts"][0]["percent"] == 80
+
+
 def test_a_budget_that_is_no_amount_is_a_wrong_command_line(remit: Remit, edge: EdgeServer) -> None:
     assert remit("budgets", "set", "orgs/local", "much").code == 2
     assert edge.calls == []

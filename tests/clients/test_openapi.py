@@ -65,6 +65,8 @@ CHANGES = {
     f"{AGENTS}/ForkRun",
     f"{AGENTS}/ReplayRun",
     f"{COST}/SetBudget",
+    f"{COST}/DeleteBudget",
+    f"{COST}/ListBudgetAlerts",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
     f"{TOOLS}/CallTool",
@@ -169,6 +171,24 @@ async def test_changes(rest: Rest) -> None:
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})
+    # What was spent is above it in any case, so that it tells at once, and refuses nothing.
+    soft = {"limitNanos": "1", "enforcement": "ENFORCEMENT_SOFT", "alertPercents": [100]}
+    named = {"account": "orgs/local", "period": "PERIOD_TOTAL"}
+    assert await eventually(lambda: has_spent(rest), 30)
+    made = await changed(f"{COST}/SetBudget", named | soft | {"requestId": new_id()})
+    assert made["budget"]["reachedPercents"] == [100]
+    told = await rest(f"{COST}/ListBudgetAlerts", query={"account": "orgs/local"})
+    (alert,) = fits(f"{COST}/ListBudgetAlerts", told)["alerts"]
+    assert (alert["percent"], alert["limitNanos"]) == (100, "1")
+    gone = await changed(f"{COST}/DeleteBudget", named | {"requestId": new_id()})
+    assert gone["budget"]["enforcement"] == "ENFORCEMENT_SOFT"
+    assert gone["remaining"][0]["isDefault"] is True
+
+
+async def has_spent(rest: Rest) -> bool:
+    """Whether anything that was done is settled."""
+    answer = await rest(f"{COST}/ListSpend", query={"groupBy": "DIMENSION_ITEM"})
+    return int(fits(f"{COST}/ListSpend", answer)["total"]["postedNanos"]) > 0
 
 
 async def test_a_price_is_set_and_deleted(rest: Rest) -> None:

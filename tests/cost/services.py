@@ -23,6 +23,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.usage.v1 import usage_pb2
+from remit.cost.alert_recorder import AlertRecorder
 from remit.cost.budgets import BudgetStore
 from remit.cost.price_service import PriceService
 from remit.cost.price_store import PriceStore
@@ -139,7 +140,15 @@ class CostWorld:
             ),
             retry_s=0.01,
         )
+        self.alerts = self.alert_recorder()
         self._add_cost(settings)
+
+    def alert_recorder(self) -> AlertRecorder:
+        """One that records what is due when a test says so; each replica has its own."""
+        audit = self.mesh.as_caller(options_pb2.CALLER_COST).stub(
+            audit_service_pb2_grpc.AuditServiceStub
+        )
+        return AlertRecorder(self.database, audit, every_s=60)
 
     def _add_cost(self, settings: CostSettings) -> None:
         guard = self._guard(options_pb2.CALLER_COST)

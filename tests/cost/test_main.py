@@ -59,10 +59,11 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("REMIT_COST_DEFAULT_PERIOD", "DAY")
     monkeypatch.setenv("REMIT_COST_PRICES_FILE", "")
     monkeypatch.setenv("REMIT_COST_UNLISTED_TOOLS", "refuse")
+    monkeypatch.setenv("REMIT_COST_DEFAULT_ALERT_PERCENTS", "90, 50")
 
     settings = CostSettings.load()
 
-    assert settings.rules.default_budget == DefaultBudget(Period.DAY, 5)
+    assert settings.rules.default_budget == DefaultBudget(Period.DAY, 5, (50, 90))
     assert settings.prices_file is None
     assert settings.unlisted_tools == "refuse"
 
@@ -75,6 +76,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("REMIT_COST_DEFAULT_PERIOD", "WEEK"),
         ("REMIT_COST_UNLISTED_MODELS", "maybe"),
         ("REMIT_COST_MAX_BATCH", "0"),
+        ("REMIT_COST_DEFAULT_ALERT_PERCENTS", ""),
+        ("REMIT_COST_DEFAULT_ALERT_PERCENTS", "80,0"),
+        ("REMIT_COST_DEFAULT_ALERT_PERCENTS", "much"),
     ],
 )
 def test_a_wrong_setting_is_named(

@@ -255,6 +255,9 @@ async def test_a_budget_that_is_set_limits_from_then_on(world: CostWorld) -> Non
         limit_nanos=5 * CALCULATOR_NANOS,
         currency="USD",
         posted_nanos=4 * CALCULATOR_NANOS,
+        enforcement=reservation_pb2.ENFORCEMENT_HARD,
+        alert_percents=[80, 100],
+        reached_percents=[80],
     )
     with pytest.raises(RemitError, match="has 1000 nano-USD left of 5000"):
         await world.spend(2, calls=2)
@@ -357,6 +360,8 @@ async def test_a_change_is_in_the_log_when_it_is_acknowledged(world: CostWorld) 
     assert (event.action, event.outcome) == ("budgets.set", event_pb2.OUTCOME_SUCCEEDED)
     assert json.loads(event.detail_json) == {
         "account": CORE,
+        "alert_percents": [80, 100],
+        "enforcement": "HARD",
         "limit_nanos": 7,
         "period": "TOTAL",
     }

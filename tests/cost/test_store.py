@@ -211,7 +211,7 @@ async def test_a_commit_makes_five_round_trips(database: OpenDatabase) -> None:
     "statement",
     [
         rows.SELECT_RESERVATIONS_LOCK_LEDGERS,
-        rows.SELECT_BALANCES_AND_LIMITS,
+        rows.SELECT_BALANCES_AND_BUDGETS,
         rows.writes_statement((rows.CHANGED_RESERVATIONS, rows.CHANGED_BALANCES)),
     ],
 )
@@ -314,7 +314,9 @@ REWRITES_OF_HISTORY = [
     "DELETE FROM reservations",
     "UPDATE reservations SET account = 'orgs/other/users/eve'",
     "DELETE FROM balances",
-    "DELETE FROM budgets",
+    "DELETE FROM budget_alerts",
+    "UPDATE budget_alerts SET posted_nanos = 1",
+    "UPDATE budgets SET account = 'orgs/acme/users/bob'",
     "DELETE FROM admin_requests",
     "UPDATE prices SET call_nanos = 0",
     "DROP TABLE transfers",

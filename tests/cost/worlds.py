@@ -9,9 +9,10 @@ from uuid import UUID
 
 from remit.cost.accounts import BalanceKey, balance_key
 from remit.cost.admission import DefaultBudget
+from remit.cost.alerts import Alert, alerts_of_batch
 from remit.cost.books import Balance, Books, Transfer
 from remit.cost.ledger import Ledger, LedgerState, Rules
-from remit.cost.periods import Period
+from remit.cost.periods import BudgetPeriod, Period
 from remit.cost.reservations import (
     Extend,
     HoldOperation,
@@ -23,6 +24,7 @@ from remit.cost.reservations import (
     Settle,
     Usage,
 )
+from remit.cost.terms import Terms
 from remit.rpc.errors import RemitError
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -90,14 +92,21 @@ class DictLedger:
     reservations: dict[ReservationKey, Reservation] = field(default_factory=dict)
     latest_times: dict[str, datetime] = field(default_factory=dict)
     transfers: list[Transfer] = field(default_factory=list)
+    budgets: dict[str, dict[BudgetPeriod, Terms]] = field(default_factory=dict)
+    """For alerts; what refuses is in `limits`."""
+    alerts: list[Alert] = field(default_factory=list)
 
     def apply(self, operations: Sequence[HoldOperation]) -> list[Reservation | RemitError]:
         """Decides a batch and keeps what it did."""
         books = Books(self.balances)
-        state = LedgerState(books, self.limits, self.reservations, self.latest_times)
+        state = LedgerState(
+            books, self.limits, self.reservations, self.latest_times, budgets=self.budgets
+        )
         ledger = Ledger(state, self.rules(), self.now)
         results = [ledger.decide(operation) for operation in operations]
         books.prove()
+        default = self.rules().default_budget
+        self.alerts += alerts_of_batch(books, self.budgets, default, self.now)
         self.balances.update(books.changes())
         self.transfers += books.transfers
         return results

@@ -12,6 +12,11 @@ import pytest
 from google.protobuf import struct_pb2
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.audit.v1 import (
+    audit_query_service_pb2,
+    audit_query_service_pb2_grpc,
+    event_pb2,
+)
 from remit.api.cost.v1 import (
     cost_report_service_pb2,
     cost_report_service_pb2_grpc,
@@ -31,6 +36,8 @@ from tests.integration.clients import a_run, bearer, channel, followed, reason_o
 from tests.integration.conftest import RunningMesh
 from tests.waiting import eventually
 
+CALCULATOR_NANOS = 1_000
+"""What the shipped price list asks for a call."""
 RUN_ID = "01980000-0000-7000-8000-000000000000"
 
 
@@ -252,6 +259,57 @@ async def test_a_user_whose_budget_is_zero_spends_nothing(mesh: RunningMesh) -> 
     error = RemitError.from_status(run.error)
     assert error.reason == reasons.ERROR_REASON_BUDGET_EXHAUSTED
     assert error.quota[0].subject.endswith("/users/erin")
+
+
+async def test_a_refusal_names_account_limit_rest_and_renewal(mesh: RunningMesh) -> None:
+    account = f"{ORG}/users/frank"
+    made = await made_key(mesh, ["member"], "frank")
+    async with channel(mesh.address) as edge:
+        reports = cost_report_service_pb2_grpc.CostReportServiceStub(edge)
+        await reports.SetBudget(
+            cost_report_service_pb2.SetBudgetRequest(
+                account=account,
+                period=reservation_pb2.PERIOD_MONTH,
+                limit_nanos=CALCULATOR_NANOS + 1,
+                request_id=str(uuid.uuid4()),
+            ),
+            metadata=bearer(mesh.api_key),
+            timeout=10,
+        )
+        call = call_tool("tools/calculator", expression="6 * 7")
+        await call(edge, bearer(made.secret))
+    error = await refused(
+        mesh, Case(call, reasons.ERROR_REASON_BUDGET_EXHAUSTED), bearer(made.secret)
+    )
+    (quota,) = error.quota
+    assert quota.subject == account
+    assert f"the MONTH limit is {CALCULATOR_NANOS + 1} nano-USD, 1 left" in quota.description
+    assert "renews at " in quota.description
+    assert error.retry_after_s is not None
+    assert 0 <= error.retry_after_s <= 31 * 86_400
+    assert error.metadata["left_nanos"] == "1"
+    # The call came to 99 % of its budget: that is in the list, and in the log.
+    await eventually(lambda: _is_told(mesh, account), 60)
+
+
+async def _is_told(mesh: RunningMesh, account: str) -> bool:
+    async with channel(mesh.address) as edge:
+        alerts = await cost_report_service_pb2_grpc.CostReportServiceStub(edge).ListBudgetAlerts(
+            cost_report_service_pb2.ListBudgetAlertsRequest(account=account),
+            metadata=bearer(mesh.api_key),
+            timeout=10,
+        )
+        if not alerts.alerts:
+            return False
+        (alert,) = alerts.alerts
+        events = await audit_query_service_pb2_grpc.AuditQueryServiceStub(edge).ListEvents(
+            audit_query_service_pb2.ListEventsRequest(claim=alert.claim),
+            metadata=bearer(mesh.api_key),
+            timeout=10,
+        )
+    assert alert.percent == 80
+    kinds = {logged.event.kind: logged.event.resource for logged in events.events}
+    return kinds.get(event_pb2.EVENT_KIND_ALERT) == account
 
 
 async def test_a_deadline_that_passed_is_said_and_nothing_hangs(mesh: RunningMesh) -> None:

@@ -212,6 +212,17 @@ CASES: Final = (
         at="70m",
     ),
     Case(
+        "RemitBudgetReached",
+        fires={
+            'remit_budget_alerts_total{enforcement="HARD",level="LIMIT"}': "_x60 2+0x10",
+            'remit_budget_alerts_total{enforcement="SOFT",level="LIMIT"}': "_x60 1+0x10",
+        },
+        says="3 budgets came to the level LIMIT within an hour",
+        labels={"level": "LIMIT"},
+        quiet={'remit_budget_alerts_total{enforcement="HARD",level="LIMIT"}': "3+0x70"},
+        at="70m",
+    ),
+    Case(
         "RemitLogNotWritable",
         fires={
             'remit_audit_appends_total{kind="INTENT",result="DEPENDENCY_UNAVAILABLE"}': "0+1x60"

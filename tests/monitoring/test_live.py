@@ -44,6 +44,9 @@ STILL: Final = {
     "remit_overrun_nanos_total": Elsewhere(
         "no provider here bills above its bound", "tests/cost/test_metrics"
     ),
+    "remit_budget_alerts_total": Elsewhere(
+        "no budget here is nearly spent", "tests/cost/test_budgets"
+    ),
     "remit_closings_delayed_total": Elsewhere("cost and audit live", "tests/effects/test_metrics"),
     "remit_commit_failures_total": Elsewhere("the database lives", "tests/rpc/test_metrics"),
     "remit_rpc_overloaded_total": Elsewhere("there is room for all", "tests/rpc/test_server"),
@@ -55,6 +58,9 @@ EMPTY: Final = {
         "no model call fails here", "tests/inference/test_metrics"
     ),
     ("Second models by cause", "{{cause}}"): STILL["agent_fallbacks_total"],
+    ("Budget alerts of the last day", "{{enforcement}} {{level}}"): STILL[
+        "remit_budget_alerts_total"
+    ],
     ("What sweepers do", "delayed {{reason}}"): STILL["remit_closings_delayed_total"],
     ("RPCs refused as overloaded", "{{method}}"): STILL["remit_rpc_overloaded_total"],
 }

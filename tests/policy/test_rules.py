@@ -49,6 +49,8 @@ def tool(who: Principal, permission_class: int, **arguments: object) -> Question
         (Question(MEMBER, "keys.create", "orgs/acme"), False, None),
         (Question(MEMBER, "keys.list", "orgs/acme"), False, None),
         (Question(MEMBER, "budgets.set", "orgs/acme"), False, None),
+        (Question(MEMBER, "budgets.delete", "orgs/acme"), False, None),
+        (Question(MEMBER, "budgets.list", "orgs/acme"), True, "members-work"),
         (Question(MEMBER, "policies.read", "orgs/acme"), False, None),
         (Question(MEMBER, "tools.call", "orgs/acme"), True, "members-reach-tools"),
         (Question(MEMBER, "runs.create", "orgs/other"), False, "own-org-only"),

@@ -43,6 +43,7 @@ _REPORTERS: Final = {
     event_pb2.EVENT_KIND_OUTCOME: _ENFORCEMENT | {options_pb2.CALLER_AGENT},
     event_pb2.EVENT_KIND_ADMIN: _MESH,
     event_pb2.EVENT_KIND_READ: _MESH,
+    event_pb2.EVENT_KIND_ALERT: frozenset({options_pb2.CALLER_COST}),
 }
 """Which services may report which kind of event."""
 

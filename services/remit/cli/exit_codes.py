@@ -81,6 +81,7 @@ MEANINGS: Final = (
             "MODEL_NOT_FOUND",
             "RUN_NOT_FOUND",
             "CONVERSATION_NOT_FOUND",
+            "BUDGET_NOT_FOUND",
             "RESOURCE_NOT_FOUND",
         ),
     ),

@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "tools": Entry("remit.cli.tools", "List the tools and show their arguments."),
     "models": Entry("remit.cli.models", "List the models."),
     "spend": Entry("remit.cli.spend", "Show what was spent."),
-    "budgets": Entry("remit.cli.budgets", "List and set budgets."),
+    "budgets": Entry("remit.cli.budgets", "Set, list and delete budgets; list their alerts."),
     "prices": Entry("remit.cli.prices", "List and set what models and tools cost."),
     "audit": Entry("remit.cli.audit", "List, export and verify the audit log."),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
@@ -51,6 +51,8 @@ COMMANDS: Final = {
     "probe": Entry("remit.cli.probe", "Ask whether this container's service is ready."),
 }
 """Every command, in the order of the help."""
+ALIASES: Final = {"budget": "budgets"}
+"""Names that mean a command and are not in the help."""
 
 
 class LazyGroup(click.Group):
@@ -64,7 +66,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported; None for an unknown name."""
         del ctx
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
         if entry is None:
             return None
         command = importlib.import_module(entry.module).command

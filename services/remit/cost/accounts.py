@@ -18,6 +18,7 @@ from remit.cost.periods import Period, start_of
 
 _ALL_PERIODS: Final = tuple(Period)
 _RUN_PERIODS: Final = (Period.TOTAL,)
+_ORG_STEP: Final = "orgs/"
 _RUN_STEP: Final = "/runs/"
 _PATHS_REMEMBERED: Final = 4096
 _OWNER_KINDS: Final = {"teams": "team", "users": "user", "agents": "agent", "runs": "run"}
@@ -104,6 +105,11 @@ def owners_of(leaf: str) -> Owners:
         prefix = f"{org}/" if kind in {"teams", "users"} else ""
         found[_OWNER_KINDS[kind]] = f"{prefix}{kind}/{identifier}"
     return Owners(**found)
+
+
+def is_org(account: str) -> bool:
+    """Whether an account is an org's own. Asked of every balance, so it does not parse the name."""
+    return account.startswith(_ORG_STEP) and "/" not in account[len(_ORG_STEP) :]
 
 
 def is_account(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Limits of a path, and the refusal when one of them cannot cover a hold.
 
-A path's limits are the budgets set on its accounts, the default of an org whose own account has
+A path's limits are the HARD budgets of its accounts, the default of an org whose own account has
 none, and those that a run carries in its remit: its own and, of a sub-run, those of the runs above.
 All must have room at once. The refusal names each that has not: the account, its limit, what is
 left of it and when it renews.
@@ -14,21 +14,23 @@ from datetime import date, datetime
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
-from remit.cost.accounts import BalanceKey, ancestors, balance_key, run_accounts
+from remit.cost.accounts import ancestors, balance_key, run_accounts
 from remit.cost.books import Books, Limit
 from remit.cost.periods import Period, renewal_of
 from remit.rpc.errors import QuotaViolation, RemitError
 
 Limits = Mapping[str, Mapping[Period, int]]
-"""Budgets that somebody set: nano-USD by account and period."""
+"""HARD budgets that somebody set: nano-USD by account and period."""
 
 
 @dataclass(frozen=True, slots=True)
 class DefaultBudget:
-    """What an org may spend whose own account has no budget of any period."""
+    """What an org may spend whose own account has no HARD budget of any period."""
 
     period: Period
     limit_nanos: int
+    alert_percents: tuple[int, ...] = (80, 100)
+    """At which shares of it an alert is fired; of budgets that say nothing else, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,13 @@ def _refusal(shortfalls: Sequence[Shortfall], amount_nanos: int, now: datetime) 
     renewal = renewal_of(limit.key.period, limit.key.start)
     return RemitError(
         error_reason_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
-        f"{limit.key.account} has {tightest.left_nanos} nano-USD left of {limit.limit_nanos}"
-        f" ({_renewal_text(limit.key)}); the effect may cost {amount_nanos}",
-        quota=[QuotaViolation(short.limit.key.account, _describe(short)) for short in shortfalls],
+        f"{limit.account} has {tightest.left_nanos} nano-USD left of {limit.limit_nanos}"
+        f" ({_renewal_text(limit)}); the effect may cost {amount_nanos}",
+        quota=[QuotaViolation(short.limit.account, _describe(short)) for short in shortfalls],
         retry_after_s=_retry_after_s(shortfalls, amount_nanos, now),
         metadata={
-            "account": limit.key.account,
-            "period": limit.key.period.name,
+            "account": limit.account,
+            "period": limit.period.name,
             "limit_nanos": str(limit.limit_nanos),
             "left_nanos": str(tightest.left_nanos),
             "needed_nanos": str(amount_nanos),
@@ -107,13 +109,15 @@ def _refusal(shortfalls: Sequence[Shortfall], amount_nanos: int, now: datetime) 
 
 def _describe(short: Shortfall) -> str:
     return (
-        f"the {short.limit.key.period.name} limit is {short.limit.limit_nanos} nano-USD,"
-        f" {short.left_nanos} left, {short.pending_nanos} held; {_renewal_text(short.limit.key)}"
+        f"the {short.limit.period.name} limit is {short.limit.limit_nanos} nano-USD,"
+        f" {short.left_nanos} left, {short.pending_nanos} held; {_renewal_text(short.limit)}"
     )
 
 
-def _renewal_text(key: BalanceKey) -> str:
-    renewal = renewal_of(key.period, key.start)
+def _renewal_text(limit: Limit) -> str:
+    if limit.run_budget_of:
+        return f"each run has its own, this is that of {limit.key.account}"
+    renewal = renewal_of(limit.key.period, limit.key.start)
     return f"renews at {renewal:%Y-%m-%dT%H:%M:%SZ}" if renewal else "never renews"
 
 

@@ -24,6 +24,7 @@ from remit.cost.accounts import (
     path_keys,
     revenue_account,
 )
+from remit.cost.periods import BudgetPeriod, RunPeriod
 from remit.pricing import INT64_MAX
 from remit.rpc.errors import RemitError, Violation
 
@@ -68,6 +69,18 @@ class Limit:
 
     key: BalanceKey
     limit_nanos: int
+    run_budget_of: str = ""
+    """The account whose budget for each run this is, where it is one; `key` is then the run's."""
+
+    @property
+    def account(self) -> str:
+        """The account whose limit it is."""
+        return self.run_budget_of or self.key.account
+
+    @property
+    def period(self) -> BudgetPeriod:
+        """The period of the limit."""
+        return RunPeriod.RUN if self.run_budget_of else self.key.period
 
 
 class Balance(NamedTuple):
@@ -104,6 +117,15 @@ class Books:
     def changes(self) -> Mapping[BalanceKey, Balance]:
         """The balances that the batch changed, as they are now."""
         return self._after
+
+    def changes_of_posted(self) -> Mapping[BalanceKey, tuple[int, int]]:
+        """What was posted before the batch and what is now, where more is."""
+        return {
+            key: (before.posted_nanos, after.posted_nanos)
+            for key, after in self._after.items()
+            for before in [self._before.get(key, _EMPTY)]
+            if after.posted_nanos > before.posted_nanos
+        }
 
     def note_admission(self, path: Iterable[BalanceKey], limits: Iterable[Limit]) -> None:
         """Remembers the limits of the latest admission on a path, to be proved after the batch.

@@ -34,6 +34,8 @@ from remit.cost.reservations import (
     Settle,
     State,
 )
+from remit.cost.run_budgets import run_limits
+from remit.cost.terms import Budgets
 from remit.pricing import bound_nanos, cost_nanos
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
@@ -49,6 +51,8 @@ class LedgerState:
     """The latest time at which each org's ledger admitted anything."""
     org_prices: Mapping[OrgItem, OrgTimeline] = field(default_factory=dict)
     """What orgs state of the items that are reserved; it goes before what a reserve says."""
+    budgets: Budgets = field(default_factory=dict)
+    """The terms of all budgets; `limits` has those that refuse, but for those of each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class Ledger:
                 hold.own_limit_nanos,
                 hold.outer_limits_nanos,
             )
-        )
+        ) + tuple(run_limits(hold.account, hold.day, self._state.budgets))
         books = self._state.books
         books.require_room(org_of(hold.account), hold.day, amount_nanos)
         admit(books, limits, amount_nanos, self._now)

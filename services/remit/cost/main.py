@@ -13,6 +13,7 @@ from remit.api.cost.v1 import (
     price_service_pb2_grpc,
 )
 from remit.api.policy.v1 import policy_service_pb2_grpc
+from remit.cost.alert_recorder import AlertRecorder
 from remit.cost.budgets import BudgetStore
 from remit.cost.metrics import ledger_held
 from remit.cost.price_service import PriceService
@@ -58,11 +59,9 @@ async def open_service(
             unlisted_models=settings.unlisted_models,
             unlisted_tools=settings.unlisted_tools,
         )
-        recorder = AdminRecorder(
-            database,
-            mesh.stub(audit_service_pb2_grpc.AuditServiceStub),
-            retry_s=settings.record_retry_s,
-        )
+        audit = mesh.stub(audit_service_pb2_grpc.AuditServiceStub)
+        recorder = AdminRecorder(database, audit, retry_s=settings.record_retry_s)
+        alerts = AlertRecorder(database, audit, every_s=settings.record_retry_s)
         store = LedgerStore(
             database,
             settings.rules,
@@ -90,6 +89,10 @@ async def open_service(
                 ),
             ),
             verifier=verifier,
-            background=(recorder.run, ledger_held(database, every_s=settings.observe_s)),
+            background=(
+                recorder.run,
+                alerts.run,
+                ledger_held(database, every_s=settings.observe_s),
+            ),
             ready=(database.ping,),
         )

@@ -13,6 +13,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
+from remit.cost.alerts import Alert
 from remit.cost.reservations import Reservation, State
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
@@ -38,11 +39,18 @@ OVERRUN: Final = Counter(
     "Money billed above its hold, in nano-USD, by item; the operator pays it, no budget does.",
     ["item"],
 )
+ALERTS: Final = Counter(
+    "remit_budget_alerts_total",
+    "Alerts of budgets, by what the budget does at its limit (HARD or SOFT) and by level: WARNING"
+    " below the limit, LIMIT at it or above.",
+    ["enforcement", "level"],
+)
 LEDGER_HELD: Final = Gauge(
     "remit_ledger_held_nanos",
     "Money held by the ledger over all orgs, in nano-USD; the same on each replica.",
 )
 
+_WHOLE_PERCENT: Final = 100
 # An org's own TOTAL balance holds what all of its accounts hold.
 _HELD: Final = """
 SELECT coalesce(sum(b.pending_nanos), 0)::bigint
@@ -63,6 +71,12 @@ def count_closed(reservation: Reservation, asked: datetime) -> None:
     if reservation.state is State.SETTLED:
         _spent(reservation.item).inc(reservation.posted_nanos)
         _overrun(reservation.item).inc(reservation.overrun_nanos)
+
+
+def count_alert(alert: Alert) -> None:
+    """Counts an alert that is in the audit log."""
+    level = "WARNING" if alert.percent < _WHOLE_PERCENT else "LIMIT"
+    ALERTS.labels(alert.terms.enforcement.name, level).inc()
 
 
 def ledger_held(database: Database, *, every_s: float) -> Callable[[], Awaitable[None]]:

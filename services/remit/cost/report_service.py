@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from datetime import UTC, date, datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import grpc
 from google.protobuf import timestamp_pb2
 
 from remit import names
 from remit.api.cost.v1 import cost_report_service_pb2, cost_report_service_pb2_grpc
-from remit.api.errors.v1 import error_reason_pb2
-from remit.cost.accounts import is_account
+from remit.cost.alert_store import select_alerts
+from remit.cost.budget_requests import checked_account, checked_delete, checked_set
 from remit.cost.budgets import BudgetStore
 from remit.cost.charges import ChargePlace, ChargeQuery, place_of, select_charges
 from remit.cost.messages import is_time
@@ -24,19 +22,14 @@ from remit.cost.paging import (
     invalid_token,
     page_size_of,
 )
-from remit.cost.periods import Period
-from remit.cost.reservations import SetLimit, require_limit
 from remit.cost.run_spend import select_run_spend
 from remit.cost.spend import SpendQuery, select_spend
-from remit.idempotency import AdminRecorder, AdminRequest, request_id_violations
+from remit.idempotency import AdminRecorder
 from remit.postgres import Database
-from remit.rpc.calls import current_call, current_remit
-from remit.rpc.errors import RemitError, Violation, invalid_request
-from remit.rpc.remits import Remit
+from remit.rpc.calls import current_remit
+from remit.rpc.errors import Violation, invalid_request
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_SET_BUDGET: Final = "budgets.set"
 
 
 class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
@@ -92,11 +85,19 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         self, request: cost_report_service_pb2.SetBudgetRequest, context: Context
     ) -> cost_report_service_pb2.SetBudgetResponse:
         """Set a budget; the change is in the audit log before the caller hears of it."""
-        caller = current_remit()
-        wanted = _checked_limit(caller, request)
-        change = await self._budgets.set(_admin_request(caller, request), wanted)
+        wanted, terms = checked_set(current_remit(), request, self._budgets.default_percents)
+        change = await self._budgets.set(wanted.request, wanted.account, wanted.period, terms)
         await self._recorder.record(change)
         return cost_report_service_pb2.SetBudgetResponse.FromString(change.response)
+
+    async def DeleteBudget(
+        self, request: cost_report_service_pb2.DeleteBudgetRequest, context: Context
+    ) -> cost_report_service_pb2.DeleteBudgetResponse:
+        """Delete a budget; the change is in the audit log before the caller hears of it."""
+        wanted = checked_delete(current_remit(), request)
+        change = await self._budgets.delete(wanted.request, wanted.account, wanted.period)
+        await self._recorder.record(change)
+        return cost_report_service_pb2.DeleteBudgetResponse.FromString(change.response)
 
     async def ListBudgets(
         self, request: cost_report_service_pb2.ListBudgetsRequest, context: Context
@@ -112,8 +113,26 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         if len(found) > size:
             last = found[size - 1]
             # A default stands before all others, whatever its period is.
-            place = (last.account, 0 if last.is_default else int(last.period))
+            place = (last.account, 0 if last.terms.is_default else int(last.period))
             response.next_page_token = encode_token(place, org)
+        return response
+
+    async def ListBudgetAlerts(
+        self, request: cost_report_service_pb2.ListBudgetAlertsRequest, context: Context
+    ) -> cost_report_service_pb2.ListBudgetAlertsResponse:
+        """List the alerts of the budgets of the caller's org."""
+        caller = current_remit()
+        account = checked_account(caller, request.account)
+        query = f"alerts of {caller.org} {account}"
+        size = page_size_of(request.page_size)
+        after = decode_token(request.page_token, query, (int, str))
+        before = after[0] if after else None
+        found = await select_alerts(self._database, caller.org, account, before, size + 1)
+        response = cost_report_service_pb2.ListBudgetAlertsResponse(
+            alerts=[alert.message() for alert in found[:size]]
+        )
+        if len(found) > size:
+            response.next_page_token = encode_token((found[size - 1].number, ""), query)
         return response
 
 
@@ -168,47 +187,3 @@ def _span_violations(request: _Span) -> list[Violation]:
     if request.HasField("end_time") and not is_time(request.end_time):
         violations.append(Violation("end_time", fault))
     return violations
-
-
-def _checked_limit(caller: Remit, request: cost_report_service_pb2.SetBudgetRequest) -> SetLimit:
-    violations = request_id_violations(request.request_id)
-    if not is_account(request.account):
-        fault = "must be `orgs/{org}` or an account under it, such as `orgs/acme/users/alice`"
-        violations.append(Violation("account", fault))
-    if request.period not in set(map(int, Period)):
-        violations.append(Violation("period", "must be TOTAL, DAY or MONTH"))
-    if violations:
-        raise invalid_request(violations)
-    if not f"{request.account}/".startswith(f"{caller.org}/"):
-        raise RemitError(
-            error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
-            f"{caller.subject} may not set budgets outside {caller.org}",
-            metadata={"permission": _SET_BUDGET, "account": request.account},
-        )
-    wanted = SetLimit(request.account, Period(request.period), request.limit_nanos)
-    require_limit(wanted)
-    return wanted
-
-
-def _admin_request(
-    caller: Remit, request: cost_report_service_pb2.SetBudgetRequest
-) -> AdminRequest:
-    detail = json.dumps(
-        {
-            "account": request.account,
-            "period": Period(request.period).name,
-            "limit_nanos": request.limit_nanos,
-        },
-        sort_keys=True,
-    )
-    return AdminRequest(
-        subject=caller.subject,
-        method=_SET_BUDGET,
-        request_id=request.request_id,
-        org=caller.org,
-        body_digest=hashlib.sha256(detail.encode()).digest(),
-        action=_SET_BUDGET,
-        resource=request.account,
-        detail=detail,
-        trace_id=current_call().trace_id,
-    )

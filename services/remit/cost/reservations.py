@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 from remit import names
 from remit.api.cost.v1 import reservation_pb2
 from remit.cost.accounts import periods_kept
-from remit.cost.periods import Period
+from remit.cost.periods import BudgetPeriod, RunPeriod
 from remit.pricing import INT64_MAX
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import Violation
 
 
 class State(IntEnum):
@@ -156,20 +156,19 @@ class SetLimit:
     """Set the limit of an account for a period."""
 
     account: str
-    period: Period
+    period: BudgetPeriod
     limit_nanos: int
 
 
 HoldOperation: TypeAlias = Reserve | Extend | Settle | Release
 
 
-def require_limit(operation: SetLimit) -> None:
-    """Checks a budget. Raises INVALID_REQUEST with every violation."""
+def limit_violations(operation: SetLimit) -> list[Violation]:
+    """What is wrong with a budget."""
     violations = []
     if not 0 <= operation.limit_nanos <= INT64_MAX:
         description = f"is {operation.limit_nanos}; a limit lies between 0 and {INT64_MAX}"
         violations.append(Violation("limit_nanos", description))
-    if operation.period not in periods_kept(operation.account):
-        violations.append(Violation("period", "the only period of a run is TOTAL"))
-    if violations:
-        raise invalid_request(violations)
+    if operation.period not in (*periods_kept(operation.account), RunPeriod.RUN):
+        violations.append(Violation("period", "the periods of a run are TOTAL and RUN, the same"))
+    return violations

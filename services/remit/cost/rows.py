@@ -19,8 +19,10 @@ from typing import Any, Final, Generic
 
 from remit.columns import Column, Row, names_of, unnest
 from remit.cost.accounts import BalanceKey, org_of, owners_of
+from remit.cost.alerts import Alert
 from remit.cost.books import Balance, Transfer
 from remit.cost.reservations import Price, Reservation, ReservationKey, State, Usage
+from remit.cost.terms import Enforcement, Terms
 
 Record = Mapping[str, Any]
 
@@ -265,10 +267,48 @@ SELECT_BALANCES: Final = (
     " AND f.period = k.period AND f.start = k.start OFFSET 0) b"
 )
 
-# The balances that exist of the keys $1, $2, $3, and the limits, without a start, of accounts $4.
-SELECT_BALANCES_AND_LIMITS: Final = (
-    "SELECT account, period, start, pending_nanos, posted_nanos, NULL::bigint AS limit_nanos"  # noqa: S608 - constants of this module
+# The balances that exist of the keys $1, $2, $3, and the budgets, without a start, of accounts $4.
+SELECT_BALANCES_AND_BUDGETS: Final = (
+    "SELECT account, period, start, pending_nanos, posted_nanos, NULL::bigint AS limit_nanos,"  # noqa: S608 - constants of this module
+    " NULL::smallint AS enforcement, NULL::smallint[] AS alert_percents"
     f" FROM ({SELECT_BALANCES}) AS found"
-    " UNION ALL SELECT account, period, NULL, NULL, NULL, limit_nanos"
+    " UNION ALL SELECT account, period, NULL, NULL, NULL, limit_nanos, enforcement, alert_percents"
     " FROM budgets WHERE account = ANY ($4::text[])"
+)
+
+
+def terms_of(record: Record) -> Terms:
+    """The terms of a row of `budgets`."""
+    return Terms(
+        limit_nanos=record["limit_nanos"],
+        enforcement=Enforcement(record["enforcement"]),
+        alert_percents=tuple(record["alert_percents"]),
+    )
+
+
+# -------------------------------------------------------------------------------------- alerts
+
+ALERT_COLUMNS: Final[tuple[Column[Alert], ...]] = (
+    Column("org", "text", lambda row: row.org),
+    Column("account", "text", lambda row: row.account),
+    Column("period", "smallint", lambda row: int(row.period)),
+    Column("run_account", "text", lambda row: row.run_account),
+    Column("start", "date", lambda row: row.key.start),
+    Column("percent", "smallint", lambda row: row.percent),
+    Column("limit_nanos", "bigint", lambda row: row.terms.limit_nanos),
+    Column("posted_nanos", "bigint", lambda row: row.posted_nanos),
+    Column("enforcement", "smallint", lambda row: int(row.terms.enforcement)),
+    Column("is_default", "boolean", lambda row: row.terms.is_default),
+    Column("subject", "text", lambda row: row.cause.subject),
+    Column("run", "text", lambda row: row.cause.run or None),
+    Column("claim", "text", lambda row: row.cause.claim or None),
+    Column("fire_time", "timestamptz", lambda row: row.fire_time),
+)
+# No posting makes an alert due twice. Should one that is there come again (a balance was restored
+# by hand), it stays as it is, and money is not kept from being settled by it.
+NEW_ALERTS: Final = _insert(
+    "budget_alerts",
+    ALERT_COLUMNS,
+    " ON CONFLICT (account, period, run_account, start, is_default, percent, limit_nanos) DO UPDATE"
+    " SET record_time = budget_alerts.record_time",
 )

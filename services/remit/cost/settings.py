@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from remit.cost.admission import DefaultBudget
 from remit.cost.ledger import Rules
 from remit.cost.periods import Period
 from remit.cost.prices import Unlisted
+from remit.cost.terms import percents_fault
 from remit.pricing import INT64_MAX
 from remit.settings import ServiceSettings
 
@@ -46,6 +47,11 @@ class CostSettings(ServiceSettings):
     default_period: Literal["TOTAL", "DAY", "MONTH"] = Field(
         default="MONTH", description="Period of the default budget: TOTAL, DAY or MONTH."
     )
+    default_alert_percents: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(80, 100),
+        description="At how many percent of its limit the default budget, and a budget that says"
+        " nothing else, fires an alert: 1 to 8 different ones from 1 to 1000, separated by commas.",
+    )
     clock_tolerance_s: float = Field(
         default=5.0,
         ge=0,
@@ -68,7 +74,8 @@ class CostSettings(ServiceSettings):
         default=5.0,
         gt=0,
         le=300,
-        description="Seconds between attempts to record budget changes that audit has not taken.",
+        description="Seconds between attempts to record alerts of budgets, and changes of budgets"
+        " that audit has not taken.",
     )
 
     @field_validator("prices_file", mode="before")
@@ -77,10 +84,27 @@ class CostSettings(ServiceSettings):
         """An empty variable names no file."""
         return value or None
 
+    @field_validator("default_alert_percents", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("default_alert_percents")
+    @classmethod
+    def _percents(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        fault = percents_fault(value) or ("" if value else "is empty")
+        if fault:
+            raise ValueError(fault)
+        return tuple(sorted(value))
+
     @property
     def rules(self) -> Rules:
         """What the ledger needs to know."""
         return Rules(
-            DefaultBudget(Period[self.default_period], self.default_limit_nanos),
+            DefaultBudget(
+                Period[self.default_period], self.default_limit_nanos, self.default_alert_percents
+            ),
             timedelta(seconds=self.clock_tolerance_s),
         )

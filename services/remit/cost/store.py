@@ -4,7 +4,7 @@ A batch locks the names of its reservations, then the ledgers of its orgs, each 
 that two replicas never wait for each other in a circle. Whoever holds an org's ledger owns all its
 balances and budgets: these are read after the lock, decided on in Python, in order, and written.
 A round trip to the database costs more than what it carries, so a batch makes five: lock the names;
-lock the ledgers and read the reservations; read balances and limits; write; commit. Fewer cannot
+lock the ledgers and read the reservations; read balances and budgets; write; commit. Fewer cannot
 be, for a statement sees what was committed when it began, before it waited for its locks.
 Only after an org has changed its prices a batch makes one more, to read them.
 Opening and closing calls wait in queues of their own, so that what is held can always be closed.
@@ -21,11 +21,12 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.columns import arrays
 from remit.cost import org_prices, rows
 from remit.cost.accounts import BalanceKey, ancestors, org_of
+from remit.cost.alerts import alerts_of_batch
 from remit.cost.books import Balance, Books, keys_to_load
 from remit.cost.ledger import Ledger, LedgerState, Rules, begin_time
 from remit.cost.metrics import count_closed, count_opened
 from remit.cost.org_prices import OrgPrices, select_price_epochs
-from remit.cost.periods import Period, day_of
+from remit.cost.periods import BudgetPeriod, Period, budget_period, day_of
 from remit.cost.reservations import (
     Extend,
     HoldOperation,
@@ -35,6 +36,7 @@ from remit.cost.reservations import (
     Reserve,
     Settle,
 )
+from remit.cost.terms import Budgets, Enforcement, Terms
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -105,6 +107,8 @@ class LedgerStore:
         ledger = Ledger(state, self._rules, now)
         results = [ledger.decide(operation) for operation in operations]
         state.books.prove()
+        default = self._rules.default_budget
+        alerts = alerts_of_batch(state.books, state.budgets, default, now)
         decided = sorted(ledger.changed.items())
         made = [held for key, held in decided if key not in known]
         await self._insert_prices(connection, made)
@@ -115,6 +119,7 @@ class LedgerStore:
             (rows.LATEST_TIMES, _due_times(latest, state.latest_times)),
             (rows.NEW_TRANSFERS, state.books.transfers),
             (rows.CHANGED_BALANCES, sorted(state.books.changes().items())),
+            (rows.NEW_ALERTS, alerts),
         )
         return results
 
@@ -215,31 +220,44 @@ async def _loaded(
         if isinstance(operation, Reserve):
             last = latest[org_of(operation.account)]
             leaves.add((operation.account, day_of(begin_time(now, last))))
-    balances, limits = await _balances_and_limits(
+    balances, budgets = await _balances_and_budgets(
         connection,
         sorted({key for leaf, day in leaves for key in keys_to_load(leaf, day)}),
         sorted({account for leaf, _ in leaves for account in ancestors(leaf)}),
     )
     return LedgerState(
         books=Books(balances),
-        limits=limits,
+        limits=_hard_limits(budgets),
+        budgets=budgets,
         reservations=dict(known),
         latest_times={org: time for org, time in latest.items() if time is not None},
     )
 
 
-async def _balances_and_limits(
+async def _balances_and_budgets(
     connection: Connection, keys: Sequence[BalanceKey], accounts: Sequence[str]
-) -> tuple[dict[BalanceKey, Balance], dict[str, dict[Period, int]]]:
-    records = await connection.fetch(rows.SELECT_BALANCES_AND_LIMITS, *_key_arrays(keys), accounts)
+) -> tuple[dict[BalanceKey, Balance], dict[str, dict[BudgetPeriod, Terms]]]:
+    records = await connection.fetch(rows.SELECT_BALANCES_AND_BUDGETS, *_key_arrays(keys), accounts)
     balances: dict[BalanceKey, Balance] = {}
-    limits: dict[str, dict[Period, int]] = {}
-    for account, period, start, pending, posted, limit_nanos in records:
+    budgets: dict[str, dict[BudgetPeriod, Terms]] = {}
+    for record in records:
+        account, period, start, pending, posted, *_ = record
         if start is None:
-            limits.setdefault(account, {})[Period(period)] = limit_nanos
+            budgets.setdefault(account, {})[budget_period(period)] = rows.terms_of(record)
         else:
             balances[BalanceKey(account, Period(period), start)] = Balance(pending, posted)
-    return balances, limits
+    return balances, budgets
+
+
+def _hard_limits(budgets: Budgets) -> dict[str, dict[Period, int]]:
+    return {
+        account: {
+            period: terms.limit_nanos
+            for period, terms in of_account.items()
+            if terms.enforcement is Enforcement.HARD and isinstance(period, Period)
+        }
+        for account, of_account in budgets.items()
+    }
 
 
 async def select_balances(

@@ -34,6 +34,8 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """An administrator changed something."""
     EVENT_KIND_READ: _EventKind.ValueType  # 4
     """Sensitive records were read."""
+    EVENT_KIND_ALERT: _EventKind.ValueType  # 5
+    """A budget reached a share of its limit."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """EventKind says what an event is about."""
@@ -48,6 +50,8 @@ EVENT_KIND_ADMIN: EventKind.ValueType  # 3
 """An administrator changed something."""
 EVENT_KIND_READ: EventKind.ValueType  # 4
 """Sensitive records were read."""
+EVENT_KIND_ALERT: EventKind.ValueType  # 5
+"""A budget reached a share of its limit."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _Outcome:

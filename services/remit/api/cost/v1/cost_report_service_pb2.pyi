@@ -447,6 +447,8 @@ class SetBudgetRequest(_message.Message):
     PERIOD_FIELD_NUMBER: _builtins.int
     LIMIT_NANOS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    ALERT_PERCENTS_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Account within the caller's org."""
     period: _reservation_pb2.Period.ValueType
@@ -455,6 +457,16 @@ class SetBudgetRequest(_message.Message):
     """New limit in nano-USD, at least 0."""
     request_id: _builtins.str
     """Names this request: the same id and body get the same answer; 1 to 64 characters."""
+    enforcement: _reservation_pb2.Enforcement.ValueType
+    """What happens at the limit; unset: HARD. An org's own account with SOFT budgets alone keeps the default
+    of settings beside them.
+    """
+    @_builtins.property
+    def alert_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At how many percent of the limit an alert is fired: up to 8 different ones from 1 to 1000. Empty: those
+        of settings.
+        """
+
     def __init__(
         self,
         *,
@@ -462,10 +474,12 @@ class SetBudgetRequest(_message.Message):
         period: _reservation_pb2.Period.ValueType = ...,
         limit_nanos: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        enforcement: _reservation_pb2.Enforcement.ValueType = ...,
+        alert_percents: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "limit_nanos", b"limit_nanos", "period", b"period", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "alert_percents", b"alert_percents", "enforcement", b"enforcement", "limit_nanos", b"limit_nanos", "period", b"period", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -494,6 +508,68 @@ class SetBudgetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetBudgetResponse: _TypeAlias = SetBudgetResponse  # noqa: Y015
+
+@_typing.final
+class DeleteBudgetRequest(_message.Message):
+    """DeleteBudgetRequest names one budget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """Account within the caller's org."""
+    period: _reservation_pb2.Period.ValueType
+    """Its period."""
+    request_id: _builtins.str
+    """Names this request: the same id and body get the same answer; 1 to 64 characters."""
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        period: _reservation_pb2.Period.ValueType = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "period", b"period", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBudgetRequest: _TypeAlias = DeleteBudgetRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBudgetResponse(_message.Message):
+    """DeleteBudgetResponse says what was deleted and what is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def budget(self) -> _reservation_pb2.Budget:
+        """The budget as it was."""
+
+    @_builtins.property
+    def remaining(self) -> _containers.RepeatedCompositeFieldContainer[_reservation_pb2.Budget]:
+        """The budgets that the account has now; of an org's own account without a HARD one, the default among
+        them. Those of the accounts above and below it apply as before.
+        """
+
+    def __init__(
+        self,
+        *,
+        budget: _reservation_pb2.Budget | None = ...,
+        remaining: _abc.Iterable[_reservation_pb2.Budget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "remaining", b"remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBudgetResponse: _TypeAlias = DeleteBudgetResponse  # noqa: Y015
 
 @_typing.final
 class ListBudgetsRequest(_message.Message):
@@ -548,3 +624,137 @@ class ListBudgetsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBudgetsResponse: _TypeAlias = ListBudgetsResponse  # noqa: Y015
+
+@_typing.final
+class ListBudgetAlertsRequest(_message.Message):
+    """ListBudgetAlertsRequest pages through the alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """Of this account alone, without those below it; empty: of all accounts of the org."""
+    page_size: _builtins.int
+    """At most this many; 0 means 50, more than 200 means 200."""
+    page_token: _builtins.str
+    """Where to go on; empty begins."""
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetAlertsRequest: _TypeAlias = ListBudgetAlertsRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetAlertsResponse(_message.Message):
+    """ListBudgetAlertsResponse is a page of alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetAlert]:
+        """The alerts."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___BudgetAlert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetAlertsResponse: _TypeAlias = ListBudgetAlertsResponse  # noqa: Y015
+
+@_typing.final
+class BudgetAlert(_message.Message):
+    """BudgetAlert says that the posted money of a period reached a share of a budget's limit. It is fired once
+    for a budget, period and share, and again only if the limit was raised and its share is reached anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    LIMIT_NANOS_FIELD_NUMBER: _builtins.int
+    POSTED_NANOS_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    FIRE_TIME_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    RUN_ACCOUNT_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """Account whose budget it is."""
+    period: _reservation_pb2.Period.ValueType
+    """Period of the budget."""
+    percent: _builtins.int
+    """The share of the limit, in percent."""
+    limit_nanos: _builtins.int
+    """The limit then, in nano-USD."""
+    posted_nanos: _builtins.int
+    """What was posted then, in nano-USD."""
+    enforcement: _reservation_pb2.Enforcement.ValueType
+    """What the budget does at its limit."""
+    is_default: _builtins.bool
+    """Whether it was the default of settings."""
+    subject: _builtins.str
+    """Whose effect reached the share, or who set a limit that was reached already: `orgs/{org}/users/{user}`."""
+    run: _builtins.str
+    """The run of that effect, `runs/{run}`; empty for a direct call and for a limit that was set."""
+    claim: _builtins.str
+    """The claim of that effect, `claims/{claim}`; empty for a limit that was set."""
+    run_account: _builtins.str
+    """Of a RUN budget: the account of the run that reached the share, which may be above that of the effect."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When that period began; unset for TOTAL and RUN."""
+
+    @_builtins.property
+    def fire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was fired."""
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        period: _reservation_pb2.Period.ValueType = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        percent: _builtins.int = ...,
+        limit_nanos: _builtins.int = ...,
+        posted_nanos: _builtins.int = ...,
+        enforcement: _reservation_pb2.Enforcement.ValueType = ...,
+        is_default: _builtins.bool = ...,
+        fire_time: _timestamp_pb2.Timestamp | None = ...,
+        subject: _builtins.str = ...,
+        run: _builtins.str = ...,
+        claim: _builtins.str = ...,
+        run_account: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fire_time", b"fire_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "claim", b"claim", "enforcement", b"enforcement", "fire_time", b"fire_time", "is_default", b"is_default", "limit_nanos", b"limit_nanos", "percent", b"percent", "period", b"period", "posted_nanos", b"posted_nanos", "run", b"run", "run_account", b"run_account", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetAlert: _TypeAlias = BudgetAlert  # noqa: Y015

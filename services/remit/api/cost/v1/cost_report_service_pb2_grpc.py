@@ -55,10 +55,20 @@ class CostReportServiceStub:
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.SetBudgetRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.SetBudgetResponse.FromString,
                 _registered_method=True)
+        self.DeleteBudget = channel.unary_unary(
+                '/remit.api.cost.v1.CostReportService/DeleteBudget',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetResponse.FromString,
+                _registered_method=True)
         self.ListBudgets = channel.unary_unary(
                 '/remit.api.cost.v1.CostReportService/ListBudgets',
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
+        self.ListBudgetAlerts = channel.unary_unary(
+                '/remit.api.cost.v1.CostReportService/ListBudgetAlerts',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsResponse.FromString,
                 _registered_method=True)
 
 
@@ -91,7 +101,18 @@ class CostReportServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetBudget(self, request, context):
-        """Sets the budget of an account for a period. A limit below what is spent already stops new effects.
+        """Sets the budget of an account for a period: makes it, or replaces it whole. A HARD limit below what is
+        spent already is taken and stops new effects at once; the answer says by how much it is exceeded. The
+        account need not have spent anything yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBudget(self, request, context):
+        """Deletes the budget of an account for a period. An org whose own account has no HARD budget left falls
+        back to the default of settings. Fails with BUDGET_NOT_FOUND where nobody set that budget; the default
+        cannot be deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +120,13 @@ class CostReportServiceServicer:
 
     def ListBudgets(self, request, context):
         """Lists the budgets of the caller's org, by account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgetAlerts(self, request, context):
+        """Lists the alerts of the budgets of the caller's org, the latest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,10 +155,20 @@ def add_CostReportServiceServicer_to_server(servicer, server):
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.SetBudgetRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.SetBudgetResponse.SerializeToString,
             ),
+            'DeleteBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBudget,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetResponse.SerializeToString,
+            ),
             'ListBudgets': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBudgets,
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.SerializeToString,
+            ),
+            'ListBudgetAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgetAlerts,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -253,6 +291,33 @@ class CostReportService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/DeleteBudget',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.DeleteBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListBudgets(request,
             target,
             options=(),
@@ -269,6 +334,33 @@ class CostReportService:
             '/remit.api.cost.v1.CostReportService/ListBudgets',
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.SerializeToString,
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgetAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/ListBudgetAlerts',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

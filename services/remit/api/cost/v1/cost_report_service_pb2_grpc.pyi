@@ -29,9 +29,19 @@ class CostReportServiceStub:
     item and price, with the price's rates and what was used, so that a bill can be recomputed.
     """
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.SetBudgetRequest, _cost_report_service_pb2.SetBudgetResponse]
-    """Sets the budget of an account for a period. A limit below what is spent already stops new effects."""
+    """Sets the budget of an account for a period: makes it, or replaces it whole. A HARD limit below what is
+    spent already is taken and stops new effects at once; the answer says by how much it is exceeded. The
+    account need not have spent anything yet.
+    """
+    DeleteBudget: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.DeleteBudgetRequest, _cost_report_service_pb2.DeleteBudgetResponse]
+    """Deletes the budget of an account for a period. An org whose own account has no HARD budget left falls
+    back to the default of settings. Fails with BUDGET_NOT_FOUND where nobody set that budget; the default
+    cannot be deleted.
+    """
     ListBudgets: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListBudgetsRequest, _cost_report_service_pb2.ListBudgetsResponse]
     """Lists the budgets of the caller's org, by account."""
+    ListBudgetAlerts: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListBudgetAlertsRequest, _cost_report_service_pb2.ListBudgetAlertsResponse]
+    """Lists the alerts of the budgets of the caller's org, the latest first."""
 
 class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
     """CostReportService reports spending and keeps budgets."""
@@ -72,7 +82,21 @@ class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cost_report_service_pb2.SetBudgetRequest,
         context: _aio.ServicerContext[_cost_report_service_pb2.SetBudgetRequest, _abc.Awaitable[_cost_report_service_pb2.SetBudgetResponse]],
     ) -> _abc.Awaitable[_cost_report_service_pb2.SetBudgetResponse]:
-        """Sets the budget of an account for a period. A limit below what is spent already stops new effects."""
+        """Sets the budget of an account for a period: makes it, or replaces it whole. A HARD limit below what is
+        spent already is taken and stops new effects at once; the answer says by how much it is exceeded. The
+        account need not have spent anything yet.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteBudget(
+        self,
+        request: _cost_report_service_pb2.DeleteBudgetRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.DeleteBudgetRequest, _abc.Awaitable[_cost_report_service_pb2.DeleteBudgetResponse]],
+    ) -> _abc.Awaitable[_cost_report_service_pb2.DeleteBudgetResponse]:
+        """Deletes the budget of an account for a period. An org whose own account has no HARD budget left falls
+        back to the default of settings. Fails with BUDGET_NOT_FOUND where nobody set that budget; the default
+        cannot be deleted.
+        """
 
     @_abc_1.abstractmethod
     def ListBudgets(
@@ -81,5 +105,13 @@ class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_cost_report_service_pb2.ListBudgetsRequest, _abc.Awaitable[_cost_report_service_pb2.ListBudgetsResponse]],
     ) -> _abc.Awaitable[_cost_report_service_pb2.ListBudgetsResponse]:
         """Lists the budgets of the caller's org, by account."""
+
+    @_abc_1.abstractmethod
+    def ListBudgetAlerts(
+        self,
+        request: _cost_report_service_pb2.ListBudgetAlertsRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.ListBudgetAlertsRequest, _abc.Awaitable[_cost_report_service_pb2.ListBudgetAlertsResponse]],
+    ) -> _abc.Awaitable[_cost_report_service_pb2.ListBudgetAlertsResponse]:
+        """Lists the alerts of the budgets of the caller's org, the latest first."""
 
 def add_CostReportServiceServicer_to_server(servicer: CostReportServiceServicer, server: _aio.Server) -> None: ...

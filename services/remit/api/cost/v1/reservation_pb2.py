@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#remit/api/cost/v1/reservation.proto\x12\x11remit.api.cost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x02\n\x0bReservation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.remit.api.cost.v1.Reservation.State\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\t\x12\x0c\n\x04item\x18\x04 \x01(\t\x12\x12\n\nhold_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x07 \x01(\x03\x12\'\n\x05price\x18\x08 \x01(\x0b\x32\x18.remit.api.cost.v1.Price\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_HELD\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x12\n\x0eSTATE_RELEASED\x10\x03\"\x97\x01\n\x05Price\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x17input_nanos_per_million\x18\x02 \x01(\x03\x12&\n\x1e\x63\x61\x63hed_input_nanos_per_million\x18\x03 \x01(\x03\x12 \n\x18output_nanos_per_million\x18\x04 \x01(\x03\x12\x12\n\ncall_nanos\x18\x05 \x01(\x03\"\xdc\x01\n\x06\x42udget\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rpending_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12.\n\nrenew_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*T\n\x06Period\x12\x16\n\x12PERIOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cPERIOD_TOTAL\x10\x01\x12\x0e\n\nPERIOD_DAY\x10\x02\x12\x10\n\x0cPERIOD_MONTH\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#remit/api/cost/v1/reservation.proto\x12\x11remit.api.cost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x02\n\x0bReservation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x02 \x01(\x0e\x32$.remit.api.cost.v1.Reservation.State\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\t\x12\x0c\n\x04item\x18\x04 \x01(\t\x12\x12\n\nhold_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x07 \x01(\x03\x12\'\n\x05price\x18\x08 \x01(\x0b\x32\x18.remit.api.cost.v1.Price\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_HELD\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x12\n\x0eSTATE_RELEASED\x10\x03\"\x97\x01\n\x05Price\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x17input_nanos_per_million\x18\x02 \x01(\x03\x12&\n\x1e\x63\x61\x63hed_input_nanos_per_million\x18\x03 \x01(\x03\x12 \n\x18output_nanos_per_million\x18\x04 \x01(\x03\x12\x12\n\ncall_nanos\x18\x05 \x01(\x03\"\xd7\x02\n\x06\x42udget\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rpending_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x12\n\nis_default\x18\x07 \x01(\x08\x12.\n\nrenew_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0b\x65nforcement\x18\t \x01(\x0e\x32\x1e.remit.api.cost.v1.Enforcement\x12\x16\n\x0e\x61lert_percents\x18\n \x03(\x05\x12\x18\n\x10reached_percents\x18\x0b \x03(\x05\x12\x12\n\nover_nanos\x18\x0c \x01(\x03*V\n\x0b\x45nforcement\x12\x1b\n\x17\x45NFORCEMENT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NFORCEMENT_HARD\x10\x01\x12\x14\n\x10\x45NFORCEMENT_SOFT\x10\x02*d\n\x06Period\x12\x16\n\x12PERIOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cPERIOD_TOTAL\x10\x01\x12\x0e\n\nPERIOD_DAY\x10\x02\x12\x10\n\x0cPERIOD_MONTH\x10\x03\x12\x0e\n\nPERIOD_RUN\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.cost.v1.reservation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PERIOD']._serialized_start=824
-  _globals['_PERIOD']._serialized_end=908
+  _globals['_ENFORCEMENT']._serialized_start=947
+  _globals['_ENFORCEMENT']._serialized_end=1033
+  _globals['_PERIOD']._serialized_start=1035
+  _globals['_PERIOD']._serialized_end=1135
   _globals['_RESERVATION']._serialized_start=92
   _globals['_RESERVATION']._serialized_end=445
   _globals['_RESERVATION_STATE']._serialized_start=360
@@ -41,5 +43,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICE']._serialized_start=448
   _globals['_PRICE']._serialized_end=599
   _globals['_BUDGET']._serialized_start=602
-  _globals['_BUDGET']._serialized_end=822
+  _globals['_BUDGET']._serialized_end=945
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,11 @@
 isort:skip_file
 Holds and budgets."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -17,6 +19,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Enforcement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnforcementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Enforcement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENFORCEMENT_UNSPECIFIED: _Enforcement.ValueType  # 0
+    """The same as HARD."""
+    ENFORCEMENT_HARD: _Enforcement.ValueType  # 1
+    """No effect starts whose upper bound does not fit."""
+    ENFORCEMENT_SOFT: _Enforcement.ValueType  # 2
+    """Nothing is refused; there are alerts alone."""
+
+class Enforcement(_Enforcement, metaclass=_EnforcementEnumTypeWrapper):
+    """Enforcement says what a budget does at its limit."""
+
+ENFORCEMENT_UNSPECIFIED: Enforcement.ValueType  # 0
+"""The same as HARD."""
+ENFORCEMENT_HARD: Enforcement.ValueType  # 1
+"""No effect starts whose upper bound does not fit."""
+ENFORCEMENT_SOFT: Enforcement.ValueType  # 2
+"""Nothing is refused; there are alerts alone."""
+Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
 
 class _Period:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -32,9 +58,13 @@ class _PeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Period.ValueTy
     """Renews at midnight."""
     PERIOD_MONTH: _Period.ValueType  # 3
     """Renews on the first of the month."""
+    PERIOD_RUN: _Period.ValueType  # 4
+    """Each run has it anew: the outermost one at or below the account, for its life and with its sub-runs.
+    Direct calls are no runs.
+    """
 
 class Period(_Period, metaclass=_PeriodEnumTypeWrapper):
-    """Period of a budget, by the calendar in UTC."""
+    """Period of a budget: of the calendar in UTC, or each run."""
 
 PERIOD_UNSPECIFIED: Period.ValueType  # 0
 """Never valid."""
@@ -44,6 +74,10 @@ PERIOD_DAY: Period.ValueType  # 2
 """Renews at midnight."""
 PERIOD_MONTH: Period.ValueType  # 3
 """Renews on the first of the month."""
+PERIOD_RUN: Period.ValueType  # 4
+"""Each run has it anew: the outermost one at or below the account, for its life and with its sub-runs.
+Direct calls are no runs.
+"""
 Global___Period: _TypeAlias = Period  # noqa: Y015
 
 @_typing.final
@@ -185,6 +219,10 @@ class Budget(_message.Message):
     POSTED_NANOS_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     RENEW_TIME_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    ALERT_PERCENTS_FIELD_NUMBER: _builtins.int
+    REACHED_PERCENTS_FIELD_NUMBER: _builtins.int
+    OVER_NANOS_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Account, such as `orgs/acme` or `orgs/acme/users/alice`."""
     period: Global___Period.ValueType
@@ -194,14 +232,28 @@ class Budget(_message.Message):
     currency: _builtins.str
     """ISO 4217 code; always `USD` for now."""
     pending_nanos: _builtins.int
-    """Pending in the current period."""
+    """Pending in the current period; 0 for RUN, since each run has its own."""
     posted_nanos: _builtins.int
-    """Posted in the current period."""
+    """Posted in the current period; 0 for RUN."""
     is_default: _builtins.bool
     """True when it comes from settings and nobody set it."""
+    enforcement: Global___Enforcement.ValueType
+    """What happens at the limit: HARD or SOFT."""
+    over_nanos: _builtins.int
+    """By how much pending and posted exceed the limit: of a SOFT budget, or after the limit was set lower
+    than that.
+    """
     @_builtins.property
     def renew_time(self) -> _timestamp_pb2.Timestamp:
-        """When the period renews; unset for TOTAL."""
+        """When the period renews; unset for TOTAL and RUN."""
+
+    @_builtins.property
+    def alert_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At how many percent of the limit an alert is fired, ascending."""
+
+    @_builtins.property
+    def reached_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those of them that the current period's posted money has reached."""
 
     def __init__(
         self,
@@ -214,10 +266,14 @@ class Budget(_message.Message):
         posted_nanos: _builtins.int = ...,
         is_default: _builtins.bool = ...,
         renew_time: _timestamp_pb2.Timestamp | None = ...,
+        enforcement: Global___Enforcement.ValueType = ...,
+        alert_percents: _abc.Iterable[_builtins.int] | None = ...,
+        reached_percents: _abc.Iterable[_builtins.int] | None = ...,
+        over_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["renew_time", b"renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "currency", b"currency", "is_default", b"is_default", "limit_nanos", b"limit_nanos", "pending_nanos", b"pending_nanos", "period", b"period", "posted_nanos", b"posted_nanos", "renew_time", b"renew_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "alert_percents", b"alert_percents", "currency", b"currency", "enforcement", b"enforcement", "is_default", b"is_default", "limit_nanos", b"limit_nanos", "over_nanos", b"over_nanos", "pending_nanos", b"pending_nanos", "period", b"period", "posted_nanos", b"posted_nanos", "reached_percents", b"reached_percents", "renew_time", b"renew_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such conversation, it was deleted, or it belongs to somebody else."""
     ERROR_REASON_RESULT_NOT_KEPT: _ErrorReason.ValueType  # 37
     """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
+    ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """Nobody set a budget for this account and period."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -180,4 +182,6 @@ ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 36
 """No such conversation, it was deleted, or it belongs to somebody else."""
 ERROR_REASON_RESULT_NOT_KEPT: ErrorReason.ValueType  # 37
 """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
+ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 40
+"""Nobody set a budget for this account and period."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
