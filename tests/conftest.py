@@ -78,6 +78,10 @@ class PostgresCluster:
             await self._create(template, name)
             await migrate(self.dsn(template, f"remit_{name}_owner"), name)
             self._templates.add(template)
+        return await self.empty(name, template)
+
+    async def empty(self, name: str, template: str = "template0") -> str:
+        """The name of a new database of that kind, before its first migration."""
         fresh = f"remit_{name}_{next(self._numbers)}"
         await self._create(fresh, name, template)
         return fresh

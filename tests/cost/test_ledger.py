@@ -7,7 +7,12 @@ from datetime import date, timedelta
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.cost.accounts import BalanceKey, overrun_account, revenue_account
+from remit.cost.accounts import (
+    BalanceKey,
+    overrun_account,
+    provider_cost_account,
+    revenue_account,
+)
 from remit.cost.books import Balance, Books, Kind
 from remit.cost.ledger import Ledger, LedgerState
 from remit.cost.periods import Period
@@ -243,7 +248,10 @@ def test_a_settlement_posts_what_was_used_and_frees_the_rest() -> None:
 
     assert (settled.state, settled.posted_nanos, settled.overrun_nanos) == (State.SETTLED, 60, 0)
     assert ledger.balance(RUN) == ledger.balance(ORG) == Balance(0, 60)
-    assert [transfer.kind for transfer in ledger.transfers] == [Kind.HOLD, Kind.POST, Kind.VOID]
+    kinds = [Kind.HOLD, Kind.POST, Kind.VOID, Kind.COST]
+    assert [transfer.kind for transfer in ledger.transfers] == kinds
+    assert ledger.balance(provider_cost_account(ORG)) == Balance(0, 60)
+    assert ledger.balance(revenue_account(ORG)) == Balance(0, 0)
 
 
 def test_a_bill_above_the_hold_goes_to_the_operator() -> None:
@@ -255,7 +263,8 @@ def test_a_bill_above_the_hold_goes_to_the_operator() -> None:
     assert (settled.posted_nanos, settled.overrun_nanos) == (100, 300)
     assert ledger.balance(ORG) == Balance(0, 100)
     assert ledger.balance(overrun_account(ORG)) == Balance(0, 300)
-    assert ledger.balance(revenue_account(ORG)) == Balance(0, 400)
+    assert ledger.balance(provider_cost_account(ORG)) == Balance(0, 400)
+    assert ledger.balance(revenue_account(ORG)) == Balance(0, 0)
 
 
 def test_a_free_hold_with_a_bill_is_all_overrun() -> None:
@@ -295,7 +304,7 @@ def test_closing_twice_answers_the_same_and_moves_nothing() -> None:
 
     assert ledger.do(settle(1, 60)) == settled
     assert ledger.do(release(2)) == released
-    assert len(ledger.transfers) == 5
+    assert len(ledger.transfers) == 6
 
 
 def test_a_second_settlement_with_another_usage_is_refused() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from remit import names
-from remit.cost.accounts import overrun_account, revenue_account
+from remit.cost.accounts import overrun_account, provider_cost_account, revenue_account
 from remit.cost.books import Balance, Kind
 from remit.cost.periods import Period
 from remit.cost.reservations import HoldOperation, Reservation, State
@@ -229,11 +229,16 @@ class LedgerMachine(RuleBasedStateMachine):
         sums: dict[str, int] = {}
         for transfer in self.ledger.transfers:
             assert transfer.amount_nanos > 0
-            if transfer.kind in {Kind.POST, Kind.OVERRUN}:
-                for account in (transfer.debit_account, transfer.credit_account):
-                    sums[account] = sums.get(account, 0) + transfer.amount_nanos
+            debit, credit = transfer.debit_account, transfer.credit_account
+            if transfer.kind in {Kind.POST, Kind.OVERRUN, Kind.COST}:
+                amount = transfer.amount_nanos
+                sums[credit] = sums.get(credit, 0) + amount
+                sums[debit] = sums.get(debit, 0) + (
+                    -amount if transfer.kind is Kind.COST else amount
+                )
         for org in (ORG, "orgs/other"):
-            for account in (revenue_account(org), overrun_account(org), *LEAVES):
+            operator = revenue_account(org), overrun_account(org), provider_cost_account(org)
+            for account in (*operator, *LEAVES):
                 posted_on_children = sum(
                     amount for name, amount in sums.items() if is_above(account, name)
                 )

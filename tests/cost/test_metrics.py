@@ -11,7 +11,7 @@ from remit.cost import metrics
 from remit.cost.metrics import ledger_held
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.cost.test_store import MovableClock, a_store
+from tests.cost.stores import MovableClock, a_store
 from tests.cost.worlds import release, reserve, settle
 from tests.monitoring.values import gained, value
 from tests.waiting import eventually

@@ -3,7 +3,8 @@
 An account is named by its whole path, so its ancestors are its prefixes. Each org has books of its
 own: every hold and posting debits the leaf of a path under `orgs/{org}` and credits the operator's
 revenue from that org; what a bill exceeds its hold by is debited to the operator's overrun account
-instead. No transfer crosses two orgs.
+instead. What providers charge goes from the revenue to the account of their cost, so that what
+stays there is what no provider's bill is known for. No transfer crosses two orgs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ class BalanceKey(NamedTuple):
     account: str
     period: Period
     start: date
+
+
+class OperatorKeys(NamedTuple):
+    """Balances of the operator's accounts for one org and day, each account's in every period."""
+
+    revenue: tuple[BalanceKey, ...]
+    overrun: tuple[BalanceKey, ...]
+    provider_cost: tuple[BalanceKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,11 @@ def overrun_account(org: str) -> str:
     return f"operator/{org}/overrun"
 
 
+def provider_cost_account(org: str) -> str:
+    """What providers charge the operator for the effects of an org."""
+    return f"operator/{org}/provider-cost"
+
+
 def periods_kept(account: str) -> tuple[Period, ...]:
     """Periods in which an account is balanced. A run's one period is the run itself."""
     return _RUN_PERIODS if _RUN_STEP in account else _ALL_PERIODS
@@ -87,11 +101,12 @@ def path_keys(leaf: str, day: date) -> tuple[BalanceKey, ...]:
 
 
 @lru_cache(maxsize=_PATHS_REMEMBERED)
-def operator_keys(org: str, day: date) -> tuple[tuple[BalanceKey, ...], tuple[BalanceKey, ...]]:
-    """Balances of the operator's revenue and of its overrun account for an org."""
-    return (
+def operator_keys(org: str, day: date) -> OperatorKeys:
+    """Balances of the operator's accounts for an org."""
+    return OperatorKeys(
         _keys_of_account(revenue_account(org), day),
         _keys_of_account(overrun_account(org), day),
+        _keys_of_account(provider_cost_account(org), day),
     )
 
 

@@ -3,7 +3,8 @@
 Every transfer debits one account and credits another by the same amount, so debits equal credits by
 its form alone; what can go wrong is the balances kept beside the transfers, and these are proved
 again after every batch. A hold is pending on each account of its path at once and on the operator's
-revenue; a posting moves it from pending to posted; a void frees it.
+revenue; a posting moves it from pending to posted; a void frees it. A bill that is known goes on
+from the revenue to the account of what providers cost.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from remit.cost.accounts import (
     org_of,
     overrun_account,
     path_keys,
+    provider_cost_account,
     revenue_account,
 )
 from remit.cost.periods import BudgetPeriod, RunPeriod
@@ -40,10 +42,13 @@ class Kind(IntEnum):
     """Pending money is freed."""
     OVERRUN = 4
     """The operator bears what a bill exceeds its hold by."""
+    COST = 5
+    """What the provider charges is owed to it."""
 
 
-_PENDING_SIGN: Final = {Kind.HOLD: 1, Kind.POST: -1, Kind.VOID: -1, Kind.OVERRUN: 0}
-_POSTED_SIGN: Final = {Kind.HOLD: 0, Kind.POST: 1, Kind.VOID: 0, Kind.OVERRUN: 1}
+_OF_A_PATH: Final = frozenset({Kind.HOLD, Kind.POST, Kind.VOID})
+_PENDING_SIGN: Final = {Kind.HOLD: 1, Kind.POST: -1, Kind.VOID: -1}
+_POSTED_SIGN: Final = {Kind.HOLD: 0, Kind.POST: 1, Kind.VOID: 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +145,11 @@ class Books:
 
     def require_room(self, org: str, day: date, amount_nanos: int) -> None:
         """Raises INVALID_REQUEST if the books of an org could not hold the amount as well."""
-        revenue, _ = operator_keys(org, day)
-        fullest = max(self.balance(key).total_nanos for key in revenue)
+        overrun = operator_keys(org, day).overrun
+        fullest = max(
+            self.balance(spent).total_nanos + self.balance(borne).total_nanos
+            for spent, borne in zip(path_keys(org, day), overrun, strict=True)
+        )
         if fullest + amount_nanos > INT64_MAX:
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_INVALID_REQUEST,
@@ -155,14 +163,20 @@ class Books:
             return
         self.transfers.extend(transfers)
         org, day = _org_of(transfers[0]), transfers[0].day
-        revenue, overrun = operator_keys(org, day)
-        on_path = [transfer for transfer in transfers if transfer.kind is not Kind.OVERRUN]
+        operator = operator_keys(org, day)
+        on_path = [transfer for transfer in transfers if transfer.kind in _OF_A_PATH]
+        pending_nanos, posted_nanos = _effect_of(on_path)
         if on_path:
             leaf_keys = path_keys(on_path[0].debit_account, day)
-            self._change(leaf_keys + revenue, *_effect_of(on_path))
-        if len(on_path) < len(transfers):
-            beyond = [transfer for transfer in transfers if transfer.kind is Kind.OVERRUN]
-            self._change(overrun + revenue, *_effect_of(beyond))
+            self._change(leaf_keys, pending_nanos, posted_nanos)
+        overrun_nanos = _sum_of(Kind.OVERRUN, transfers)
+        if overrun_nanos:
+            self._change(operator.overrun, 0, overrun_nanos)
+        cost_nanos = _sum_of(Kind.COST, transfers)
+        if cost_nanos:
+            self._change(operator.provider_cost, 0, cost_nanos)
+        kept_nanos = posted_nanos + overrun_nanos - cost_nanos
+        self._change(operator.revenue, pending_nanos, kept_nanos)
 
     def _change(self, keys: Iterable[BalanceKey], pending_nanos: int, posted_nanos: int) -> None:
         for key in keys:
@@ -187,16 +201,16 @@ class Books:
 
     def _prove_debits_equal_credits(self) -> None:
         for org, day in {(_org_of(transfer), transfer.day) for transfer in self.transfers}:
-            revenue_keys, overrun_keys = operator_keys(org, day)
-            org_keys = path_keys(org, day)
-            for revenue, overrun, spent in zip(revenue_keys, overrun_keys, org_keys, strict=True):
-                debits = self.balance(spent), self.balance(overrun)
-                credit = self.balance(revenue)
-                if (
-                    credit.posted_nanos != sum(debit.posted_nanos for debit in debits)
-                    or credit.pending_nanos != debits[0].pending_nanos
-                ):
+            operator = operator_keys(org, day)
+            for spent, revenue, overrun, cost in zip(path_keys(org, day), *operator, strict=True):
+                debits = self._posted(spent) + self._posted(overrun)
+                credits_ = self._posted(revenue) + self._posted(cost)
+                held, owed = self.balance(spent).pending_nanos, self.balance(revenue).pending_nanos
+                if debits != credits_ or held != owed:
                     raise _corrupt(f"debits and credits of {org} differ in {_period_text(spent)}")
+
+    def _posted(self, key: BalanceKey) -> int:
+        return self.balance(key).posted_nanos
 
     def _prove_ancestors(self) -> None:
         """Each account must have changed by the sum of the transfers on the leaves below it."""
@@ -218,7 +232,7 @@ class Books:
     def _sums_of_leaves(self) -> dict[tuple[str, date], tuple[int, int]]:
         sums: dict[tuple[str, date], tuple[int, int]] = {}
         for transfer in self.transfers:
-            if transfer.kind is Kind.OVERRUN:
+            if transfer.kind not in _OF_A_PATH:
                 continue
             leaf = transfer.debit_account, transfer.day
             held, spent = sums.get(leaf, (0, 0))
@@ -229,12 +243,12 @@ class Books:
 
 def keys_to_load(leaf: str, day: date) -> tuple[BalanceKey, ...]:
     """Every balance that an operation on a reservation of this leaf and day may read or change."""
-    revenue, overrun = operator_keys(org_of(leaf), day)
-    return path_keys(leaf, day) + revenue + overrun
+    revenue, overrun, provider_cost = operator_keys(org_of(leaf), day)
+    return path_keys(leaf, day) + revenue + overrun + provider_cost
 
 
 def _effect_of(transfers: Iterable[Transfer]) -> tuple[int, int]:
-    """By how much transfers change the pending and the posted money of an account under them."""
+    """By how much transfers change the pending and the posted money of a path."""
     pending_nanos = posted_nanos = 0
     for transfer in transfers:
         pending_nanos += _PENDING_SIGN[transfer.kind] * transfer.amount_nanos
@@ -242,14 +256,20 @@ def _effect_of(transfers: Iterable[Transfer]) -> tuple[int, int]:
     return pending_nanos, posted_nanos
 
 
+def _sum_of(kind: Kind, transfers: Iterable[Transfer]) -> int:
+    return sum(transfer.amount_nanos for transfer in transfers if transfer.kind is kind)
+
+
 def transfer_accounts(kind: Kind, leaf: str) -> tuple[str, str]:
     """Debit and credit account of a transfer for a path's leaf."""
     org = org_of(leaf)
+    if kind is Kind.COST:
+        return revenue_account(org), provider_cost_account(org)
     return (overrun_account(org) if kind is Kind.OVERRUN else leaf), revenue_account(org)
 
 
 def _org_of(transfer: Transfer) -> str:
-    return transfer.credit_account.removeprefix("operator/").removesuffix("/revenue")
+    return transfer.credit_account.removeprefix("operator/").rpartition("/")[0]
 
 
 def _period_text(key: BalanceKey) -> str:

@@ -193,6 +193,8 @@ class Ledger:
             (Kind.POST, posted_nanos),
             (Kind.VOID, hold.hold_nanos - posted_nanos),
             (Kind.OVERRUN, overrun_nanos),
+            # What a provider charges for an effect in doubt nobody knows.
+            (Kind.COST, 0 if wanted.used is None else bill_nanos),
         )
 
     def _release(self, hold: Reservation) -> Reservation:
