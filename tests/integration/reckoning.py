@@ -29,7 +29,7 @@ from tests.integration.storming import (
 from tests.waiting import eventually
 
 EFFECT_DATABASES: Final = ("remit_inference", "remit_tools")
-_AWAY: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
+AWAY: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
 _ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts"
 _OPEN_ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL"
 _OPEN_HOLDS: Final = "SELECT count(*) FROM reservations WHERE state = 1"
@@ -175,7 +175,7 @@ async def _ends_are_told(world: StormWorld, crowd: Crowd) -> Counter[str]:
 async def _is_zero(mesh: RunningMesh, database: str, query: str) -> bool:
     try:
         return await value(mesh, database, query) == 0
-    except _AWAY:
+    except AWAY:
         return False
 
 
@@ -186,7 +186,7 @@ async def nothing_is_open(mesh: RunningMesh) -> bool:
             if await value(mesh, database, _OPEN_ATTEMPTS):
                 return False
         return await value(mesh, "remit_cost", _OPEN_HOLDS) == 0
-    except _AWAY:
+    except AWAY:
         return False
 
 
