@@ -162,6 +162,20 @@ MONEY: Final = Row(
                 Query(rate("remit_reservations_closed_total", "state"), "{{state}}"),
             ),
         ),
+        Panel(
+            "Holds extended by result",
+            "Streams that asked for more money. DEPENDENCY_UNAVAILABLE: policy or cost were away,"
+            " and streams may have been cut for it.",
+            OPERATIONS_PER_S,
+            (Query(rate("remit_hold_extensions_total", "result"), "{{result}}"),),
+        ),
+        Panel(
+            "Generations cut by cause",
+            "Model turns that were ended before the model did. UNANSWERED is the mesh's fault: the"
+            " lease ended before policy and cost answered.",
+            OPERATIONS_PER_S,
+            (Query(rate("remit_generations_cut_total", "model, cause"), "{{model}} {{cause}}"),),
+        ),
     ),
 )
 

@@ -115,6 +115,20 @@ def nanos_of_usd(usd: Decimal, count: int = 1) -> int:
     return _rounded_up(numerator * _NANOS_PER_USD, denominator * count)
 
 
+def affordable_output_tokens(price: Price, bound: Usage, money_nanos: int) -> int | None:
+    """The most output tokens with which `bound` still costs at most `money_nanos`.
+
+    At least 0, also where the rest of the bound costs more already. None: output costs nothing.
+    """
+    if price.output_nanos_per_million == 0:
+        return None
+    dearer_input_rate = max(price.input_nanos_per_million, price.cached_input_nanos_per_million)
+    left_millionths = (
+        money_nanos - bound.calls * price.call_nanos
+    ) * _TOKENS_PER_RATE - bound.input_tokens * dearer_input_rate
+    return max(left_millionths // price.output_nanos_per_million, 0)
+
+
 def require_valid(usage: Usage) -> None:
     """Checks the counts of a usage. Raises INVALID_REQUEST with every violation."""
     violations = [

@@ -300,6 +300,9 @@ async def test_a_turn_that_was_cut_is_no_answer(replica: StartReplica, world: Wo
     for finish, reason in (
         (message_pb2.FINISH_REASON_LENGTH, reasons.ERROR_REASON_RUN_LIMIT_REACHED),
         (message_pb2.FINISH_REASON_CONTENT_FILTER, reasons.ERROR_REASON_PROVIDER_FAILED),
+        (message_pb2.FINISH_REASON_BUDGET, reasons.ERROR_REASON_BUDGET_EXHAUSTED),
+        (message_pb2.FINISH_REASON_DEADLINE, reasons.ERROR_REASON_DEADLINE_EXCEEDED),
+        (message_pb2.FINISH_REASON_PERMISSION, reasons.ERROR_REASON_PERMISSION_DENIED),
     ):
         turn = says("half an ans")
         turn.finish_reason = finish

@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from remit.cost import metrics
 from remit.cost.metrics import ledger_held
@@ -25,8 +26,11 @@ async def test_a_hold_its_settlement_and_its_overrun_are_counted_once(
     spent = gained("remit_spent_nanos_total", item=held.item)
     overrun = gained("remit_overrun_nanos_total", item=held.item)
     settled = gained("remit_reservations_closed_total", state="SETTLED")
-    await store.close(settle(1, 70))
+    with capture_logs() as logs:
+        await store.close(settle(1, 70))
     assert (spent(), overrun(), settled()) == (60, 10, 1)
+    (said,) = [entry for entry in logs if entry["event"] == "bill_above_hold"]
+    assert (said["reservation"], said["overrun_nanos"]) == (held.name, 10)
 
 
 async def test_closing_again_later_counts_nothing(database: OpenDatabase) -> None:

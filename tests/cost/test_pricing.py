@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.pricing import INT64_MAX, bound_nanos, cost_nanos, nanos_of_usd
+from remit.pricing import (
+    INT64_MAX,
+    affordable_output_tokens,
+    bound_nanos,
+    cost_nanos,
+    nanos_of_usd,
+)
 from remit.rpc.errors import RemitError
 from scripts.protos import ROOT
 
@@ -62,6 +68,19 @@ def counts(draw: st.DrawFn) -> Counts:
     input_tokens = draw(COUNT)
     cached = draw(st.integers(0, input_tokens))
     return Counts(input_tokens, cached, draw(COUNT), draw(st.integers(0, 100)))
+
+
+@given(RATES, counts(), st.integers(0, 10**15))
+def test_what_is_affordable_is_the_most_that_the_money_covers(
+    rates: Rates, bound: Counts, money: int
+) -> None:
+    tokens = affordable_output_tokens(rates, bound, money)
+    if tokens is None:
+        assert rates.output_nanos_per_million == 0
+        return
+    assert bound_nanos(rates, replace(bound, output_tokens=tokens + 1)) > money
+    costs = bound_nanos(rates, replace(bound, output_tokens=tokens))
+    assert costs <= money or tokens == 0
 
 
 @given(RATES, counts())

@@ -44,6 +44,20 @@ def release_request(number: int) -> cost_service_pb2.ReleaseReservationRequest:
     return cost_service_pb2.ReleaseReservationRequest(claim=claim_of(number), attempt=1)
 
 
+async def test_many_holds_are_raised_each_on_its_own(world: CostWorld) -> None:
+    for number in (1, 2):
+        await world.cost().ReserveBudget(world.reserve_request(number))
+    requests = [extend_request(1, 5), extend_request(3, 5), extend_request(2, 2)]
+    batch = cost_service_pb2.BatchExtendReservationsRequest(requests=requests)
+    first, missing, second = (await world.cost().BatchExtendReservations(batch)).results
+    assert (first.reservation.hold_nanos, second.reservation.hold_nanos) == (5_000, 2_000)
+    found = RemitError.from_status(missing.error)
+    assert found.reason == reasons.ERROR_REASON_RESOURCE_NOT_FOUND
+    empty = cost_service_pb2.BatchExtendReservationsRequest()
+    with pytest.raises(RemitError, match="holds 0 requests"):
+        await world.cost().BatchExtendReservations(empty)
+
+
 def extend_request(number: int, calls: int) -> cost_service_pb2.ExtendReservationRequest:
     return cost_service_pb2.ExtendReservationRequest(
         claim=claim_of(number), attempt=1, bound=usage_pb2.Usage(calls=calls)

@@ -27,7 +27,7 @@ from remit.effects import EffectGate, EffectRequest, EffectResult, EffectSetting
 from remit.effects.closing import Closer
 from remit.effects.permits import PermitSource
 from remit.effects.store import ClaimStore
-from remit.pricing import cost_nanos
+from remit.pricing import bound_nanos, cost_nanos
 from remit.rpc.calls import Call, serving
 from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
@@ -55,9 +55,17 @@ class World:
     out_of_money: bool = False
     away: set[str] = field(default_factory=set)
     """Areas that answer UNAVAILABLE."""
+    of_another: bool = False
+    """Whether the run is another worker's by now: policy fences whoever asks."""
+    broke_at_nanos: int | None = None
+    """Above it no hold is extended; None: there is money for all."""
+    deaf_to: set[str] = field(default_factory=set)
+    """RPCs that take place and whose answers are lost."""
     stuck: set[str] = field(default_factory=set)
     """Claims that cost refuses to settle."""
     holds: dict[str, reservation_pb2.Reservation] = field(default_factory=dict)
+    questions: list[policy_service_pb2.CheckPermissionRequest] = field(default_factory=list)
+    """What policy was asked."""
     events: dict[str, event_pb2.Event] = field(default_factory=dict)
     touched: Counter[str] = field(default_factory=Counter)
     """Effects performed, by claim and attempt."""
@@ -102,6 +110,10 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     def _decide(
         self, question: policy_service_pb2.CheckPermissionRequest
     ) -> policy_service_pb2.CheckPermissionResult:
+        self._world.questions.append(question)
+        if self._world.of_another:
+            error = RemitError(error_reason_pb2.ERROR_REASON_FENCED, "the run is another's")
+            return policy_service_pb2.CheckPermissionResult(error=error.to_status())
         allow, deny = permission_pb2.DECISION_ALLOW, permission_pb2.DECISION_DENY
         response = policy_service_pb2.CheckPermissionResponse(
             decision=deny if self._world.denied else allow,
@@ -125,6 +137,15 @@ class Cost(cost_service_pb2_grpc.CostServiceServicer):
         return cost_service_pb2.BatchReserveBudgetsResponse(
             results=[self._reserve(asked) for asked in request.requests]
         )
+
+    async def BatchExtendReservations(
+        self, request: cost_service_pb2.BatchExtendReservationsRequest, _context: Any
+    ) -> cost_service_pb2.BatchExtendReservationsResponse:
+        self._world.check_up("cost")
+        results = [self._extend(asked) for asked in request.requests]
+        if "extend" in self._world.deaf_to:
+            raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "lost")
+        return cost_service_pb2.BatchExtendReservationsResponse(results=results)
 
     async def BatchSettleReservations(
         self, request: cost_service_pb2.BatchSettleReservationsRequest, _context: Any
@@ -160,6 +181,19 @@ class Cost(cost_service_pb2_grpc.CostServiceServicer):
         if known.state != reservation_pb2.Reservation.STATE_HELD:
             return _failed(error_reason_pb2.ERROR_REASON_RESERVATION_CLOSED, "too late")
         return cost_service_pb2.ReservationResult(reservation=known)
+
+    def _extend(
+        self, asked: cost_service_pb2.ExtendReservationRequest
+    ) -> cost_service_pb2.ReservationResult:
+        hold = self._world.holds[_reservation(asked.claim, asked.attempt)]
+        if hold.state != reservation_pb2.Reservation.STATE_HELD:
+            return _failed(error_reason_pb2.ERROR_REASON_RESERVATION_CLOSED, "too late")
+        wanted_nanos = bound_nanos(PRICE, asked.bound)
+        limit_nanos = self._world.broke_at_nanos
+        if limit_nanos is not None and wanted_nanos > limit_nanos:
+            return _failed(error_reason_pb2.ERROR_REASON_BUDGET_EXHAUSTED, "no more money")
+        hold.hold_nanos = wanted_nanos
+        return cost_service_pb2.ReservationResult(reservation=hold)
 
     def _resolve(
         self, claim: str, attempt: int, state: reservation_pb2.Reservation.State.ValueType

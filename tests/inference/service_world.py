@@ -57,7 +57,7 @@ def token_of(subject: str = ALICE, *, run: str = "", models: tuple[str, ...] = (
         agent=agent,
         run=run,
         presenter=options_pb2.CALLER_AGENT if run else options_pb2.CALLER_PUBLIC,
-        audience=frozenset({options_pb2.CALLER_INFERENCE}),
+        audience=frozenset({options_pb2.CALLER_INFERENCE, options_pb2.CALLER_COST}),
         tools=frozenset(),
         models=frozenset(models),
         account=f"{subject}/{agent}/{run}" if run else subject,
@@ -141,9 +141,11 @@ class InferenceWorld:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: InferenceSettings, world: World) -> AsyncIterator[InferenceWorld]:
-    """The service behind its guard."""
-    neighbours = connected(world).as_caller(options_pb2.CALLER_INFERENCE)
+async def opened(
+    settings: InferenceSettings, world: World, mesh: MemoryMesh | None = None
+) -> AsyncIterator[InferenceWorld]:
+    """The service behind its guard; its neighbours are in `mesh`, or the gate's own tests'."""
+    neighbours = (mesh or connected(world)).as_caller(options_pb2.CALLER_INFERENCE)
     async with open_service(
         settings, cast("Mesh", neighbours), clock=SystemClock(), ids=SystemIds()
     ) as service:
@@ -153,9 +155,9 @@ async def opened(settings: InferenceSettings, world: World) -> AsyncIterator[Inf
             clock=SystemClock(),
             max_in_flight=1000,
         )
-        mesh = MemoryMesh()
+        door = MemoryMesh()
         for add, servicer in service.servicers:
-            mesh.add(guard, add, servicer)
-        opened_world = InferenceWorld(service, world, mesh)
+            door.add(guard, add, servicer)
+        opened_world = InferenceWorld(service, world, door)
         yield opened_world
         await opened_world.settled_down()

@@ -12,17 +12,24 @@ from remit.api.inference.v1.message_pb2 import (
     FINISH_REASON_TOOL_CALLS,
 )
 from remit.inference.builtin_rules import BuiltinRulesEngine
-from remit.inference.engine import Progress, TextDelta, Turn
+from remit.inference.engine import Growth, Progress, TextDelta, Turn
 from tests.inference.offered import asked, shipped
 
 
 async def generated(request: GenerateTextRequest) -> tuple[str, Turn, Progress]:
-    text, progress = "", Progress()
+    text, progress, announced = "", Progress(), 0
     async for piece in BuiltinRulesEngine().generate(request, progress):
         if isinstance(piece, Turn):
+            assert announced == piece.usage.output_tokens
             return text, piece, progress
-        assert piece.text
-        text += piece.text
+        if isinstance(piece, Growth):
+            assert piece.tokens >= announced
+            announced = piece.tokens
+        else:
+            assert piece.text
+            text += piece.text
+            used = BuiltinRulesEngine().used(request, progress)
+            assert used.output_tokens == announced, "no more is given than was announced"
     raise AssertionError(text)
 
 
@@ -63,9 +70,10 @@ async def test_a_call_that_does_not_fit_is_left_out_whole() -> None:
 async def test_stopping_half_way_costs_half_way() -> None:
     request, progress = a_request("Write a poem"), Progress()
     pieces = BuiltinRulesEngine().generate(request, progress)
-    first = await anext(pieces)
+    ahead, first, _ = [await anext(pieces) for _ in range(3)]
     await pieces.aclose()
     assert isinstance(first, TextDelta)
+    assert ahead == Growth(-(-len(first.text) // 4))
     used = BuiltinRulesEngine().used(request, progress)
     assert used.output_tokens == -(-len(first.text) // 4)
     assert used.input_tokens > 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1.usage_pb2 import Usage
-from remit.effects import EffectResult, Outcome, Permit
+from remit.effects import Callers, EffectResult, Hold, Outcome, Permit
 from remit.inference.builtin_rules import BuiltinRulesEngine
 from remit.inference.declarations import BuiltinModel
 from remit.inference.engine import Progress
@@ -20,7 +20,7 @@ CALL = {
     "gen_ai_provider_name": "builtin-rules",
     "gen_ai_request_model": "some-model",
 }
-PERMIT = Permit(key="k", claim="claims/c", attempt=1, deadline=0.0)
+PERMIT = Permit("k", "claims/c", 1, Callers("token", 0, deadline=0.0), cast("Hold", None))
 
 
 class Ticking:

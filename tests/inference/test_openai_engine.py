@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from remit.api.inference.v1.message_pb2 import (
 )
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.inference.declarations import KeyReference, OpenAIModel
-from remit.inference.engine import Progress, TextDelta, Turn, arguments_json
+from remit.inference.engine import Growth, Progress, TextDelta, Turn, arguments_json
 from remit.inference.openai_engine import OpenAIEngine
 from remit.rpc.errors import RemitError
 from tests.inference.offered import a_tool
@@ -117,7 +118,8 @@ async def generated(
     async for piece in engine.generate(request or a_request(), Progress()):
         if isinstance(piece, Turn):
             return deltas, piece
-        deltas.append(piece.text)
+        if isinstance(piece, TextDelta):
+            deltas.append(piece.text)
     raise AssertionError(deltas)
 
 
@@ -140,7 +142,7 @@ async def test_the_first_chunk_is_noticed_though_it_holds_no_text(
     progress = Progress()
     began = progress.clock.monotonic()
     async for piece in engine.generate(a_request(), progress):
-        assert isinstance(piece, Turn)
+        assert isinstance(piece, Growth | Turn)
     assert progress.first_chunk_time is not None
     assert began < progress.first_chunk_time < progress.clock.monotonic()
 
@@ -334,7 +336,7 @@ async def test_an_answer_beyond_every_bound_is_cut_off(
     server.script = chunks(*(delta(content="x" * 999) for _ in range(11)))
     error, used = await failure(engine)
     assert (error.reason, "more than 10000 bytes" in error.message) == (FAILED, True)
-    assert used == engine.bound(a_request())  # the provider may charge to the end
+    assert used == Usage(input_tokens=1, output_tokens=2_748, calls=1, estimated=True)
 
 
 async def test_a_flood_around_the_answer_is_cut_off(
@@ -422,8 +424,28 @@ async def test_a_stream_that_is_cut_is_an_error_and_is_paid_for(
     error, used = await failure(engine)
     await engine.close()
     assert error.reason == UNAVAILABLE
-    estimate = Usage(input_tokens=1, output_tokens=3, calls=1, estimated=True)
-    assert used == (estimate if stops else engine.bound(a_request()))
+    assert used == Usage(input_tokens=1, output_tokens=3, calls=1, estimated=True)
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+async def test_what_came_is_counted_by_the_provider_where_it_counts_and_else_by_bytes(
+    server: OpenAIServer, *, continuous: bool
+) -> None:
+    engine = an_engine(server.base_url, continuous_usage=continuous)
+    parts = [delta(content="four") | {"usage": usage(7, n)["usage"]} for n in (1, 2)]
+    server.script = chunks(*parts, call_delta(0, id="c", name="f", arguments="{}"), done=False)
+    progress, came = Progress(), list[int]()
+    pieces = engine.generate(a_request(), progress)
+    with contextlib.suppress(RemitError):  # it ends without a reason
+        while True:
+            piece = await anext(pieces)
+            came += [piece.tokens] if isinstance(piece, Growth) else []
+    await engine.close()
+    assert came == ([1, 2, 5] if continuous else [4, 8, 11])
+    used = engine.used(a_request(), progress)
+    assert used == Usage(input_tokens=7, output_tokens=3, calls=1, estimated=True)
+    options = server.requests[0]["stream_options"]
+    assert options.get("continuous_usage_stats", False) is continuous
 
 
 async def test_a_provider_that_falls_silent_is_given_up(server: OpenAIServer) -> None:
@@ -444,8 +466,8 @@ async def test_stopping_closes_the_connection_and_counts_what_came(
 
     async def read() -> None:
         async for piece in engine.generate(a_request(), progress):
-            assert isinstance(piece, TextDelta)
-            began.set()
+            if isinstance(piece, Growth):
+                began.set()
 
     task = asyncio.create_task(read())
     await in_time(began.wait(), 5)

@@ -68,6 +68,8 @@ _MODEL: Final = {
     "provider_model": "storm",
     "context_tokens": 100_000,
     "max_output_tokens": 500,
+    "stop_stops_bill": True,
+    "unsent_tokens": 1,
 }
 _PRICES: Final = {
     "prices": {
@@ -225,6 +227,8 @@ def _environment(folder: Path, base_url: str, smtp_port: int) -> dict[str, str]:
         "REMIT_AGENT_WEBHOOK_RETRY_BASE_S": "0.2",
         "REMIT_AGENT_WEBHOOK_RETRY_CAP_S": "2",
         "REMIT_COST_PRICES_FILE": str(prices),
+        # So small that every turn extends its hold.
+        "REMIT_INFERENCE_LEASE_TOKENS": "8",
         "REMIT_INFERENCE_MODELS_FILE": str(models),
         "REMIT_TOOLS_SMTP_PORT": str(smtp_port),
         "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",

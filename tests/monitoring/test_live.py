@@ -41,6 +41,9 @@ STILL: Final = {
     "agent_fallbacks_total": Elsewhere(
         "no agent here has a second model", "tests/agent/test_second_model"
     ),
+    "remit_generations_cut_total": Elsewhere(
+        "money, time and permission suffice here", "tests/inference/test_leases"
+    ),
     "remit_overrun_nanos_total": Elsewhere(
         "no provider here bills above its bound", "tests/cost/test_metrics"
     ),
@@ -57,6 +60,7 @@ EMPTY: Final = {
     ("Failed model calls by type", "{{gen_ai_request_model}} {{error_type}}"): Elsewhere(
         "no model call fails here", "tests/inference/test_metrics"
     ),
+    ("Generations cut by cause", "{{model}} {{cause}}"): STILL["remit_generations_cut_total"],
     ("Second models by cause", "{{cause}}"): STILL["agent_fallbacks_total"],
     ("Budget alerts of the last day", "{{enforcement}} {{level}}"): STILL[
         "remit_budget_alerts_total"

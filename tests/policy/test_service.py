@@ -21,7 +21,7 @@ from remit.policy.service import MAX_BATCH
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.monitoring.values import gained
-from tests.policy.world import ALICE, MovedClock, World
+from tests.policy.world import ALICE, LIFETIME_S, MovedClock, World
 
 ALLOW, DENY = permission_pb2.DECISION_ALLOW, permission_pb2.DECISION_DENY
 READ = permission_pb2.PERMISSION_CLASS_READ
@@ -311,6 +311,27 @@ async def test_only_enforcement_services_and_the_agent_may_ask(
 ) -> None:
     error = await refused(world.hot(caller).CheckPermission(check(world.client_token())))
     assert error.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
+
+
+async def test_what_began_in_time_may_go_on_after_its_remit_expired_and_not_for_ever(
+    world: World, clock: MovedClock
+) -> None:
+    run = new_run()
+    remit = await issue(world, run)
+    clock.move(LIFETIME_S + 300)
+    going_on = check(remit, continuing=True)
+    assert (await world.hot().CheckPermission(going_on)).decision == ALLOW
+    await world.hot(AGENT).FenceRun(
+        policy_service_pb2.FenceRunRequest(run=run, min_fencing_token=2)
+    )
+    error = await refused(world.hot().CheckPermission(going_on))
+    assert error.reason == error_reason_pb2.ERROR_REASON_FENCED
+    clock.move(310)
+    error = await refused(world.hot().CheckPermission(going_on))
+    assert error.reason == error_reason_pb2.ERROR_REASON_REMIT_INVALID
+    unclaimed = check(remit, continuing=True, claim="", attempt=0)
+    error = await refused(world.hot().CheckPermission(unclaimed))
+    assert [violation.field for violation in error.violations] == ["continuing"]
 
 
 async def test_an_expired_remit_decides_nothing(world: World, clock: MovedClock) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.protobuf import struct_pb2
@@ -15,7 +14,7 @@ from remit.api.inference.v1 import message_pb2
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.cli.serve import _traced, load_settings
-from remit.effects import EffectResult, Outcome, Permit
+from remit.effects import Callers, EffectResult, Hold, Outcome, Permit
 from remit.inference import spans
 from remit.inference.declarations import SHIPPED_FILE, load_models
 from remit.inference.engine import Turn
@@ -39,7 +38,7 @@ CONTENT_OF = {
 
 
 def a_permit() -> Permit:
-    return Permit("key", "claims/1", 1, 0.0, asyncio.Event())
+    return Permit("key", "claims/1", 1, Callers("token", 0, deadline=0.0), cast("Hold", None))
 
 
 def a_prompt() -> GenerateTextRequest:

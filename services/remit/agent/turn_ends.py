@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.rpc import status_pb2
 
 from remit.agent.confidence import of_answer, said
@@ -12,6 +14,19 @@ from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import inference_service_pb2, message_pb2
 from remit.rpc.errors import RemitError
+
+_CUT: Final = {
+    message_pb2.FINISH_REASON_BUDGET: (reasons.ERROR_REASON_BUDGET_EXHAUSTED, "the budget ended"),
+    message_pb2.FINISH_REASON_DEADLINE: (
+        reasons.ERROR_REASON_DEADLINE_EXCEEDED,
+        "the deadline of the call came",
+    ),
+    message_pb2.FINISH_REASON_PERMISSION: (
+        reasons.ERROR_REASON_PERMISSION_DENIED,
+        "the permission was withdrawn",
+    ),
+}
+"""What ends a turn whose generation was not let go on."""
 
 
 def add_end(draft: Draft, ended: run_pb2.ModelCallEnded) -> bool:
@@ -76,6 +91,9 @@ def _unfinished(
             reasons.ERROR_REASON_RUN_LIMIT_REACHED,
             f"{model} stopped at its limit of output tokens before its turn was complete",
         ).to_status()
+    if finish_reason in _CUT:
+        reason, text = _CUT[finish_reason]
+        return RemitError(reason, f"{text} before the turn of {model} was complete").to_status()
     if finish_reason == message_pb2.FINISH_REASON_CONTENT_FILTER:
         return RemitError(
             reasons.ERROR_REASON_PROVIDER_FAILED, f"the provider's filter ended the turn of {model}"

@@ -13,11 +13,14 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
+from remit import telemetry
 from remit.cost.alerts import Alert
 from remit.cost.reservations import Reservation, State
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from remit.rpc.observing import observing
+
+log = telemetry.logger(__name__)
 
 RESERVATIONS: Final = Counter(
     "remit_reservations_total",
@@ -64,9 +67,20 @@ def count_opened(result: Reservation | RemitError) -> None:
 
 
 def count_closed(reservation: Reservation, asked: datetime) -> None:
-    """Counts a hold that this very call closed; one that was closed before is counted already."""
+    """Counts a hold that this very call closed; one that was closed before is counted already.
+
+    A bill above its hold is also said: somebody else pays it than the one who caused it.
+    """
     if reservation.close_time is None or reservation.close_time < asked:
         return
+    if reservation.overrun_nanos:
+        log.warning(
+            "bill_above_hold",
+            reservation=reservation.name,
+            item=reservation.item,
+            held_nanos=reservation.hold_nanos,
+            overrun_nanos=reservation.overrun_nanos,
+        )
     CLOSED.labels(reservation.state.name).inc()
     if reservation.state is State.SETTLED:
         _spent(reservation.item).inc(reservation.posted_nanos)

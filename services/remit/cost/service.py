@@ -70,10 +70,16 @@ class CostService(cost_service_pb2_grpc.CostServiceServicer):
         self, request: cost_service_pb2.ExtendReservationRequest, context: Context
     ) -> cost_service_pb2.ExtendReservationResponse:
         """Raise one hold."""
-        key = key_of(request)
-        bound = checked_usage("bound", request.bound)
-        held = await self._store.open(Extend(key, _service(), bound))
+        held = await self._extended(request)
         return cost_service_pb2.ExtendReservationResponse(reservation=reservation_message(held))
+
+    async def BatchExtendReservations(
+        self, request: cost_service_pb2.BatchExtendReservationsRequest, context: Context
+    ) -> cost_service_pb2.BatchExtendReservationsResponse:
+        """Raise many holds, each on its own."""
+        _require_count(request.requests)
+        results = await _each(self._extended(item) for item in request.requests)
+        return cost_service_pb2.BatchExtendReservationsResponse(results=map(_result, results))
 
     # ---------------------------------------------------------------------------------- closing
 
@@ -144,6 +150,11 @@ class CostService(cost_service_pb2_grpc.CostServiceServicer):
         if isinstance(prepared, RemitError):
             raise prepared
         return await self._store.open(prepared)
+
+    async def _extended(self, request: cost_service_pb2.ExtendReservationRequest) -> Reservation:
+        key = key_of(request)
+        bound = checked_usage("bound", request.bound)
+        return await self._store.open(Extend(key, _service(), bound))
 
     async def _settled(self, request: cost_service_pb2.SettleReservationRequest) -> Reservation:
         violations = key_violations(request)

@@ -15,19 +15,28 @@ Whoever does not own a claim releases nothing; only sweepers close what died.
 """
 
 from remit.effects.claims import Ended, Outcome, State
-from remit.effects.effect import EffectOutcome, EffectRequest, EffectResult, Permit
+from remit.effects.effect import (
+    Callers,
+    EffectOutcome,
+    EffectRequest,
+    EffectResult,
+    Hold,
+    Permit,
+)
 from remit.effects.gate import EffectGate
 from remit.effects.metrics import standing_effects
 from remit.effects.opening import open_gate
 from remit.effects.settings import EffectSettings
 
 __all__ = [
+    "Callers",
     "EffectGate",
     "EffectOutcome",
     "EffectRequest",
     "EffectResult",
     "EffectSettings",
     "Ended",
+    "Hold",
     "Outcome",
     "Permit",
     "State",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from google.protobuf import struct_pb2
 
+from remit.api.cost.v1 import reservation_pb2
 from remit.api.policy.v1 import permission_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects.claims import Outcome
@@ -35,7 +36,7 @@ class EffectRequest:
     resource: str
     """`tools/{tool}` or `models/{model}`; also what is bought."""
     bound: usage_pb2.Usage
-    """The most that it can use."""
+    """The most that it can use, or that it uses before it extends its hold."""
     idempotent: bool
     """Whether a doubt may be answered by another attempt."""
     permission_class: permission_pb2.PermissionClass.ValueType = (
@@ -54,6 +55,55 @@ class EffectRequest:
         return self.remit.run or self.remit.subject
 
 
+@dataclass
+class Callers:
+    """Those who wait for an effect: the most patient says until when, the newest by which remit."""
+
+    remit_token: str
+    fencing_token: int
+    """Of that remit; 0 outside runs."""
+    deadline: float
+    """Monotonic seconds at which the last of them stops waiting."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody waits any more: end soon and report what was used."""
+
+    def join(self, remit_token: str, fencing_token: int, deadline: float) -> None:
+        """One more waits. A run's new worker may join the call of its old one, whose remit dies."""
+        self.deadline = max(self.deadline, deadline)
+        if fencing_token >= self.fencing_token:
+            self.remit_token, self.fencing_token = remit_token, fencing_token
+
+
+class Hold(Protocol):
+    """The money that an effect may use; it may ask for more, one request at a time."""
+
+    @property
+    def bound(self) -> usage_pb2.Usage:
+        """What is held for."""
+        ...
+
+    @property
+    def price(self) -> reservation_pb2.Price:
+        """What it costs."""
+        ...
+
+    @property
+    def nanos(self) -> int:
+        """Money held, in nano-USD."""
+        ...
+
+    async def recheck(self) -> None:
+        """Raises PERMISSION_DENIED or FENCED if the effect may not go on, or why none can say."""
+        ...
+
+    async def extend(self, bound: usage_pb2.Usage) -> None:
+        """Holds the cost of a larger bound, if the effect still may go on.
+
+        Raises as `recheck` does, BUDGET_EXHAUSTED without the money, or why cost did not answer.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Permit:
     """What an effect is given when it may start."""
@@ -63,10 +113,18 @@ class Permit:
     claim: str
     """`claims/{claim}`."""
     attempt: int
-    deadline: float
-    """Monotonic seconds at which the caller stops waiting."""
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when nobody waits any more: end soon and report what was used."""
+    callers: Callers
+    hold: Hold
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic seconds at which the last caller stops waiting."""
+        return self.callers.deadline
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when nobody waits any more: end soon and report what was used."""
+        return self.callers.stopping
 
 
 @dataclass(frozen=True)

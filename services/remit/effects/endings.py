@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from google.rpc import status_pb2
 
 from remit import names, telemetry
+from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects.claims import Admission, Attempt, Ended, Outcome
 from remit.effects.effect import EffectOutcome, EffectRequest, EffectResult
-from remit.effects.permits import Permits
 from remit.effects.steps import Begun, Unclosed
 from remit.pricing import cost_nanos
 from remit.rpc.errors import RemitError
@@ -95,9 +95,11 @@ def recorded_outcome(
     )
 
 
-def ended_of(result: EffectResult, permits: Permits, bound: usage_pb2.Usage) -> Ended:
+def ended_of(
+    result: EffectResult, reservation: reservation_pb2.Reservation, bound: usage_pb2.Usage
+) -> Ended:
     """What is recorded; what exceeds the hold is not the caller's to pay."""
-    reservation, used = permits.reservation, result.used
+    used = result.used
     try:
         cost = min(cost_nanos(reservation.price, used), reservation.hold_nanos)
     except RemitError as impossible:
@@ -115,37 +117,41 @@ def ended_of(result: EffectResult, permits: Permits, bound: usage_pb2.Usage) -> 
     )
 
 
-def result_of(task: asyncio.Future[EffectResult], request: EffectRequest) -> EffectResult:
+def result_of(
+    task: asyncio.Future[EffectResult], request: EffectRequest, bound: usage_pb2.Usage
+) -> EffectResult:
     """What the effect reported; what it used is taken as the bound where it says nothing."""
     if not task.done() or task.cancelled():
         error = RemitError(
             error_reason_pb2.ERROR_REASON_CANCELLED, f"{request.resource} was stopped"
         )
-        return _unreported(request, Outcome.CANCELLED, error)
+        return _unreported(request, bound, Outcome.CANCELLED, error)
     failure = task.exception()
     if failure is None:
         return task.result()
     if isinstance(failure, RemitError):
-        return _unreported(request, Outcome.FAILED, failure)
+        return _unreported(request, bound, Outcome.FAILED, failure)
     log.error("effect_failed", resource=request.resource, exc_info=failure)
     error = RemitError(
         error_reason_pb2.ERROR_REASON_INTERNAL, f"{request.resource} failed unexpectedly"
     )
-    return EffectResult(Outcome.FAILED, request.bound, error=error)
+    return EffectResult(Outcome.FAILED, bound, error=error)
 
 
-def _unreported(request: EffectRequest, outcome: Outcome, error: RemitError) -> EffectResult:
+def _unreported(
+    request: EffectRequest, bound: usage_pb2.Usage, outcome: Outcome, error: RemitError
+) -> EffectResult:
     """The end of an effect that did not say how far it came.
 
     Where another attempt could follow, one that must not happen twice is in doubt instead.
     """
     if request.idempotent or not _repeatable(outcome, error):
-        return EffectResult(outcome, request.bound, error=error)
+        return EffectResult(outcome, bound, error=error)
     doubt = RemitError(
         error_reason_pb2.ERROR_REASON_EFFECT_IN_DOUBT,
         f"{error.message}; whether it took effect is unknown",
     )
-    return EffectResult(Outcome.IN_DOUBT, request.bound, error=doubt)
+    return EffectResult(Outcome.IN_DOUBT, bound, error=doubt)
 
 
 def _repeatable(outcome: Outcome, error: RemitError | None) -> bool:

@@ -18,7 +18,14 @@ from remit.effects.acknowledging import acknowledged, claim_ids
 from remit.effects.attempts import AttemptReader
 from remit.effects.claims import Admission, Attempt, Ended, Outcome
 from remit.effects.closing import Closer
-from remit.effects.effect import Effect, EffectOutcome, EffectRequest, EffectResult, Permit
+from remit.effects.effect import (
+    Callers,
+    Effect,
+    EffectOutcome,
+    EffectRequest,
+    EffectResult,
+    Permit,
+)
 from remit.effects.endings import (
     Closing,
     ended_of,
@@ -27,6 +34,7 @@ from remit.effects.endings import (
     recorded_outcome,
     result_of,
 )
+from remit.effects.holds import RollingHold
 from remit.effects.permits import Permits, PermitSource
 from remit.effects.settings import EffectSettings
 from remit.effects.steps import Begin, Finish, Refuse, Renew, Start
@@ -54,8 +62,8 @@ class _Performance:
 
     body_digest: bytes
     fencing_token: int
-    """Of the remit that it is performed under; 0 outside runs."""
-    stopping: asyncio.Event
+    """Of the remit that it was begun under; 0 outside runs."""
+    callers: Callers
     task: asyncio.Task[EffectOutcome] | None = None
     waiting: int = 0
 
@@ -106,24 +114,26 @@ class EffectGate:
         """The performance to wait for: the one under way under this key, or a new one."""
         identity = (request.remit.org, request.principal, request.method, request.key)
         performance = self._performing.get(identity)
+        token, fencing_token = request.remit_token, request.remit.fencing_token
+        deadline = current_call().deadline
         if performance is None:
-            performance = _Performance(
-                request.body_digest, request.remit.fencing_token, asyncio.Event()
-            )
-            deadline, trace_id = current_call().deadline, current_call().trace_id
-            work = self._perform(request, effect, performance.stopping, deadline, trace_id)
+            callers = Callers(token, fencing_token, deadline)
+            performance = _Performance(request.body_digest, fencing_token, callers)
+            work = self._perform(request, effect, callers, current_call().trace_id)
             traced = in_span(f"effect {request.action}", work)
             performance.task = spawn(traced, name=f"effect-{request.key}")
             self._performing[identity] = performance
             performance.task.add_done_callback(lambda task: self._performed(identity, task))
         elif performance.body_digest != request.body_digest:
             raise key_reused(request)
-        elif performance.stopping.is_set():
+        elif performance.callers.stopping.is_set():
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
                 f"{request.resource} is being stopped under this key",
                 retry_after_s=_LONGEST_RETRY_S / 4,
             )
+        else:
+            performance.callers.join(token, fencing_token, deadline)
         return performance
 
     def _performed(
@@ -169,15 +179,10 @@ class EffectGate:
         finally:
             performance.waiting -= 1
             if performance.waiting == 0:
-                performance.stopping.set()
+                performance.callers.stopping.set()
 
     async def _perform(
-        self,
-        request: EffectRequest,
-        effect: Effect,
-        stopping: asyncio.Event,
-        deadline: float,
-        trace_id: str,
+        self, request: EffectRequest, effect: Effect, callers: Callers, trace_id: str
     ) -> EffectOutcome:
         asked = self._clock.monotonic()
         begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
@@ -188,9 +193,7 @@ class EffectGate:
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
         try:
-            return await self._perform_attempt(
-                request, effect, attempt, stopping, deadline, trace_id
-            )
+            return await self._perform_attempt(request, effect, attempt, callers, trace_id)
         finally:
             self._store.forget(attempt.claim, attempt.attempt)
             self._held_until.pop((attempt.claim, attempt.attempt), None)
@@ -200,8 +203,7 @@ class EffectGate:
         request: EffectRequest,
         effect: Effect,
         attempt: Attempt,
-        stopping: asyncio.Event,
-        deadline: float,
+        callers: Callers,
         trace_id: str,
     ) -> EffectOutcome:
         telemetry.annotate(table.CLAIM, names.claim_name(attempt.claim))
@@ -210,22 +212,26 @@ class EffectGate:
         opened = self._clock.monotonic()
         try:
             permits = await self._permits.ask(request, attempt.claim, attempt.attempt, trace_id)
-            await self._start(attempt, permits, stopping)
+            await self._start(attempt, permits, callers)
             self._check_still_in_time(attempt, permits)
-            self._check_still_wanted(stopping)
+            self._check_still_wanted(callers)
         except RemitError as error:
             await self._refuse(closing, error)
             raise
+        hold = RollingHold(
+            self._permits, self._store, request, attempt, permits.reservation, callers
+        )
         permit = Permit(
             key=f"{attempt.claim}-{attempt.attempt}" if not request.idempotent else attempt.claim,
             claim=names.claim_name(attempt.claim),
             attempt=attempt.attempt,
-            deadline=deadline,
-            stopping=stopping,
+            callers=callers,
+            hold=hold,
         )
         metrics.opening_seconds(request.action).observe(self._clock.monotonic() - opened)
         result = await self._io(request, effect, permit)
-        ended = ended_of(result, permits, request.bound)
+        await hold.make_certain(result.used)
+        ended = ended_of(result, hold.reservation, hold.bound)
         await self._finish(attempt, ended)
         metrics.ended(request.action, ended.outcome).inc()
         telemetry.annotate(table.OUTCOME, ended.outcome)
@@ -233,8 +239,8 @@ class EffectGate:
         self._closer.close_soon(closing.ended(ended, permits.decision_id))
         return recorded_outcome(attempt, permits.intent_leaf, ended, replayed=False)
 
-    async def _start(self, attempt: Attempt, permits: Permits, stopping: asyncio.Event) -> None:
-        self._check_still_wanted(stopping)
+    async def _start(self, attempt: Attempt, permits: Permits, callers: Callers) -> None:
+        self._check_still_wanted(callers)
         asked = self._clock.monotonic()
         started = await self._store.change(
             Start(
@@ -253,8 +259,8 @@ class EffectGate:
             )
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
 
-    def _check_still_wanted(self, stopping: asyncio.Event) -> None:
-        if stopping.is_set():
+    def _check_still_wanted(self, callers: Callers) -> None:
+        if callers.stopping.is_set():
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_CANCELLED, "the caller left before the effect began"
             )
@@ -293,7 +299,7 @@ class EffectGate:
         finally:
             stop.cancel()
             task.cancel()
-        return result_of(task, request)
+        return result_of(task, request, permit.hold.bound)
 
     async def _finish(self, attempt: Attempt, ended: Ended) -> None:
         """Commits the result. An outage is waited out: the effect has happened."""

@@ -33,6 +33,12 @@ OPENING_SECONDS: Final = Histogram(
     ["action"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+EXTENSIONS: Final = Counter(
+    "remit_hold_extensions_total",
+    "Requests for more money by effects that go on, by action and result: HELD, or the reason of"
+    " the refusal, such as BUDGET_EXHAUSTED.",
+    ["action", "result"],
+)
 LAPSED: Final = Counter(
     "remit_claims_lapsed_total",
     "Attempts whose owner was gone, by what the sweeper made of them: REFUSED or IN_DOUBT.",
@@ -108,6 +114,12 @@ def ended(action: str, outcome: str) -> Counter:
 def opening_seconds(action: str) -> Histogram:
     """The times that effects of an action took to start."""
     return OPENING_SECONDS.labels(action)
+
+
+@functools.cache
+def extensions(action: str, result: str) -> Counter:
+    """The counter of requests for more money of an action that were answered so."""
+    return EXTENSIONS.labels(action, result)
 
 
 def standing_effects(

@@ -1,5 +1,7 @@
 """The three permits of an effect, asked for in parallel: permission, budget, a durable intent.
 
+An effect that goes on for long asks for the first two again.
+
 Each question goes into a batch with those of other effects; the ids of all three derive from
 (claim, attempt), so that asking twice is asking once.
 """
@@ -17,6 +19,7 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
+from remit.api.usage.v1 import usage_pb2
 from remit.effects.batching import Batcher, opening_limits
 from remit.effects.effect import EffectRequest
 from remit.effects.settings import EffectSettings
@@ -26,6 +29,7 @@ from remit.rpc.errors import RemitError
 _HOLDER_SHARE: Final = 0.8
 _CHECK: Final = "/remit.api.policy.v1.PolicyService/BatchCheckPermissions"
 _RESERVE: Final = "/remit.api.cost.v1.CostService/BatchReserveBudgets"
+_EXTEND: Final = "/remit.api.cost.v1.CostService/BatchExtendReservations"
 _APPEND: Final = "/remit.api.audit.v1.AuditService/AppendEvents"
 
 
@@ -59,6 +63,9 @@ class PermitSource:
         self._reservations = Batcher(
             self._reserve, name="reservations", **opening_limits(settings, _RESERVE)
         )
+        self._extensions = Batcher(
+            self._extend, name="extensions", **opening_limits(settings, _EXTEND)
+        )
         self._intents = Batcher(self._append, name="intents", **opening_limits(settings, _APPEND))
 
     async def ask(self, request: EffectRequest, claim: str, attempt: int, trace_id: str) -> Permits:
@@ -80,6 +87,24 @@ class PermitSource:
         valid_s = decision.valid_for.ToNanoseconds() / 1e9
         return Permits(
             decision.decision_id, asked + _HOLDER_SHARE * valid_s, reservation, intent_leaf
+        )
+
+    async def recheck(
+        self, request: EffectRequest, claim: str, attempt: int, remit_token: str
+    ) -> None:
+        """Raises PERMISSION_DENIED or FENCED if an effect may not go on, or why none can say."""
+        question = _check_request(request, claim, attempt)
+        question.remit, question.continuing = remit_token, True
+        await self._checks.ask(question)
+
+    async def extend(
+        self, claim: str, attempt: int, bound: usage_pb2.Usage
+    ) -> reservation_pb2.Reservation:
+        """The hold, raised to the cost of `bound`. Raises what refused it."""
+        return await self._extensions.ask(
+            cost_service_pb2.ExtendReservationRequest(
+                claim=names.claim_name(claim), attempt=attempt, bound=bound
+            )
         )
 
     def _intent(
@@ -117,6 +142,14 @@ class PermitSource:
     ) -> Sequence[reservation_pb2.Reservation | RemitError]:
         response = await self._cost.BatchReserveBudgets(
             cost_service_pb2.BatchReserveBudgetsRequest(requests=requests)
+        )
+        return [_answer(result, "reservation") for result in response.results]
+
+    async def _extend(
+        self, requests: Sequence[cost_service_pb2.ExtendReservationRequest]
+    ) -> Sequence[reservation_pb2.Reservation | RemitError]:
+        response = await self._cost.BatchExtendReservations(
+            cost_service_pb2.BatchExtendReservationsRequest(requests=requests)
         )
         return [_answer(result, "reservation") for result in response.results]
 

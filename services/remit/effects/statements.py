@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from remit.effects.claims import OPEN_STATES, Attempt, Ended, Outcome, State
-from remit.effects.steps import Begin, Change, Close, Finish, Refuse, Renew, Start, Unclosed
+from remit.effects.steps import Begin, Change, Close, Extend, Finish, Refuse, Renew, Start, Unclosed
 
 INSERT_FRESH: Final = """
 WITH asked AS (
@@ -58,6 +58,13 @@ SET state = 'STARTED', decision_id = t.decision_id, reservation = t.reservation,
 FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::bigint[], $6::bigint[])
     AS t (claim, attempt, decision_id, reservation, intent_leaf, hold_nanos)
 WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.state = 'CLAIMED' AND a.owner = $7
+RETURNING a.claim, a.attempt
+"""
+
+EXTEND: Final = """
+UPDATE effect_attempts a SET hold_nanos = t.hold_nanos
+FROM unnest($1::uuid[], $2::int[], $3::bigint[]) AS t (claim, attempt, hold_nanos)
+WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $4 AND a.state = 'STARTED'
 RETURNING a.claim, a.attempt
 """
 
@@ -158,6 +165,7 @@ BEFORE_THE_FIRST: Final = (datetime.min.replace(tzinfo=UTC), UUID(int=0), 0)
 
 CHANGE_STATEMENTS: Final[dict[type[Any], str]] = {
     Start: START,
+    Extend: EXTEND,
     Finish: FINISH,
     Refuse: REFUSE,
     Close: CLOSE,
@@ -188,6 +196,8 @@ def change_values(change: Change) -> tuple[Any, ...]:
     match change:
         case Start(claim, attempt, decision_id, reservation, intent_leaf, hold_nanos):
             return (claim, attempt, decision_id, reservation, intent_leaf, hold_nanos)
+        case Extend(claim, attempt, hold_nanos):
+            return (claim, attempt, hold_nanos)
         case Finish(claim, attempt, ended):
             return (
                 claim,

@@ -51,6 +51,15 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Extend:
+    """STARTED still; the hold has grown."""
+
+    claim: str
+    attempt: int
+    hold_nanos: int
+
+
+@dataclass(frozen=True)
 class Finish:
     """STARTED (or, late, IN_DOUBT) to DONE."""
 
@@ -108,5 +117,5 @@ class Unclosed:
     """When it ended, by the database's clock; the same at every closing."""
 
 
-Change: TypeAlias = Start | Finish | Refuse | Close | Renew
+Change: TypeAlias = Start | Extend | Finish | Refuse | Close | Renew
 Step: TypeAlias = Begin | Change

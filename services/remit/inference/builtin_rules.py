@@ -27,6 +27,7 @@ from remit.api.inference.v1.message_pb2 import (
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.inference.engine import (
     BYTES_PER_COUNTED_TOKEN,
+    Growth,
     Piece,
     Progress,
     TextDelta,
@@ -48,6 +49,7 @@ class BuiltinRulesEngine:
     """Answers by rules. Stopping it stops its bill: what was not sent is not charged."""
 
     stop_stops_bill: Final = True
+    unsent_tokens: Final = 0
     measures_confidence: Final = True
 
     def bound(self, request: GenerateTextRequest) -> Usage:
@@ -68,11 +70,15 @@ class BuiltinRulesEngine:
         progress.owed = True
         turn = await self._planned(request)
         for piece in _PIECE.findall(turn.message.text):
+            size_bytes = progress.generated_bytes + len(piece.encode())
+            yield Growth(tokens_of_bytes(size_bytes))
             progress.chunk_received()
-            progress.generated_bytes += len(piece.encode())
+            progress.generated_bytes = size_bytes
             yield TextDelta(piece)
             # Gives other calls their turn on the event loop.
             await asyncio.sleep(0)
+        # The tool calls come at once.
+        yield Growth(turn.usage.output_tokens)
         yield turn
 
     def used(self, request: GenerateTextRequest, progress: Progress) -> Usage:

@@ -101,6 +101,7 @@ def request_body(
     max_tokens_parameter: str,
     functions: FunctionNames,
     logprobs: bool = False,
+    continuous_usage: bool = False,
 ) -> dict[str, Any]:
     """The JSON body of POST /chat/completions; `max_output_tokens` must be set."""
     body: dict[str, Any] = {
@@ -110,6 +111,8 @@ def request_body(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if continuous_usage:
+        body["stream_options"]["continuous_usage_stats"] = True
     if request.HasField("temperature"):
         body["temperature"] = request.temperature
     if logprobs:
@@ -136,6 +139,8 @@ class Answer:
         self._finish_reason = ""
         self.generated_bytes = 0
         """UTF-8 bytes of text, tool calls and reasoning so far."""
+        self.uncounted_bytes = 0
+        """Of these, what came after the usage that was reported last."""
         self.probabilities = TokenProbabilities()
         """How sure the model was of the tokens so far."""
         self.usage: Usage | None = None
@@ -144,7 +149,15 @@ class Answer:
     def add(self, chunk: object) -> str:
         """Takes a chunk in and returns the text that it brings. Raises NotAnAnswer."""
         content = _mapping(chunk, "a chunk")
-        self.usage = _usage(content.get("usage")) or self.usage
+        before_bytes = self.generated_bytes
+        text = self._choices(content)
+        self.uncounted_bytes += self.generated_bytes - before_bytes
+        usage = _usage(content.get("usage"))
+        if usage is not None:
+            self.usage, self.uncounted_bytes = usage, 0
+        return text
+
+    def _choices(self, content: Mapping[str, Any]) -> str:
         choices = content.get("choices") or []
         if not isinstance(choices, list):
             message = "its choices are no list"

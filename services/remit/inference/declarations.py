@@ -109,6 +109,10 @@ class OpenAIModel(_Declared):
     """Whether the endpoint gives the log-probabilities of tokens, which confidence follows from."""
     stop_stops_bill: bool = False
     """Whether the provider stops charging when the connection is closed."""
+    continuous_usage: bool = False
+    """Whether the endpoint says with each chunk how many tokens it has generated, as vLLM does."""
+    unsent_tokens: int = Field(default=64, ge=1, le=100_000)
+    """Tokens that the provider may have generated and not sent yet when it is stopped, at most."""
     connect_timeout_s: float = Field(default=10.0, gt=0, le=60)
     idle_timeout_s: float = Field(default=60.0, gt=0, le=300)
     """Longest silence of the provider, before the first piece and between two."""

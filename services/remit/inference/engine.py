@@ -49,7 +49,18 @@ class Turn:
     """How sure the answer is, from 0 to 1; None where the engine does not know."""
 
 
-Piece = TextDelta | Turn
+@dataclass(frozen=True)
+class Growth:
+    """The turn has come to, or is about to come to, so many output tokens at most.
+
+    An engine that waits for its reader says so before it generates them, any other once they came.
+    It is asked for the next piece when they are held.
+    """
+
+    tokens: int
+
+
+Piece = TextDelta | Growth | Turn
 
 
 @dataclass
@@ -62,6 +73,8 @@ class Progress:
     """UTF-8 bytes of what was generated so far, tool calls and reasoning included."""
     reported: Usage | None = None
     """What the provider says that it used."""
+    uncounted_bytes: int = 0
+    """Of `generated_bytes`, what came after that."""
     clock: Clock = field(default_factory=SystemClock)
     first_chunk_time: float | None = None
     """When the stream's first chunk came, by the monotonic clock; None while none has."""
@@ -81,6 +94,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def unsent_tokens(self) -> int:
+        """The most that it may have generated and not sent when it is stopped; 0: it waits."""
+        ...
+
+    @property
     def measures_confidence(self) -> bool:
         """Whether it can say how sure its answers are."""
         ...
@@ -92,7 +110,7 @@ class Engine(Protocol):
     def generate(
         self, request: GenerateTextRequest, progress: Progress
     ) -> AsyncGenerator[Piece, None]:
-        """Yields text deltas, then exactly one `Turn`, and keeps `progress` up.
+        """Yields deltas and how far they go, then exactly one `Turn`, and keeps `progress` up.
 
         `max_output_tokens` must be set. Cancelling the task that iterates stops the engine. Raises
         PROVIDER_UNAVAILABLE for what may pass, PROVIDER_FAILED for what will not.

@@ -6,28 +6,36 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
+from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from remit.api.inference.v1.message_pb2 import ROLE_ASSISTANT, Message
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.effects import EffectOutcome, EffectRequest, EffectResult, Outcome, Permit
 from remit.inference import spans
-from remit.inference.engine import Progress, TextDelta, Turn
+from remit.inference.cuts import FINISH_REASONS, Cause, Cut, count_cut
+from remit.inference.engine import Growth, Progress, TextDelta, Turn
 from remit.inference.models import DeclaredModel
+from remit.inference.supervision import Supervision, Terms, lease_of, with_output
 from remit.rpc.calls import Call
+from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.remits import Remit
+
+log = telemetry.logger(__name__)
 
 METHOD: Final = "models.generate"
 """Action of the policy and space of the keys; unary and streamed calls share it."""
 
 
 def effect_request(
-    call: Call, remit: Remit, model: DeclaredModel, request: GenerateTextRequest
+    call: Call, remit: Remit, model: DeclaredModel, request: GenerateTextRequest, terms: Terms
 ) -> EffectRequest:
     """What the gate must know. A model call may be made again: it costs money and harms nothing."""
     digest = body_digest(request)
+    whole = model.engine.bound(limited(model, request))
     return EffectRequest(
         remit=remit,
         remit_token=call.remit_token,
@@ -36,7 +44,7 @@ def effect_request(
         body_digest=digest,
         action=METHOD,
         resource=model.name,
-        bound=model.engine.bound(limited(model, request)),
+        bound=with_output(whole, lease_of(model.engine, whole, terms).first()),
         idempotent=True,
         arguments_digest=digest,
         list_item=model.declaration.list_item,
@@ -81,11 +89,17 @@ class Generation:
         request: GenerateTextRequest,
         on_text: Callable[[str], None],
         progress: Progress,
+        *,
+        clock: Clock,
+        terms: Terms,
     ) -> None:
         self._model = model
         self._request = limited(model, request)
         self._on_text = on_text
         self._progress = progress
+        self._clock = clock
+        self._terms = terms
+        self._texts: list[str] = []
         self._generated: Turn | None = None
 
     async def __call__(self, permit: Permit) -> EffectResult:
@@ -96,25 +110,37 @@ class Generation:
             return result
 
     async def _performed(self, permit: Permit) -> EffectResult:
-        generating = asyncio.create_task(self._turn())
+        supervision = self._supervision(permit)
+        generating = asyncio.create_task(self._turn(supervision))
+        watching = asyncio.create_task(supervision.watch())
         stopping = asyncio.create_task(permit.stopping.wait())
+        tasks: set[asyncio.Task[Any]] = {generating, watching, stopping}
         try:
-            await asyncio.wait({generating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if generating.done():
                 return self._result(generating)
             generating.cancel()
             await asyncio.wait({generating})
-            return self._stopped()
+            return self._cut(watching.result()) if watching.done() else self._stopped()
         finally:
-            generating.cancel()
-            stopping.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
-    async def _turn(self) -> Turn:
+    def _supervision(self, permit: Permit) -> Supervision:
+        whole = self._model.engine.bound(self._request)
+        lease = lease_of(self._model.engine, whole, self._terms)
+        return Supervision(permit, lease, whole, clock=self._clock, terms=self._terms)
+
+    async def _turn(self, supervision: Supervision) -> Turn:
         pieces = self._model.engine.generate(self._request, self._progress)
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, TextDelta):
+                    self._texts.append(piece.text)
                     self._on_text(piece.text)
+                elif isinstance(piece, Growth):
+                    await supervision.cover(piece.tokens)
                 else:
                     return piece
         message = f"the engine of {self._model.name} ended without a turn"
@@ -125,6 +151,32 @@ class Generation:
             turn = generating.result()
         except RemitError as error:
             return EffectResult(Outcome.FAILED, self._used(), error=error)
+        except Cut as cut:
+            return self._cut(cut)
+        return self._succeeded(turn)
+
+    def _cut(self, cut: Cut) -> EffectResult:
+        """The end of a generation that was not let go on: what came of it is billed, and kept.
+
+        Not where another attempt may follow: the run's new worker asks again, or whoever waits for
+        policy and cost to be back.
+        """
+        name, used = self._model.name, self._used()
+        count_cut(name, cut)
+        log.warning(
+            "generation_cut",
+            model=name,
+            cause=cut.cause,
+            output_tokens=used.output_tokens,
+            text=cut.error.message,
+        )
+        if cut.cause in FINISH_REASONS:
+            message = Message(role=ROLE_ASSISTANT, text="".join(self._texts))
+            return self._succeeded(Turn(message, FINISH_REASONS[cut.cause], used))
+        outcome = Outcome.CANCELLED if cut.cause is Cause.FENCED else Outcome.FAILED
+        return EffectResult(outcome, used, error=cut.error)
+
+    def _succeeded(self, turn: Turn) -> EffectResult:
         self._generated = turn
         payload = GenerateTextResponse(
             message=turn.message,

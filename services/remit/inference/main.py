@@ -35,7 +35,9 @@ async def open_service(
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         gate, closer = open_gate("inference", database, settings, mesh, clock=clock, ids=ids)
-        inference = InferenceService(models, gate, clock=clock, heartbeat_s=settings.heartbeat_s)
+        inference = InferenceService(
+            models, gate, clock=clock, terms=settings.terms, heartbeat_s=settings.heartbeat_s
+        )
         yield Service(
             "inference",
             servicers=[

@@ -21,6 +21,7 @@ from remit.api.usage.v1.usage_pb2 import Usage
 from remit.inference.chat_completions import Answer, FunctionNames, NotAnAnswer, request_body
 from remit.inference.declarations import OpenAIModel
 from remit.inference.engine import (
+    Growth,
     Piece,
     Progress,
     TextDelta,
@@ -62,6 +63,11 @@ class OpenAIEngine:
         return self._declaration.stop_stops_bill
 
     @property
+    def unsent_tokens(self) -> int:
+        """As declared: what is generated between the last chunk read and the stop."""
+        return self._declaration.unsent_tokens
+
+    @property
     def measures_confidence(self) -> bool:
         """As declared: a provider that gives no log-probabilities may refuse who asks for them."""
         return self._declaration.logprobs
@@ -97,6 +103,7 @@ class OpenAIEngine:
                     self._keep_up(progress, answer)
                     if text:
                         yield TextDelta(text)
+                    yield Growth(self._came(answer))
             message, finish_reason = answer.finished()
         except NotAnAnswer as error:
             raise not_an_answer(self._declaration.resource_name, str(error)) from None
@@ -105,17 +112,15 @@ class OpenAIEngine:
             raise provider_error(
                 self._declaration.resource_name, error, key=key, now=self._clock.now()
             ) from None
-        usage = self._reported(request, answer)
+        usage = self._reported(request, progress)
         yield Turn(message, finish_reason, usage, answer.probabilities.mean())
 
     def used(self, request: GenerateTextRequest, progress: Progress) -> Usage:
-        """What the provider reported; else an estimate, or the bound if it goes on charging."""
+        """What the provider reported; else an estimate from the text that came."""
         if not progress.owed:
             return Usage()
         if progress.reported is not None:
-            return progress.reported
-        if not self.stop_stops_bill:
-            return self.bound(request)
+            return _with_uncounted(progress.reported, progress.uncounted_bytes)
         return Usage(
             input_tokens=counted_tokens(prompt_texts(request)),
             output_tokens=tokens_of_bytes(progress.generated_bytes),
@@ -127,17 +132,22 @@ class OpenAIEngine:
         progress.chunk_received()
         progress.generated_bytes = answer.generated_bytes
         progress.reported = answer.usage
+        progress.uncounted_bytes = answer.uncounted_bytes
         if answer.generated_bytes > self._max_answer_bytes:
             message = f"it has more than {self._max_answer_bytes} bytes"
             raise NotAnAnswer(message)
 
-    def _reported(self, request: GenerateTextRequest, answer: Answer) -> Usage:
-        usage = answer.usage or Usage(
-            input_tokens=counted_tokens(prompt_texts(request)),
-            output_tokens=tokens_of_bytes(answer.generated_bytes),
-            calls=1,
-            estimated=True,
-        )
+    def _came(self, answer: Answer) -> int:
+        """The most tokens that what came can be: as counted by the provider, else its bytes.
+
+        Byte-level tokenizers make no token of text without a byte.
+        """
+        if self._declaration.continuous_usage and answer.usage is not None:
+            return answer.usage.output_tokens + answer.uncounted_bytes
+        return answer.generated_bytes
+
+    def _reported(self, request: GenerateTextRequest, progress: Progress) -> Usage:
+        usage = self.used(request, progress)
         if usage.output_tokens > request.max_output_tokens:
             log.warning(
                 "provider_exceeded_max_tokens",
@@ -161,6 +171,7 @@ class OpenAIEngine:
             max_tokens_parameter=self._declaration.max_tokens_parameter,
             functions=functions,
             logprobs=request.measure_confidence and self._declaration.logprobs,
+            continuous_usage=self._declaration.continuous_usage,
         )
         progress.owed = True
         stream = await self._client.post(
@@ -201,6 +212,15 @@ class _Bounded(AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._inner.aclose()  # type: ignore[union-attr]
+
+
+def _with_uncounted(reported: Usage, uncounted_bytes: int) -> Usage:
+    """What was reported, and an estimate of what came after it."""
+    used = Usage()
+    used.CopyFrom(reported)
+    used.output_tokens += tokens_of_bytes(uncounted_bytes)
+    used.estimated = used.estimated or uncounted_bytes > 0
+    return used
 
 
 def _client(declaration: OpenAIModel, max_connections: int) -> openai.AsyncOpenAI:

@@ -34,6 +34,7 @@ from remit.inference.generation import Generation, effect_request, response_of
 from remit.inference.metrics import Measured
 from remit.inference.models import DeclaredModel, ModelCatalog, model_not_found
 from remit.inference.streaming import Deltas
+from remit.inference.supervision import Terms
 from remit.inference.validation import violations_of
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
@@ -46,11 +47,18 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """Generates text through the gate."""
 
     def __init__(
-        self, models: ModelCatalog, gate: EffectGate, *, clock: Clock, heartbeat_s: float
+        self,
+        models: ModelCatalog,
+        gate: EffectGate,
+        *,
+        clock: Clock,
+        terms: Terms,
+        heartbeat_s: float,
     ) -> None:
         self._models = models
         self._gate = gate
         self._clock = clock
+        self._terms = terms
         self._heartbeat_s = heartbeat_s
 
     async def GenerateText(
@@ -128,9 +136,11 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _perform(
         self, model: DeclaredModel, request: GenerateTextRequest, deltas: Deltas
     ) -> EffectOutcome:
-        effect = effect_request(current_call(), current_remit(), model, request)
+        effect = effect_request(current_call(), current_remit(), model, request, self._terms)
         progress = Progress(clock=self._clock)
-        generation = Generation(model, request, deltas.add, progress)
+        generation = Generation(
+            model, request, deltas.add, progress, clock=self._clock, terms=self._terms
+        )
         measured = Measured(generation, model, progress, self._clock)
         return await self._gate.perform(effect, measured)
 

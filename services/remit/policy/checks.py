@@ -47,7 +47,8 @@ def _tool_violations(request: policy_service_pb2.CheckPermissionRequest) -> list
 
 def _claim_violations(request: policy_service_pb2.CheckPermissionRequest) -> list[Violation]:
     if not request.claim:
-        return []
+        what = "is only of a claim's effect"
+        return [Violation("continuing", what)] if request.continuing else []
     found = []
     if not names.is_name("claim", request.claim):
         found.append(Violation("claim", "must be `claims/{uuid}` or empty"))

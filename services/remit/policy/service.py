@@ -58,6 +58,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 MAX_BATCH: Final = 256
 """Questions in one BatchCheckPermissions, as its contract states."""
 _KNOWN_RUNS: Final = 4096
+_CONTINUATION_S: Final = 600.0
+"""How long after its remit expired an effect may go on, as CheckPermissionRequest states; no call
+lasts longer than five minutes."""
 
 
 class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
@@ -170,7 +173,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         found = violations(request)
         if found:
             raise invalid_request(found)
-        remit = await self._verifier.verify(request.remit, audience=options_pb2.CALLER_POLICY)
+        remit = await self._verifier.verify(
+            request.remit,
+            audience=options_pb2.CALLER_POLICY,
+            grace_s=_CONTINUATION_S if request.continuing else 0.0,
+        )
         _check_party(remit, current_call().caller)
         return remit
 

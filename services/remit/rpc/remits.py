@@ -120,14 +120,16 @@ class RemitVerifier:
         *,
         audience: Caller.ValueType,
         presenter: Caller.ValueType | None = None,
+        grace_s: float = 0.0,
     ) -> Remit:
         """The remit inside `token`, if `audience` may accept it from `presenter` now.
 
         `presenter` None skips that check: the token arrived inside a request of a service that has
-        already checked it. Raises REMIT_INVALID.
+        already checked it. `grace_s`: so long ago it may have expired, where what began in time
+        goes on. Raises REMIT_INVALID.
         """
         remit = await self._signed(token)
-        self._check_time(remit)
+        self._check_time(remit, grace_s)
         if audience not in remit.audience:
             raise _invalid(f"the remit is not meant for {caller_label(audience)}")
         if presenter is not None and presenter != remit.presenter:
@@ -175,10 +177,10 @@ class RemitVerifier:
         except (InvalidSignature, KeyError, TypeError, ValueError) as error:
             raise _invalid("the remit is malformed or its signature is wrong") from error
 
-    def _check_time(self, remit: Remit) -> None:
+    def _check_time(self, remit: Remit, grace_s: float) -> None:
         now = self._clock.now().timestamp()
         late_s = now - remit.expire_time.timestamp()
-        if late_s > LEEWAY_S:
+        if late_s > LEEWAY_S + grace_s:
             raise _invalid(f"the remit expired {late_s:.0f} s ago")
         if remit.issue_time.timestamp() - now > LEEWAY_S:
             raise _invalid("the remit is not valid yet: the clocks differ")

@@ -66,12 +66,15 @@ class Step:
 
 _GATE = (
     Step("remit.effects.store", "ClaimStore.begin"),
-    Step("remit.effects.store", "ClaimStore.change", _change, ("start", "finish", "close")),
+    Step(
+        "remit.effects.store", "ClaimStore.change", _change, ("start", "extend", "finish", "close")
+    ),
     Step("remit.effects.store", "ClaimStore.lapse"),
     Step("remit.effects.store", "ClaimStore.acknowledge"),
     Step("remit.effects.permits", "PermitSource.ask"),
     Step("remit.effects.permits", "PermitSource._check"),
     Step("remit.effects.permits", "PermitSource._reserve"),
+    Step("remit.effects.permits", "PermitSource._extend"),
     Step("remit.effects.permits", "PermitSource._append"),
     Step("remit.effects.gate", "EffectGate._io"),
     Step("remit.effects.closing", "Closer.close"),
@@ -123,6 +126,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.cost.store", "LedgerStore.close"),
         Step("remit.cost.store", "LedgerStore.write"),
         Step("remit.cost.service", "CostService.BatchReserveBudgets"),
+        Step("remit.cost.service", "CostService.BatchExtendReservations"),
         Step("remit.cost.service", "CostService.BatchSettleReservations"),
     ),
     "audit": (

@@ -196,6 +196,54 @@ class ExtendReservationResponse(_message.Message):
 Global___ExtendReservationResponse: _TypeAlias = ExtendReservationResponse  # noqa: Y015
 
 @_typing.final
+class BatchExtendReservationsRequest(_message.Message):
+    """BatchExtendReservationsRequest asks for several larger holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtendReservationRequest]:
+        """At most 256 requests."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ExtendReservationRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchExtendReservationsRequest: _TypeAlias = BatchExtendReservationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchExtendReservationsResponse(_message.Message):
+    """BatchExtendReservationsResponse answers each request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationResult]:
+        """One for each request, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReservationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchExtendReservationsResponse: _TypeAlias = BatchExtendReservationsResponse  # noqa: Y015
+
+@_typing.final
 class SettleReservationRequest(_message.Message):
     """SettleReservationRequest tells what an effect used."""
 

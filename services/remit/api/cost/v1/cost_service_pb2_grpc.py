@@ -51,6 +51,11 @@ class CostServiceStub:
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationResponse.FromString,
                 _registered_method=True)
+        self.BatchExtendReservations = channel.unary_unary(
+                '/remit.api.cost.v1.CostService/BatchExtendReservations',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsResponse.FromString,
+                _registered_method=True)
         self.SettleReservation = channel.unary_unary(
                 '/remit.api.cost.v1.CostService/SettleReservation',
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.SettleReservationRequest.SerializeToString,
@@ -94,6 +99,13 @@ class CostServiceServicer:
 
     def ExtendReservation(self, request, context):
         """Raises an open hold to a new upper bound, or refuses and leaves it as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchExtendReservations(self, request, context):
+        """Raises many, each decided on its own and in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +158,11 @@ def add_CostServiceServicer_to_server(servicer, server):
                     servicer.ExtendReservation,
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationResponse.SerializeToString,
+            ),
+            'BatchExtendReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchExtendReservations,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsResponse.SerializeToString,
             ),
             'SettleReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.SettleReservation,
@@ -251,6 +268,33 @@ class CostService:
             '/remit.api.cost.v1.CostService/ExtendReservation',
             remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationRequest.SerializeToString,
             remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.ExtendReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchExtendReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostService/BatchExtendReservations',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__service__pb2.BatchExtendReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,6 +26,8 @@ class CostServiceStub:
     """Reserves many, each decided on its own and in order."""
     ExtendReservation: _aio.UnaryUnaryMultiCallable[_cost_service_pb2.ExtendReservationRequest, _cost_service_pb2.ExtendReservationResponse]
     """Raises an open hold to a new upper bound, or refuses and leaves it as it was."""
+    BatchExtendReservations: _aio.UnaryUnaryMultiCallable[_cost_service_pb2.BatchExtendReservationsRequest, _cost_service_pb2.BatchExtendReservationsResponse]
+    """Raises many, each decided on its own and in order."""
     SettleReservation: _aio.UnaryUnaryMultiCallable[_cost_service_pb2.SettleReservationRequest, _cost_service_pb2.SettleReservationResponse]
     """Posts what an effect used and frees the rest of its hold. What exceeds the hold goes to the
     operator's overrun account.
@@ -67,6 +69,14 @@ class CostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_cost_service_pb2.ExtendReservationRequest, _abc.Awaitable[_cost_service_pb2.ExtendReservationResponse]],
     ) -> _abc.Awaitable[_cost_service_pb2.ExtendReservationResponse]:
         """Raises an open hold to a new upper bound, or refuses and leaves it as it was."""
+
+    @_abc_1.abstractmethod
+    def BatchExtendReservations(
+        self,
+        request: _cost_service_pb2.BatchExtendReservationsRequest,
+        context: _aio.ServicerContext[_cost_service_pb2.BatchExtendReservationsRequest, _abc.Awaitable[_cost_service_pb2.BatchExtendReservationsResponse]],
+    ) -> _abc.Awaitable[_cost_service_pb2.BatchExtendReservationsResponse]:
+        """Raises many, each decided on its own and in order."""
 
     @_abc_1.abstractmethod
     def SettleReservation(

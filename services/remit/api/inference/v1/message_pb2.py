@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$remit/api/inference/v1/message.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\"remit/api/options/v1/options.proto\"\xa9\x01\n\x07Message\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.remit.api.inference.v1.Role\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12\x34\n\ntool_calls\x18\x03 \x03(\x0b\x32 .remit.api.inference.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x12\n\ntool_error\x18\x05 \x01(\x08\"V\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x30\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"N\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$remit/api/inference/v1/message.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\"remit/api/options/v1/options.proto\"\xa9\x01\n\x07Message\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.remit.api.inference.v1.Role\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12\x34\n\ntool_calls\x18\x03 \x03(\x0b\x32 .remit.api.inference.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x12\n\ntool_error\x18\x05 \x01(\x08\"V\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\x30\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\"N\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\xf3\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\x18\n\x14\x46INISH_REASON_BUDGET\x10\x05\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x06\x12\x1c\n\x18\x46INISH_REASON_PERMISSION\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLE']._serialized_start=470
   _globals['_ROLE']._serialized_end=565
   _globals['_FINISHREASON']._serialized_start=568
-  _globals['_FINISHREASON']._serialized_end=727
+  _globals['_FINISHREASON']._serialized_end=811
   _globals['_MESSAGE']._serialized_start=131
   _globals['_MESSAGE']._serialized_end=300
   _globals['_TOOLCALL']._serialized_start=302

@@ -68,6 +68,14 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The model asks for tool calls."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
     """The provider's content filter ended it."""
+    FINISH_REASON_BUDGET: _FinishReason.ValueType  # 5
+    """The budget covered no more: the text is what it paid for, the tool calls that it would have asked for are
+    left out. So with the next two.
+    """
+    FINISH_REASON_DEADLINE: _FinishReason.ValueType  # 6
+    """The caller's deadline came before the end of the turn."""
+    FINISH_REASON_PERMISSION: _FinishReason.ValueType  # 7
+    """The permission was withdrawn while the model spoke."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason is why generation ended."""
@@ -82,6 +90,14 @@ FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """The model asks for tool calls."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 """The provider's content filter ended it."""
+FINISH_REASON_BUDGET: FinishReason.ValueType  # 5
+"""The budget covered no more: the text is what it paid for, the tool calls that it would have asked for are
+left out. So with the next two.
+"""
+FINISH_REASON_DEADLINE: FinishReason.ValueType  # 6
+"""The caller's deadline came before the end of the turn."""
+FINISH_REASON_PERMISSION: FinishReason.ValueType  # 7
+"""The permission was withdrawn while the model spoke."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final

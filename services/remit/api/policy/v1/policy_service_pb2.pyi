@@ -37,6 +37,7 @@ class CheckPermissionRequest(_message.Message):
     ARGUMENTS_DIGEST_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    CONTINUING_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The remit under which the effect would start; its subject is the principal."""
     action: _builtins.str
@@ -51,6 +52,10 @@ class CheckPermissionRequest(_message.Message):
     """Name of the claim that the decision is for, such as `claims/0198...`; empty outside an effect."""
     attempt: _builtins.int
     """Attempt of the claim, from 1."""
+    continuing: _builtins.bool
+    """The effect of the claim began while the remit was in time, and goes on: the question is whether it still
+    may. The remit may have expired since, by ten minutes at most. Needs a claim.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The exact arguments of a tool call."""
@@ -66,10 +71,11 @@ class CheckPermissionRequest(_message.Message):
         arguments_digest: _builtins.bytes = ...,
         claim: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        continuing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "permission_class", b"permission_class", "remit", b"remit", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "continuing", b"continuing", "permission_class", b"permission_class", "remit", b"remit", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
