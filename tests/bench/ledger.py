@@ -15,6 +15,7 @@ import contextlib
 import datetime as dt
 import itertools
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,9 +29,10 @@ import uvloop
 from remit.local.certificates import ensure_leaves
 from remit.rpc.clock import SystemClock
 from tests.bench import ledger_tables, machine, report
+from tests.bench.cost_servers import GATE
 from tests.bench.figures import Figures, Result
 from tests.bench.ledger_side import CORE, DECISIONS, GRPC, WAYS, Cell, Place, Process
-from tests.bench.ledger_ways import CONNECTIONS
+from tests.bench.ledger_ways import BATCHED, CONNECTIONS, EACH
 from tests.bench.payers import KINDS
 from tests.bench.running import MeasuringError
 from tests.bench.trees import REPOSITORY, Tree, tree
@@ -50,6 +52,7 @@ class Plan:
     levels: tuple[str, ...] = (DECISIONS, CORE, GRPC)
     kinds: tuple[str, ...] = tuple(KINDS)
     concurrencies: tuple[int, ...] = (32, 256)
+    ways: tuple[str, ...] = (EACH, CONNECTIONS, BATCHED, GATE)
 
     @property
     def is_whole(self) -> bool:
@@ -60,9 +63,9 @@ class Plan:
         """The loads of a round. Ways take turns; which comes first changes with the round."""
         for level, kind, load in itertools.product(self.levels, self.kinds, self.concurrencies):
             seconds = min(self.seconds, DECIDING_S) if level == DECISIONS else self.seconds
-            ways = [
-                way for way in WAYS[level] if way != CONNECTIONS or load == max(self.concurrencies)
-            ]
+            ways = [way for way in WAYS[level] if way in self.ways]
+            if load < max(self.concurrencies):
+                ways = [way for way in ways if way != CONNECTIONS]
             for way in ways[::-1] if number % 2 else ways:
                 yield Cell(level, kind, load, way, seconds)
 
@@ -162,6 +165,8 @@ def _say(text: str) -> None:
 def main() -> None:
     """Parses the options and does one of the things above."""
     options = _options()
+    # So that whoever is told to end ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.report:
         report.write()
         return
@@ -192,6 +197,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         tuple(options.levels),
         tuple(options.kinds),
         tuple(options.concurrent),
+        tuple(options.ways),
     )
 
 
@@ -209,6 +215,7 @@ def _options() -> argparse.Namespace:
     add("--seconds", type=float, default=whole.seconds, help="of one load")
     add("--levels", nargs="+", choices=[*WAYS], default=list(whole.levels))
     add("--kinds", nargs="+", choices=[*KINDS], default=list(whole.kinds), help="of budgets")
+    add("--ways", nargs="+", choices=whole.ways, default=list(whole.ways))
     add("--concurrent", type=int, nargs="+", default=list(whole.concurrencies))
     add("--json", action="store_true", help="show every round")
     return parser.parse_args()

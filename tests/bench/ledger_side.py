@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import uvloop
 
+from remit.cli import serve
 from remit.postgres import Database
 from tests.bench import cost_servers, ledger_ways
 from tests.bench.ledger_ways import BATCHED, CONNECTIONS, EACH, decided
@@ -107,6 +108,8 @@ async def side(place: Place) -> AsyncIterator[Side]:
 async def _serve(place: Place) -> None:
     """Answers each line with the figures, or why there are none, until there are no more."""
     async with side(place) as standing:
+        await ledger_ways.spend_once(place.dsn)
+        serve._keep_what_was_loaded(0, 0)  # as a service does that has started
         _answer({})
         while line := await asyncio.to_thread(sys.stdin.readline):
             try:

@@ -113,7 +113,8 @@ def verdict(result: Result, name: str) -> str:
     first, last = MEANINGS[name][WAYS[name][0]], MEANINGS[name][WAYS[name][-1]]
     late, ended = (_sum(result, name, what) for what in ("failed", "pairs"))
     told = [f"{late:,.0f} of {ended + late:,.0f} pairs missed their deadline."] if late else []
-    if AIM_AT in result.effort["concurrencies"] and name != DECISIONS:
+    compared = {WAYS[name][0], WAYS[name][-1]} <= {*result.effort["ways"]}
+    if compared and AIM_AT in result.effort["concurrencies"] and name != DECISIONS:
         kinds = "; ".join(_met(result, name, kind) for kind in result.effort["kinds"])
         told.insert(0, f"Pairs/s at {AIM_AT} at once, {last}, to {first}: {kinds}.")
     return " ".join(told)

@@ -24,7 +24,7 @@ from remit.postgres import Database
 from remit.rpc.clock import SystemClock
 from tests.bench.counters import family
 from tests.bench.pairs import BOUND_CALLS, USED_CALLS, Look, Moment, Way, latencies
-from tests.bench.payers import ITEM, Payer, limits, payers
+from tests.bench.payers import ITEM, KINDS, Payer, limits, payers
 from tests.cost.worlds import DictLedger
 
 EACH = "each"
@@ -116,6 +116,15 @@ def _store(database: Database, settings: CostSettings, max_batch: int) -> Ledger
         max_batch=max_batch,
         max_queue=settings.max_queue,
     )
+
+
+async def spend_once(dsn: str) -> None:
+    """Pays from every run once: its first effect makes rows, and those after it change them."""
+    paying = [payer for kind in KINDS for payer in payers(kind)]
+    claims = [f"claims/{uuid4()}" for _ in paying]
+    async with store_ways(dsn) as ways:
+        await asyncio.gather(*map(ways[BATCHED].reserve, paying, claims))
+        await asyncio.gather(*map(ways[BATCHED].settle, claims))
 
 
 def look_at(postgres: int) -> Look:

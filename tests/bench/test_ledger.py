@@ -46,7 +46,8 @@ async def look() -> Moment:
 
 def result(rates: dict[str, list[float]], kinds: list[str], levels: list[str]) -> Result:
     """A result of some rates at 256 at once."""
-    plan = {"rounds": 2, "kinds": kinds, "levels": levels, "concurrencies": [256]}
+    plan: dict[str, object] = {"rounds": 2, "kinds": kinds, "levels": levels}
+    plan |= {"concurrencies": [256], "ways": Plan().ways}
     found = {f"{name}.pairs_per_s": values for name, values in rates.items()}
     return Result("abc1234", "2026-01-02T03:04:05+00:00", {}, plan, found)
 
