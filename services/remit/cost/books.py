@@ -179,9 +179,11 @@ class Books:
         self._change(operator.revenue, pending_nanos, kept_nanos)
 
     def _change(self, keys: Iterable[BalanceKey], pending_nanos: int, posted_nanos: int) -> None:
+        # Not by `balance`: there are a dozen keys to each transfer, and a call costs as much as it.
+        after, before = self._after, self._before
         for key in keys:
-            pending_before, posted_before = self.balance(key)
-            self._after[key] = Balance(pending_before + pending_nanos, posted_before + posted_nanos)
+            held, spent = after.get(key) or before.get(key, _EMPTY)
+            after[key] = Balance(held + pending_nanos, spent + posted_nanos)
 
     # ------------------------------------------------------------------------------ invariants
 

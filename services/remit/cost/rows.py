@@ -144,11 +144,15 @@ SELECT_RESERVATIONS_LOCK_LEDGERS: Final = (
 )
 
 
+_STATES: Final = {int(state): state for state in State}
+"""Looked up, since to call an enumeration takes longer than all else of a row."""
+
+
 def reservation_of(record: Record) -> Reservation:
     """The reservation of a row of SELECT_RESERVATIONS_LOCK_LEDGERS."""
     return Reservation(
         key=ReservationKey(record["claim"], record["attempt"]),
-        state=State(record["state"]),
+        state=_STATES[record["state"]],
         service=record["service"],
         day=record["day"],
         create_time=record["create_time"],
@@ -260,19 +264,25 @@ CHANGED_BALANCES: Final = _insert(
     " ON CONFLICT (account, period, start) DO UPDATE"
     " SET pending_nanos = EXCLUDED.pending_nanos, posted_nanos = EXCLUDED.posted_nanos",
 )
+_KEYS: Final = "unnest($1::text[], $2::smallint[], $3::date[])"
+_BALANCE_OF_KEY: Final = (
+    "(SELECT * FROM balances f WHERE f.account = k.account"
+    " AND f.period = k.period AND f.start = k.start OFFSET 0)"
+)
 SELECT_BALANCES: Final = (
-    "SELECT b.account, b.period, b.start, b.pending_nanos, b.posted_nanos"
-    " FROM unnest($1::text[], $2::smallint[], $3::date[]) AS k (account, period, start)"
-    " CROSS JOIN LATERAL (SELECT * FROM balances f WHERE f.account = k.account"
-    " AND f.period = k.period AND f.start = k.start OFFSET 0) b"
+    "SELECT b.account, b.period, b.start, b.pending_nanos, b.posted_nanos"  # noqa: S608 - constants of this module
+    f" FROM {_KEYS} AS k (account, period, start) CROSS JOIN LATERAL {_BALANCE_OF_KEY} b"
 )
 
-# The balances that exist of the keys $1, $2, $3, and the budgets, without a start, of accounts $4.
+# The balances that exist of the keys $1, $2, $3, each with the place of its key, from 1, and the
+# budgets of accounts $4, without a place. (Keys that came back would have to be made once more.)
 SELECT_BALANCES_AND_BUDGETS: Final = (
-    "SELECT account, period, start, pending_nanos, posted_nanos, NULL::bigint AS limit_nanos,"  # noqa: S608 - constants of this module
+    "SELECT k.place, b.pending_nanos, b.posted_nanos,"  # noqa: S608 - constants of this module
+    " NULL::text AS account, NULL::smallint AS period, NULL::bigint AS limit_nanos,"
     " NULL::smallint AS enforcement, NULL::smallint[] AS alert_percents"
-    f" FROM ({SELECT_BALANCES}) AS found"
-    " UNION ALL SELECT account, period, NULL, NULL, NULL, limit_nanos, enforcement, alert_percents"
+    f" FROM {_KEYS} WITH ORDINALITY AS k (account, period, start, place)"
+    f" CROSS JOIN LATERAL {_BALANCE_OF_KEY} b"
+    " UNION ALL SELECT NULL, NULL, NULL, account, period, limit_nanos, enforcement, alert_percents"
     " FROM budgets WHERE account = ANY ($4::text[])"
 )
 

@@ -118,7 +118,7 @@ class LedgerStore:
             (rows.CHANGED_RESERVATIONS, [held for key, held in decided if key in known]),
             (rows.LATEST_TIMES, _due_times(latest, state.latest_times)),
             (rows.NEW_TRANSFERS, state.books.transfers),
-            (rows.CHANGED_BALANCES, sorted(state.books.changes().items())),
+            (rows.CHANGED_BALANCES, [*state.books.changes().items()]),
             (rows.NEW_ALERTS, alerts),
         )
         return results
@@ -220,10 +220,12 @@ async def _loaded(
         if isinstance(operation, Reserve):
             last = latest[org_of(operation.account)]
             leaves.add((operation.account, day_of(begin_time(now, last))))
+    # Whoever holds the ledgers meets nobody else at these rows; neighbours lie beside each other.
+    paths = sorted(leaves)
     balances, budgets = await _balances_and_budgets(
         connection,
-        sorted({key for leaf, day in leaves for key in keys_to_load(leaf, day)}),
-        sorted({account for leaf, _ in leaves for account in ancestors(leaf)}),
+        [*dict.fromkeys(key for leaf, day in paths for key in keys_to_load(leaf, day))],
+        [*dict.fromkeys(account for leaf, _ in paths for account in ancestors(leaf))],
     )
     return LedgerState(
         books=Books(balances),
@@ -241,11 +243,11 @@ async def _balances_and_budgets(
     balances: dict[BalanceKey, Balance] = {}
     budgets: dict[str, dict[BudgetPeriod, Terms]] = {}
     for record in records:
-        account, period, start, pending, posted, *_ = record
-        if start is None:
+        place, pending, posted, account, period, *_ = record
+        if place is None:
             budgets.setdefault(account, {})[budget_period(period)] = rows.terms_of(record)
         else:
-            balances[BalanceKey(account, Period(period), start)] = Balance(pending, posted)
+            balances[keys[place - 1]] = Balance(pending, posted)
     return balances, budgets
 
 
