@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
@@ -38,6 +38,9 @@ from remit.cost.run_budgets import run_limits
 from remit.cost.terms import Budgets
 from remit.pricing import bound_nanos, cost_nanos
 from remit.rpc.errors import RemitError, Violation, invalid_request
+
+Move: TypeAlias = tuple[Kind, int]
+"""What becomes of how many nano-USD."""
 
 
 @dataclass(slots=True)
@@ -104,6 +107,8 @@ class Ledger:
         begin_time = self._begin_time(org)
         own = self._state.org_prices.get((org, wanted.item))
         price = (own.at(begin_time) if own else None) or wanted.price.at(begin_time)
+        hold_nanos = bound_nanos(price, wanted.bound)
+        moves = _moves((Kind.HOLD, hold_nanos))
         hold = Reservation(
             key=wanted.key,
             state=State.HELD,
@@ -114,14 +119,15 @@ class Ledger:
             item=wanted.item,
             price=price,
             bound=wanted.bound,
-            hold_nanos=bound_nanos(price, wanted.bound),
+            hold_nanos=hold_nanos,
             own_limit_nanos=wanted.own_limit_nanos,
             outer_limits_nanos=wanted.outer_limits_nanos,
             body_digest=wanted.body_digest,
+            transfers=len(moves),
         )
-        self._admit(hold, hold.hold_nanos)
+        self._admit(hold, hold_nanos)
         self._state.latest_times[org] = begin_time
-        return self._write(hold, (Kind.HOLD, hold.hold_nanos))
+        return self._write(hold, moves)
 
     def _extend(self, hold: Reservation, wanted: Extend) -> Reservation:
         if hold.state is not State.HELD:
@@ -132,8 +138,14 @@ class Ledger:
             raise invalid_request([Violation("bound", description)])
         more_nanos = new_hold_nanos - hold.hold_nanos
         self._admit(hold, more_nanos)
-        larger = replace(hold, bound=wanted.bound, hold_nanos=new_hold_nanos)
-        return self._write(larger, (Kind.HOLD, more_nanos))
+        moves = _moves((Kind.HOLD, more_nanos))
+        larger = replace(
+            hold,
+            bound=wanted.bound,
+            hold_nanos=new_hold_nanos,
+            transfers=hold.transfers + len(moves),
+        )
+        return self._write(larger, moves)
 
     def _begin_time(self, org: str) -> datetime:
         latest = self._state.latest_times.get(org)
@@ -180,6 +192,13 @@ class Ledger:
         posted_nanos = min(bill_nanos, hold.hold_nanos)
         overrun_nanos = bill_nanos - posted_nanos
         self._state.books.require_room(org_of(hold.account), hold.day, overrun_nanos)
+        moves = _moves(
+            (Kind.POST, posted_nanos),
+            (Kind.VOID, hold.hold_nanos - posted_nanos),
+            (Kind.OVERRUN, overrun_nanos),
+            # What a provider charges for an effect in doubt nobody knows.
+            (Kind.COST, 0 if wanted.used is None else bill_nanos),
+        )
         settled = replace(
             hold,
             state=State.SETTLED,
@@ -187,23 +206,23 @@ class Ledger:
             posted_nanos=posted_nanos,
             overrun_nanos=overrun_nanos,
             close_time=max(self._now, hold.create_time),
+            transfers=hold.transfers + len(moves),
         )
-        return self._write(
-            settled,
-            (Kind.POST, posted_nanos),
-            (Kind.VOID, hold.hold_nanos - posted_nanos),
-            (Kind.OVERRUN, overrun_nanos),
-            # What a provider charges for an effect in doubt nobody knows.
-            (Kind.COST, 0 if wanted.used is None else bill_nanos),
-        )
+        return self._write(settled, moves)
 
     def _release(self, hold: Reservation) -> Reservation:
         if hold.state is State.RELEASED:
             return hold
         if hold.state is State.SETTLED:
             _refuse_closed(hold, "released")
-        released = replace(hold, state=State.RELEASED, close_time=max(self._now, hold.create_time))
-        return self._write(released, (Kind.VOID, hold.hold_nanos))
+        moves = _moves((Kind.VOID, hold.hold_nanos))
+        released = replace(
+            hold,
+            state=State.RELEASED,
+            close_time=max(self._now, hold.create_time),
+            transfers=hold.transfers + len(moves),
+        )
+        return self._write(released, moves)
 
     def _bury(self, wanted: Release) -> Reservation:
         tombstone = Reservation(
@@ -214,16 +233,23 @@ class Ledger:
             create_time=self._now,
             close_time=self._now,
         )
-        return self._write(tombstone)
+        return self._write(tombstone, ())
 
-    def _write(self, reservation: Reservation, *moves: tuple[Kind, int]) -> Reservation:
-        """Posts the transfers of a decision and keeps the reservation. Nothing here may refuse."""
-        transfers = _transfers(reservation, [move for move in moves if move[1]], self._now)
-        self._state.books.post(transfers)
-        written = replace(reservation, transfers=reservation.transfers + len(transfers))
-        self._state.reservations[written.key] = written
-        self.changed[written.key] = written
-        return written
+    def _write(self, reservation: Reservation, moves: Sequence[Move]) -> Reservation:
+        """Posts the moves of a decision and keeps the reservation. Nothing here may refuse.
+
+        The reservation counts the moves among its transfers already: to copy it once more for that
+        would take as long as most of the decision.
+        """
+        self._state.books.post(_transfers(reservation, moves, self._now))
+        self._state.reservations[reservation.key] = reservation
+        self.changed[reservation.key] = reservation
+        return reservation
+
+
+def _moves(*moves: Move) -> list[Move]:
+    """Those of them that move anything."""
+    return [move for move in moves if move[1]]
 
 
 def begin_time(now: datetime, latest: datetime | None) -> datetime:
@@ -232,10 +258,12 @@ def begin_time(now: datetime, latest: datetime | None) -> datetime:
 
 
 def _transfers(
-    reservation: Reservation, moves: Sequence[tuple[Kind, int]], post_time: datetime
+    reservation: Reservation, moves: Sequence[Move], post_time: datetime
 ) -> list[Transfer]:
+    """The transfers of the moves, which are the reservation's last."""
     made = []
-    for sequence, (kind, amount_nanos) in enumerate(moves, start=reservation.transfers + 1):
+    first = reservation.transfers - len(moves) + 1
+    for sequence, (kind, amount_nanos) in enumerate(moves, start=first):
         debit, credit = transfer_accounts(kind, reservation.account)
         made.append(
             Transfer(
