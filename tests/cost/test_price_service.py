@@ -427,10 +427,11 @@ async def test_what_is_scheduled_is_bounded(world: CostWorld) -> None:
         await set_price(world, 99, START + 99 * AN_HOUR)
     await set_price(world, 77, START + 5 * AN_HOUR)
     await set_price(world, 78)
-    await delete_price(world, START + AN_HOUR)
+    late = START + (MAX_SCHEDULED - 1) * AN_HOUR + timedelta(minutes=30)
+    await delete_price(world, late)
 
     assert await call_nanos(world, 1) == 78
-    assert len(await listed(world, item=CALCULATOR)) == 2
+    assert len(await listed(world, item=CALCULATOR)) == 1 + MAX_SCHEDULED
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ async def test_a_model_says_whether_it_can_be_called(inference: InferenceWorld) 
     with remit_token(token_of()):
         listed = (await inference.models().ListModels(ListModelsRequest())).models
     assert [m.name for m in listed if m.measures_confidence] == ["models/builtin-rules"]
+    assert {m.name: m.list_item for m in listed}["models/gpt"] == "openai/gpt-5-mini"
     ready = {model.name: (model.engine, model.ready) for model in listed}
     assert ready == {
         "models/builtin-rules": ("builtin-rules", True),

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 import click
-from google.protobuf import timestamp_pb2
 
 from remit.api.cost.v1 import price_service_pb2, price_service_pb2_grpc
 from remit.api.inference.v1 import model_service_pb2, model_service_pb2_grpc
@@ -15,7 +14,7 @@ from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.cli import documents
 from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
 from remit.cli.output import Column
-from remit.cli.parameters import MOST_LISTED, Decorated, Start, Usd, limit_option
+from remit.cli.parameters import MOST_LISTED, Decorated, Start, Usd, limit_option, timestamp
 from remit.cli.wording import local_time, usd
 
 ItemPrice = price_service_pb2.ItemPrice
@@ -162,7 +161,7 @@ def set_price(
         cached_input_nanos_per_million=rates["cached_input"],
         output_nanos_per_million=rates["output"],
         call_nanos=rates["call"],
-        start_time=_timestamp(start),
+        start_time=timestamp(start),
         request_id=request_id or new_request_id(),
     )
     _show_change(session, session.run(lambda edge: _set(edge, request)))
@@ -183,7 +182,7 @@ def delete(*, session: Session, item: str, start: datetime | None, request_id: s
     From then on it costs what the installation says.
     """
     request = price_service_pb2.DeletePriceRequest(
-        item=item, start_time=_timestamp(start), request_id=request_id or new_request_id()
+        item=item, start_time=timestamp(start), request_id=request_id or new_request_id()
     )
     _show_change(session, session.run(lambda edge: _delete(edge, request)))
 
@@ -193,14 +192,6 @@ def _show_change(session: Session, change: PriceChange) -> None:
         session.output.document({"change": documents.of_message(change)})
     else:
         session.output.table([change], _CHANGE_COLUMNS)
-
-
-def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
 
 
 # ------------------------------------------------------------------------------------------ calls

@@ -153,7 +153,9 @@ def _require_sense(
             error_reason_pb2.ERROR_REASON_RESOURCE_NOT_FOUND,
             f"your org has set no price of {wanted.item} that is in force or scheduled then",
         )
-    scheduled = [span for span in spans if span.begin > earliest and span.begin != start]
+    # What is set replaces a change at its time; a deletion withdraws all from its time on.
+    kept = [span for span in spans if span.begin < start or (wanted.price and span.begin > start)]
+    scheduled = [span for span in kept if span.begin > earliest]
     if start > earliest and len(scheduled) >= MAX_SCHEDULED:
         fault = (
             f"{wanted.item} has {MAX_SCHEDULED} changes scheduled already;"
