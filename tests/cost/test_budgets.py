@@ -37,7 +37,7 @@ from tests.cost.services import (
     claim_of,
     run_of,
 )
-from tests.cost.test_store import CLOCK, a_store
+from tests.cost.stores import CLOCK, a_store
 from tests.cost.worlds import ORG, RUN, reserve, settle
 from tests.monitoring.values import gained
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
 from remit import postgres as database_module
-from remit.cost import books
+from remit.cost import books, ledger
 from remit.cost.accounts import operator_keys, provider_cost_account, revenue_account
 from remit.cost.books import Balance, Books
 from remit.cost.periods import Period
+from remit.cost.store import lock_ledgers
 from remit.postgres import Database, migrate
 from tests.conftest import OpenDatabase, PostgresCluster
 from tests.cost.stores import a_store, assert_sound, balance
-from tests.cost.worlds import ORG, reserve, settle
+from tests.cost.worlds import ALICE, ORG, TEAM_RUN, reserve, settle
 
 
 async def test_the_database_itself_refuses_bills_between_wrong_accounts(
@@ -58,6 +61,53 @@ async def test_the_database_itself_resolves_a_hold_once(
 
     with pytest.raises(asyncpg.CheckViolationError, match="is closed and may not change"):
         await db.execute(statement)
+
+
+@pytest.mark.parametrize("period", Period)
+async def test_the_database_itself_refuses_an_admission_over_a_limit(
+    database: OpenDatabase, monkeypatch: pytest.MonkeyPatch, period: Period
+) -> None:
+    """Also from a writer that believes that it fits."""
+    db = await database("cost")
+    store = a_store(db)
+    await store.open(reserve(1, 40))
+    await set_limit(db, ALICE, period, 41)
+    monkeypatch.setattr(ledger, "admit", lambda *_: None)
+    monkeypatch.setattr(Books, "note_admission", lambda *_: None)
+
+    results = await asyncio.gather(
+        store.open(reserve(2, 2)),
+        store.open(reserve(3, 1)),
+        store.open(reserve(4, 9, account=TEAM_RUN)),
+        return_exceptions=True,
+    )
+
+    refused = [result for result in results if isinstance(result, BaseException)]
+    assert len(refused) == 1
+    assert isinstance(refused[0], asyncpg.CheckViolationError)
+    assert f"{ALICE} was admitted over its limit of 41" in str(refused[0])
+    assert await balance(db, ALICE) == Balance(41, 0)
+    await assert_sound(db)
+
+
+async def test_the_database_itself_lets_soft_budgets_be_exceeded(database: OpenDatabase) -> None:
+    db = await database("cost")
+    await set_limit(db, ALICE, Period.TOTAL, 41)
+    await db.execute("UPDATE budgets SET enforcement = 2")
+
+    await a_store(db).open(reserve(1, 50))
+
+    assert await balance(db, ALICE) == Balance(50, 0)
+
+
+async def set_limit(db: Database, account: str, period: Period, limit_nanos: int) -> None:
+    async with db.transaction() as connection:
+        await lock_ledgers(connection, [ORG])
+        await connection.execute(
+            "INSERT INTO budgets (account, period, org, limit_nanos, update_time)"
+            " VALUES ($1, $2, $3, $4, now())",
+            *(account, period, ORG, limit_nanos),
+        )
 
 
 @pytest.mark.parametrize("forgotten", ["revenue", "overrun", "provider_cost"])

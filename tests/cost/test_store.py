@@ -45,9 +45,6 @@ from tests.cost.worlds import (
     settle,
 )
 
-__all__ = ["CLOCK", "MovableClock", "a_store"]
-"""Other tests still take them from here."""
-
 A_TRANSFER = (
     "INSERT INTO transfers SELECT claim, attempt, 9::smallint, kind, debit_account, {credit},"
     " {amount}, day, post_time FROM transfers"

@@ -31,6 +31,8 @@ TOOL: Final = "tools/calculator"
 MOST_TOKENS: Final = 48
 """Also what a call may make at most, so that every model call holds the same."""
 _TRIES: Final = 200
+_MOST_PIECES: Final = 12
+"""Of a stream, before somebody leaves it."""
 _CALL_LIMIT_S: Final = 30.0
 _LONGEST_PAUSE_S: Final = 1.0
 _BREAKS: Final = frozenset(
@@ -97,7 +99,7 @@ class Payer:
     async def _operation(self, user: str, number: int) -> str:
         whim, key = self._chance.random(), f"{self._orders.seed}-{number}"
         request = self._a_request(key)
-        if whim < 0.15 and not await self._left(user, key, request, hang_up=whim < 0.05):
+        if whim < 0.25 and not await self._left(user, key, request, hang_up=whim < 0.08):
             return "left"
         for tries in range(_TRIES):
             self._told.tries += 1
@@ -116,7 +118,7 @@ class Payer:
             request.arguments.update({"expression": f"{self._chance.randrange(99)} * 17"})
             return request
         count = self._chance.randint(0, MOST_TOKENS)
-        pause_ms = self._chance.choice([0, 0, 1, 8])
+        pause_ms = self._chance.choice([0, 1, 8])
         text = f"Say {count} tokens, {pause_ms} ms each"
         prompt = inference.GenerateTextRequest(
             model=MODEL,
@@ -129,8 +131,11 @@ class Payer:
 
     async def _left(self, user: str, key: str, request: Any, *, hang_up: bool) -> bool:
         """Leaves in the midst of it; says whether it comes back."""
-        calling = asyncio.create_task(self._asked(user, key, request))
-        await asyncio.wait({calling}, timeout=self._chance.uniform(0, 0.3))
+        after = self._chance.randint(1, _MOST_PIECES)
+        calling = asyncio.create_task(self._asked(user, key, request, leave_after=after))
+        streams = isinstance(request, inference.StreamGenerateTextRequest)
+        limit_s = _CALL_LIMIT_S if streams else self._chance.uniform(0, 1.0)
+        await asyncio.wait({calling}, timeout=limit_s)
         if hang_up:
             await self._channel.close()
             self._channel = grpc.aio.insecure_channel(self._orders.address)
@@ -139,7 +144,8 @@ class Payer:
             await calling
         return self._chance.random() < 0.5
 
-    async def _asked(self, user: str, key: str, request: Any) -> str:
+    async def _asked(self, user: str, key: str, request: Any, leave_after: int = 0) -> str:
+        """Asks; leaves a stream after so many pieces, if it has them, with the engine at work."""
         options: dict[str, Any] = {
             "metadata": bearer(self._orders.keys[user]),
             "timeout": _CALL_LIMIT_S,
@@ -148,11 +154,17 @@ class Payer:
             await tool_service_pb2_grpc.ToolServiceStub(self._channel).CallTool(request, **options)
             return "tool"
         stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
+        answer = inference.GenerateTextResponse()
         if isinstance(request, inference.GenerateTextRequest):
             answer = await stub.GenerateText(request, **options)
         else:
-            pieces = [piece async for piece in stub.StreamGenerateText(request, **options)]
-            answer = pieces[-1].response
+            number, stream = 0, stub.StreamGenerateText(request, **options)
+            async for piece in stream:
+                number += 1
+                if number == leave_after:
+                    stream.cancel()
+                    return "left"
+                answer = piece.response
         self._told.tokens[key] = answer.usage.output_tokens
         return "model"
 
@@ -160,7 +172,8 @@ class Payer:
         """How an operation ended that will not be answered; empty if it may be."""
         if error.reason == reasons.ERROR_REASON_BUDGET_EXHAUSTED:
             quota = [f"{violation.subject}: {violation.description}" for violation in error.quota]
-            self._told.refusals[error.metadata["account"]] = "; ".join(quota)
+            again = f"come again in {error.retry_after_s or 0:.0f} s"
+            self._told.refusals[error.metadata["account"]] = "; ".join([*quota, again])
             return "refused"
         if error.reason == reasons.ERROR_REASON_EFFECT_IN_DOUBT:
             return "in doubt"

@@ -56,6 +56,8 @@ class TokenCount:
 
     made: int = 0
     billed: int = 0
+    cancelled: int = 0
+    """Attempts that were stopped in the midst of their work."""
     exact_calls: int = 0
     doubtful_calls: int = 0
     made_in_doubt: int = 0
@@ -71,7 +73,7 @@ def count_tokens(paid: Sequence[Bill], made: Mapping[str, tuple[int, int]]) -> T
     by_key: dict[str, list[Bill]] = {key: [] for key in made}
     for bill in paid:
         by_key.setdefault(bill.key, []).append(bill)
-    total = TokenCount()
+    total = TokenCount(cancelled=sum(bill.outcome == "CANCELLED" for bill in paid))
     for key, of_call in by_key.items():
         read, written = made.get(key, (0, 0))
         known = [bill for bill in of_call if bill.output_tokens is not None]

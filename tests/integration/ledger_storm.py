@@ -144,7 +144,7 @@ async def _set_budget(
 ) -> None:
     request = cost_report_service_pb2.SetBudgetRequest(
         account=account,
-        period=reservation_pb2.PERIOD_TOTAL,
+        period=reservation_pb2.PERIOD_MONTH,
         limit_nanos=limit_nanos,
         request_id=str(uuid.uuid4()),
     )

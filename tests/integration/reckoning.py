@@ -29,7 +29,17 @@ from tests.integration.storming import (
 from tests.waiting import eventually
 
 EFFECT_DATABASES: Final = ("remit_inference", "remit_tools")
-AWAY: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
+AWAY: Final = (
+    OSError,
+    # The driver met the end of a connection in a state that it did not expect.
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
+"""How it shows that the database died."""
 _ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts"
 _OPEN_ATTEMPTS: Final = "SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL"
 _OPEN_HOLDS: Final = "SELECT count(*) FROM reservations WHERE state = 1"
