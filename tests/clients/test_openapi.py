@@ -185,6 +185,17 @@ async def test_changes(rest: Rest) -> None:
     assert gone["remaining"][0]["isDefault"] is True
 
 
+@pytest.mark.parametrize("limit", ["-1", "9223372036854775808", "-9223372036854775809", "1.5", ""])
+async def test_money_that_is_no_amount_sets_no_budget(rest: Rest, limit: str) -> None:
+    named = {"account": "orgs/local/users/overflow", "period": "PERIOD_DAY"}
+    method = f"{COST}/SetBudget"
+    answer = await rest(method, body=named | {"limitNanos": limit, "requestId": new_id()})
+    assert answer.status == 400
+    assert fits(method, answer)
+    gone = await rest(f"{COST}/DeleteBudget", body=named | {"requestId": new_id()})
+    assert gone.status == 404, "nothing was set"
+
+
 async def has_spent(rest: Rest) -> bool:
     """Whether anything that was done is settled."""
     answer = await rest(f"{COST}/ListSpend", query={"groupBy": "DIMENSION_ITEM"})
