@@ -37,6 +37,8 @@ STOP = message_pb2.FINISH_REASON_STOP
 UNAVAILABLE = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
 STEP = 40
 """Tokens of a lease here."""
+RECHECK_S = 4.5
+"""Policy is asked again when two thirds are over; the rest is for a machine that is busy."""
 
 Open = Callable[..., Awaitable[Paying]]
 
@@ -279,10 +281,10 @@ async def _three_said(paying: Paying) -> asyncio.Task[GenerateTextResponse]:
 
 
 async def test_a_permission_that_is_withdrawn_ends_the_stream_by_the_next_look(pay: Open) -> None:
-    paying = await pay(permission_recheck_s=0.6)
+    paying = await pay(permission_recheck_s=RECHECK_S)
     listening = await _three_said(paying)
     paying.world.denied = True
-    assert told(await asyncio.wait_for(listening, 20)) == (PERMISSION, 3, 3, False)
+    assert told(await asyncio.wait_for(listening, 30)) == (PERMISSION, 3, 3, False)
     await asyncio.wait_for(paying.voice.hung_up.wait(), 10)
     assert await paying.closed() == (0, 3, 0)
 
@@ -292,17 +294,17 @@ async def test_an_extension_asks_for_permission_first(pay: Open) -> None:
     listening = await _three_said(paying)
     paying.world.denied = True
     paying.voice.say(30)
-    reason, text, bill, _ = told(await asyncio.wait_for(listening, 20))
+    reason, text, bill, _ = told(await asyncio.wait_for(listening, 30))
     assert (reason, text) == (PERMISSION, bill)
     assert paying.ledger.extensions == 0
 
 
 async def test_a_fenced_worker_s_stream_is_cut_and_its_successor_asks_again(pay: Open) -> None:
-    paying = await pay(permission_recheck_s=0.6)
+    paying = await pay(permission_recheck_s=RECHECK_S)
     listening = await _three_said(paying)
     paying.world.of_another = True
     with pytest.raises(RemitError) as caught:
-        await asyncio.wait_for(listening, 20)
+        await asyncio.wait_for(listening, 30)
     assert caught.value.reason == error_reason_pb2.ERROR_REASON_FENCED
     assert await paying.closed() == (0, 3, 0)
     paying.world.of_another = False
@@ -316,7 +318,7 @@ async def test_at_the_deadline_the_text_so_far_is_the_answer(pay: Open) -> None:
     paying = await pay()
     paying.voice.say(3)
     with remit_token(token_of()):
-        response = await paying.inference.stub().GenerateText(ask(), timeout=6.0)
+        response = await paying.inference.stub().GenerateText(ask(), timeout=10.0)
     assert told(response) == (DEADLINE, 3, 3, False)
     assert await paying.closed() == (0, 3, 0)
 
@@ -361,11 +363,11 @@ async def test_a_stream_waits_out_a_short_outage(pay: Open, provider: OpenAIServ
 
 
 async def test_without_policy_a_stream_ends_when_its_last_answer_is_too_old(pay: Open) -> None:
-    paying = await pay(permission_recheck_s=0.6)
+    paying = await pay(permission_recheck_s=RECHECK_S)
     listening = await _three_said(paying)
     paying.world.away.add("policy")
     with pytest.raises(RemitError) as caught:
-        await asyncio.wait_for(listening, 20)
+        await asyncio.wait_for(listening, 30)
     assert caught.value.reason == UNAVAILABLE
     paying.world.away.clear()
     assert await paying.closed() == (0, 3, 0)
