@@ -47,8 +47,6 @@ ENVIRONMENT: Final = {
     "REMIT_AGENT_LEASE_S": LEASE_S,
     "REMIT_AGENT_MAX_RUNNING": "2",
     "REMIT_INFERENCE_EFFECT_LEASE_S": LEASE_S,
-    # So small that answers of a few words extend it.
-    "REMIT_INFERENCE_LEASE_TOKENS": "8",
     "REMIT_TOOLS_EFFECT_LEASE_S": LEASE_S,
     "REMIT_TOOLS_EFFECT_SWEEP_S": "0.5",
     "REMIT_TOOLS_MODULES": "going_wrong",

@@ -41,6 +41,9 @@ STILL: Final = {
     "agent_fallbacks_total": Elsewhere(
         "no agent here has a second model", "tests/agent/test_second_model"
     ),
+    "remit_hold_extensions_total": Elsewhere(
+        "no answer here is longer than a lease", "tests/effects/test_holds"
+    ),
     "remit_generations_cut_total": Elsewhere(
         "money, time and permission suffice here", "tests/inference/test_leases"
     ),
@@ -60,6 +63,7 @@ EMPTY: Final = {
     ("Failed model calls by type", "{{gen_ai_request_model}} {{error_type}}"): Elsewhere(
         "no model call fails here", "tests/inference/test_metrics"
     ),
+    ("Holds extended by result", "{{result}}"): STILL["remit_hold_extensions_total"],
     ("Generations cut by cause", "{{model}} {{cause}}"): STILL["remit_generations_cut_total"],
     ("Second models by cause", "{{cause}}"): STILL["agent_fallbacks_total"],
     ("Budget alerts of the last day", "{{enforcement}} {{level}}"): STILL[
