@@ -209,6 +209,24 @@ EFFECTS: Final = (
         "For half an hour it has held more than all open effects, at every look.",
     ),
     Alert(
+        "RemitHoldsUnclaimed",
+        "max(remit_ledger_holds_unclaimed) > 0",
+        "5m",
+        CRITICAL,
+        "{{ $value }} holds in the ledger belong to no claim",
+        "Nothing will ever close them: claims are never deleted, so a database was restored or"
+        " changed by hand. `remit cost check` names each.",
+    ),
+    Alert(
+        "RemitHoldsOverdue",
+        "max(remit_ledger_holds_overdue) > 0",
+        "5m",
+        WARNING,
+        "{{ $value }} holds are open although their claims have ended or lost their owners",
+        "Their sweeper should have closed them within the bound of the lag. `remit cost check`"
+        " names each.",
+    ),
+    Alert(
         "RemitOverrun",
         appeared("remit_overrun_nanos_total", "1h", by="item"),
         "0m",

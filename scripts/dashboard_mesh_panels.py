@@ -118,6 +118,25 @@ MONEY: Final = Row(
             ),
         ),
         Panel(
+            "Holds that nobody closes",
+            "Open holds whose claims do not exist, or have ended or lost their owners longer ago"
+            " than the bound of the lag. Both are 0; else `remit cost check` names each.",
+            COUNT,
+            (
+                Query("max(remit_ledger_holds_unclaimed)", "without a claim"),
+                Query("max(remit_ledger_holds_overdue)", "overdue"),
+            ),
+            most=1,
+        ),
+        Panel(
+            "Age of the oldest hold in the ledger",
+            "0 where none is older than a minute. Above the age of the oldest hold by action, which"
+            " claims tell: a hold without a claim.",
+            SECONDS,
+            (Query("max(remit_ledger_holds_oldest_seconds)", "ledger"),),
+            most=900,
+        ),
+        Panel(
             "Spend per hour by item",
             "Money posted to budgets, as a rate per hour, by model and tool.",
             DOLLARS,

@@ -73,7 +73,7 @@ CHANGES = {
     f"{INFERENCE}/GenerateText",
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
-STREAMS = {f"{AUDIT}/ExportLog", f"{INFERENCE}/StreamGenerateText"}
+STREAMS = {f"{AUDIT}/ExportLog", f"{COST}/CheckLedger", f"{INFERENCE}/StreamGenerateText"}
 
 
 @pytest.fixture
@@ -323,7 +323,10 @@ async def test_streams_without_ids(rest: Rest) -> None:
     assert told[-1]["response"]["message"]["role"] == "ROLE_ASSISTANT"
     exported = await rest(f"{AUDIT}/ExportLog")
     assert messages(f"{AUDIT}/ExportLog", exported)[0]["checkpoint"]["signedNote"]
-    assert all("id" not in event for event in generated.events + exported.events)
+    checked = await rest(f"{COST}/CheckLedger")
+    assert messages(f"{COST}/CheckLedger", checked)[-1]["percent"] == 100
+    events = generated.events + exported.events + checked.events
+    assert all("id" not in event for event in events)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,16 @@ from remit.api.cost.v1 import (
     price_service_pb2_grpc,
 )
 from remit.api.errors.v1 import error_reason_pb2
+from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
+from remit.api.tools.v1 import tool_service_pb2_grpc
 from remit.api.usage.v1 import usage_pb2
 from remit.cost.alert_recorder import AlertRecorder
 from remit.cost.budgets import BudgetStore
+from remit.cost.claims import Claims, InferenceClaims, ToolClaims
+from remit.cost.ledger_check import LedgerCheck
+from remit.cost.ledger_walk import LedgerWalk
 from remit.cost.price_service import PriceService
 from remit.cost.price_store import PriceStore
 from remit.cost.prices import PriceList, read_prices
@@ -171,10 +176,21 @@ class CostWorld:
             CostService(store=store, prices=prices, verifier=self._verifier),
         )
         budgets = BudgetStore(self.database, settings.rules.default_budget, self.clock)
+        client = self.mesh.as_caller(options_pb2.CALLER_COST)
+        self.known_claims = Claims(
+            InferenceClaims(client.stub(inference_service_pb2_grpc.InferenceServiceStub)),
+            ToolClaims(client.stub(tool_service_pb2_grpc.ToolServiceStub)),
+        )
+        self.walk = LedgerWalk(self.database, self.known_claims, open_limit_s=settings.open_limit_s)
+        check = LedgerCheck(
+            self.database, self.walk, books_timeout_s=settings.check_books_timeout_s
+        )
         self.mesh.add(
             guard,
             cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
-            CostReportService(database=self.database, budgets=budgets, recorder=self.recorder),
+            CostReportService(
+                database=self.database, budgets=budgets, recorder=self.recorder, check=check
+            ),
         )
         self.mesh.add(
             guard,

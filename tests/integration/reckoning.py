@@ -90,6 +90,7 @@ async def reckon(world: StormWorld, crowd: Crowd) -> Reckoning:
         assert await value(mesh, database, _DOUBLED) == 0
         assert await value(mesh, database, _WITHOUT_PERMITS) == 0
     await _books_agree(mesh)
+    await _claims_agree(mesh)
     await _log_is_whole(mesh, crowd)
     counts = [
         await value(mesh, d, "SELECT count(*) FROM effect_attempts") for d in EFFECT_DATABASES
@@ -206,6 +207,12 @@ async def _books_agree(mesh: RunningMesh) -> None:
     async with Database.open(dsn, pool_size=1) as database, database.acquire() as connection:
         assert await ledger_faults(connection, 10) == []
     assert await value(mesh, "remit_cost", _OVERSPENT) == 0
+
+
+async def _claims_agree(mesh: RunningMesh) -> None:
+    """The ledger says of every effect what its claim says."""
+    checked = await asyncio.to_thread(mesh.run, "cost", "check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 async def _log_is_whole(mesh: RunningMesh, crowd: Crowd) -> None:

@@ -204,6 +204,18 @@ CASES: Final = (
         },
     ),
     Case(
+        "RemitHoldsUnclaimed",
+        fires={"remit_ledger_holds_unclaimed": "2+0x60"},
+        says="2 holds in the ledger belong to no claim",
+        quiet={"remit_ledger_holds_unclaimed": swinging(0, 0, 0, 0, 1)},
+    ),
+    Case(
+        "RemitHoldsOverdue",
+        fires={"remit_ledger_holds_overdue": "3+0x60"},
+        says="3 holds are open although their claims have ended or lost their owners",
+        quiet={"remit_ledger_holds_overdue": swinging(0, 0, 0, 0, 1)},
+    ),
+    Case(
         "RemitOverrun",
         fires={'remit_overrun_nanos_total{item="models/a"}': "_x60 250+0x10"},
         says="models/a billed 250 nano-USD more than was held",

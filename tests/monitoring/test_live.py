@@ -57,6 +57,11 @@ STILL: Final = {
     "remit_commit_failures_total": Elsewhere("the database lives", "tests/rpc/test_metrics"),
     "remit_rpc_overloaded_total": Elsewhere("there is room for all", "tests/rpc/test_server"),
     "remit_spans_lost_total": Elsewhere("nothing is traced here", "tests/telemetry/test_export"),
+    "remit_ledger_holds_oldest_seconds": Elsewhere(
+        "no hold here is older than a minute", "tests/cost/test_hold_watch"
+    ),
+    "remit_ledger_holds_overdue": Elsewhere("the sweepers live", "tests/cost/test_hold_watch"),
+    "remit_ledger_holds_unclaimed": Elsewhere("no claim is lost", "tests/cost/test_hold_watch"),
 }
 """Metrics that may stay at 0 here."""
 EMPTY: Final = {

@@ -22,6 +22,7 @@ NOT_FOUND: Final = 5
 REFUSED: Final = 6
 INVALID: Final = 7
 ALREADY_RUNNING: Final = 8
+DIFFERENT: Final = 9
 INTERRUPTED: Final = 130
 
 CONFIGURATION: Final = INVALID
@@ -104,6 +105,7 @@ MEANINGS: Final = (
         ),
     ),
     Meaning(ALREADY_RUNNING, "a mesh already runs on this state directory"),
+    Meaning(DIFFERENT, "a check was made, and the ledger and the claims differ"),
     Meaning(INTERRUPTED, "cancelled or interrupted", ("CANCELLED",)),
 )
 

@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "prices": Entry("remit.cli.prices", "List and set what models and tools cost."),
     "audit": Entry("remit.cli.audit", "List, export and verify the audit log."),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
+    "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),
     "up": Entry("remit.cli.up", "Start the whole mesh on this machine and keep it running."),
     "status": Entry("remit.cli.status", "Show the health of each part of the local mesh."),

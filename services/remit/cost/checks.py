@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from remit.postgres import Connection
+from remit.cost.accounts import org_of
+from remit.cost.reconciliation import Difference, Kind
+from remit.postgres import Connection, Database
 
 # Every ancestor of a leaf, by its path; an operator's account has none but itself. OVERRUN (4) and
 # COST (5) stand between accounts of the operator, and COST takes from the revenue.
@@ -40,16 +42,25 @@ _POSTINGS: Final = """
 """
 _WRONG_BALANCES: Final = f"""
     {_POSTINGS}
-    SELECT coalesce(b.account, e.account) || ': pending ' || coalesce(b.pending_nanos, 0)
+    SELECT account, account || ' (' || CASE period
+            WHEN 1 THEN 'total' WHEN 2 THEN 'day ' || start
+            ELSE 'month ' || to_char(start, 'YYYY-MM')
+        END || '): pending ' || coalesce(b.pending_nanos, 0)
         || ' and posted ' || coalesce(b.posted_nanos, 0) || ', but its transfers make '
-        || coalesce(e.pending, 0) || ' and ' || coalesce(e.posted, 0)
+        || coalesce(e.pending, 0) || ' and ' || coalesce(e.posted, 0) AS fault
     FROM balances b FULL JOIN expected e USING (account, period, start)
     WHERE coalesce(b.pending_nanos, 0) <> coalesce(e.pending, 0)
         OR coalesce(b.posted_nanos, 0) <> coalesce(e.posted, 0)
-    ORDER BY 1 LIMIT $1
+    ORDER BY account, period, start LIMIT $1
 """  # noqa: S608 - constants of this module
 _WRONG_RESERVATIONS: Final = """
-    SELECT r.claim || ' attempt ' || r.attempt || ': its row and its transfers differ'
+    SELECT r.claim, r.attempt, r.service, r.account,
+        r.claim || ' attempt ' || r.attempt || ': its row says held ' || r.hold_nanos || ', posted '
+        || r.posted_nanos || ', overrun ' || r.overrun_nanos || ' in ' || r.transfers
+        || ' transfers, but its transfers make ' || coalesce(t.held, 0) || ', '
+        || coalesce(t.posted, 0) || ', ' || coalesce(t.overrun, 0) || ' in ' || coalesce(t.n, 0)
+        || ', of which ' || coalesce(t.cost, 0) || ' are what the provider charged'
+        AS fault
     FROM reservations r LEFT JOIN (
         SELECT claim, attempt, count(*) AS n,
             coalesce(sum(amount_nanos) FILTER (WHERE kind = 1), 0) AS held,
@@ -66,12 +77,63 @@ _WRONG_RESERVATIONS: Final = """
         OR coalesce(t.cost, 0) <> CASE WHEN r.used_calls IS NULL THEN 0
             ELSE r.posted_nanos + r.overrun_nanos END
         OR coalesce(t.freed, 0) <> CASE r.state WHEN 1 THEN 0 ELSE r.hold_nanos - r.posted_nanos END
-    ORDER BY 1 LIMIT $1
+    ORDER BY r.claim, r.attempt LIMIT $1
 """
 
 
 async def ledger_faults(connection: Connection, limit: int) -> list[str]:
     """What does not add up, one sentence each, at most `limit` of each kind; empty is good."""
+    return [found.explanation for found in await _differences(connection, limit)]
+
+
+async def stored_differences(
+    database: Database, *, limit: int, timeout_s: float
+) -> list[Difference]:
+    """The same with whose each is, where reading everything may take so long.
+
+    Each half is one statement, so it sees one moment, whatever is written meanwhile. Raises
+    DEPENDENCY_UNAVAILABLE when it takes longer.
+    """
+    async with database.transaction() as connection:
+        await connection.execute(
+            f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {int(timeout_s * 1000)};"
+            # Everything is read, so in the order in which it lies.
+            " SET LOCAL enable_seqscan = on"
+        )
+        return await _differences(connection, limit)
+
+
+async def _differences(connection: Connection, limit: int) -> list[Difference]:
     balances = await connection.fetch(_WRONG_BALANCES, limit)
     reservations = await connection.fetch(_WRONG_RESERVATIONS, limit)
-    return [record[0] for record in (*balances, *reservations)]
+    return [
+        *(
+            Difference(
+                Kind.BALANCE_DIFFERS,
+                _owner(row["account"]),
+                "",
+                0,
+                "",
+                row["account"],
+                row["fault"],
+            )
+            for row in balances
+        ),
+        *(
+            Difference(
+                Kind.TRANSFERS_DIFFER,
+                _owner(row["account"] or ""),
+                row["claim"],
+                row["attempt"],
+                row["service"],
+                row["account"] or "",
+                row["fault"],
+            )
+            for row in reservations
+        ),
+    ]
+
+
+def _owner(account: str) -> str:
+    """Whose account it is; an operator's, `operator/orgs/...`, is the org's that it is for."""
+    return org_of(account.removeprefix("operator/")) if account else ""

@@ -12,9 +12,15 @@ from remit.api.cost.v1 import (
     cost_service_pb2_grpc,
     price_service_pb2_grpc,
 )
+from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
+from remit.api.tools.v1 import tool_service_pb2_grpc
 from remit.cost.alert_recorder import AlertRecorder
 from remit.cost.budgets import BudgetStore
+from remit.cost.claims import Claims, InferenceClaims, ToolClaims
+from remit.cost.hold_watch import HoldWatch
+from remit.cost.ledger_check import LedgerCheck
+from remit.cost.ledger_walk import LedgerWalk
 from remit.cost.metrics import ledger_held
 from remit.cost.price_service import PriceService
 from remit.cost.price_store import PriceStore
@@ -31,6 +37,7 @@ from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import Mesh
+from remit.rpc.observing import observing
 from remit.rpc.remits import RemitVerifier
 
 
@@ -70,6 +77,7 @@ async def open_service(
             max_queue=settings.max_queue,
         )
         budgets = BudgetStore(database, settings.rules.default_budget, clock)
+        check, watch = _checks(database, settings, mesh, clock)
         yield Service(
             area="cost",
             servicers=(
@@ -79,7 +87,9 @@ async def open_service(
                 ),
                 (
                     cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
-                    CostReportService(database=database, budgets=budgets, recorder=recorder),
+                    CostReportService(
+                        database=database, budgets=budgets, recorder=recorder, check=check
+                    ),
                 ),
                 (
                     price_service_pb2_grpc.add_PriceServiceServicer_to_server,
@@ -93,6 +103,20 @@ async def open_service(
                 recorder.run,
                 alerts.run,
                 ledger_held(database, every_s=settings.observe_s),
+                observing(watch.look, every_s=settings.watch_s),
             ),
             ready=(database.ping,),
         )
+
+
+def _checks(
+    database: Database, settings: CostSettings, mesh: Mesh, clock: Clock
+) -> tuple[LedgerCheck, HoldWatch]:
+    """What compares the ledger with the claims."""
+    claims = Claims(
+        InferenceClaims(mesh.stub(inference_service_pb2_grpc.InferenceServiceStub)),
+        ToolClaims(mesh.stub(tool_service_pb2_grpc.ToolServiceStub)),
+    )
+    walk = LedgerWalk(database, claims, open_limit_s=settings.open_limit_s)
+    check = LedgerCheck(database, walk, books_timeout_s=settings.check_books_timeout_s)
+    return check, HoldWatch(database, walk, claims, clock)

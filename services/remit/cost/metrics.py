@@ -27,6 +27,20 @@ RESERVATIONS: Final = Counter(
     "Holds asked for, by result: HELD or the reason of the refusal, such as BUDGET_EXHAUSTED.",
     ["result"],
 )
+OPEN_OLDEST: Final = Gauge(
+    "remit_ledger_holds_oldest_seconds",
+    "Age of the oldest hold of money that is open in the ledger, in seconds; 0 where none is older"
+    " than a minute; the same on each replica.",
+)
+OPEN_OVERDUE: Final = Gauge(
+    "remit_ledger_holds_overdue",
+    "Open holds whose claims ended, or lost their owners, longer ago than the bound of the lag, or"
+    " are open longer than any effect lasts; of the oldest 1024; the same on each replica.",
+)
+OPEN_UNCLAIMED: Final = Gauge(
+    "remit_ledger_holds_unclaimed",
+    "Open holds whose claims do not exist; of the oldest 1024; the same on each replica.",
+)
 CLOSED: Final = Counter(
     "remit_reservations_closed_total",
     "Holds that were closed, by what they became: SETTLED or RELEASED.",

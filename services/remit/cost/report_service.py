@@ -14,6 +14,7 @@ from remit.cost.alert_store import select_alerts
 from remit.cost.budget_requests import checked_account, checked_delete, checked_set
 from remit.cost.budgets import BudgetStore
 from remit.cost.charges import ChargePlace, ChargeQuery, place_of, select_charges
+from remit.cost.ledger_check import LedgerCheck, Steps
 from remit.cost.messages import is_time
 from remit.cost.paging import (
     decode_texts,
@@ -36,9 +37,15 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
     """The admin and query side of cost."""
 
     def __init__(
-        self, *, database: Database, budgets: BudgetStore, recorder: AdminRecorder
+        self,
+        *,
+        database: Database,
+        budgets: BudgetStore,
+        recorder: AdminRecorder,
+        check: LedgerCheck,
     ) -> None:
         self._database = database
+        self._check = check
         self._budgets = budgets
         self._recorder = recorder
 
@@ -57,6 +64,12 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
             last = page.rows[size - 1]
             response.next_page_token = encode_token((last.posted_nanos, last.key), query.describe())
         return response
+
+    def CheckLedger(
+        self, request: cost_report_service_pb2.CheckLedgerRequest, context: Context
+    ) -> Steps:
+        """Check the whole ledger; what is the caller's org's is told in full."""
+        return self._check.run(current_remit().org, request.resume_token)
 
     async def GetRunSpend(
         self, request: cost_report_service_pb2.GetRunSpendRequest, context: Context

@@ -77,6 +77,26 @@ class CostSettings(ServiceSettings):
         description="Seconds between attempts to record alerts of budgets, and changes of budgets"
         " that audit has not taken.",
     )
+    open_limit_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="Age of an open effect in seconds from which a check of the ledger names it;"
+        " longer than any model or tool call lasts.",
+    )
+    check_books_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        le=500,
+        description="Seconds that a check may take to read all transfers and balances; their sums"
+        " are one statement each.",
+    )
+    watch_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds between looks at holds that stay open, each of which is compared with"
+        " its claim.",
+    )
 
     @field_validator("prices_file", mode="before")
     @classmethod

@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from remit.api.cost.v1 import ledger_difference_pb2 as remit_dot_api_dot_cost_dot_v1_dot_ledger__difference__pb2
 from remit.api.cost.v1 import reservation_pb2 as remit_dot_api_dot_cost_dot_v1_dot_reservation__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/cost/v1/cost_report_service.proto\x12\x11remit.api.cost.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#remit/api/cost/v1/reservation.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xb6\x03\n\x10ListSpendRequest\x12?\n\x08group_by\x18\x01 \x01(\x0e\x32-.remit.api.cost.v1.ListSpendRequest.Dimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xdb\x01\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IMENSION_USER\x10\x01\x12\x12\n\x0e\x44IMENSION_TEAM\x10\x02\x12\x13\n\x0f\x44IMENSION_AGENT\x10\x03\x12\x12\n\x0e\x44IMENSION_ITEM\x10\x04\x12\x11\n\rDIMENSION_RUN\x10\x05\x12\x11\n\rDIMENSION_DAY\x10\x06\x12\x13\n\x0f\x44IMENSION_MODEL\x10\x07\x12\x12\n\x0e\x44IMENSION_TOOL\x10\x08\x12\x13\n\x0f\x44IMENSION_MONTH\x10\t\"\x83\x01\n\x11ListSpendResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\x05total\x18\x03 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\xb0\x01\n\x08SpendRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x02 \x01(\x03\x12\x15\n\rpending_nanos\x18\x03 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x04 \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x18\n\x10unpriced_effects\x18\x07 \x01(\x03\"!\n\x12GetRunSpendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"@\n\x13GetRunSpendResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.RunSpend\"\x8c\x01\n\x08RunSpend\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12(\n\x03own\x18\x04 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12*\n\x05whole\x18\x05 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\x99\x01\n\x12ListChargesRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x13ListChargesResponse\x12*\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Charge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x02\n\x06\x43harge\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0c\n\x04item\x18\x05 \x01(\t\x12\'\n\x05price\x18\x06 \x01(\x0b\x32\x18.remit.api.cost.v1.Price\x12\x14\n\x0cprice_source\x18\x07 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x08 \x01(\x03\x12\x17\n\x0funmetered_nanos\x18\t \x01(\x03\x12\x15\n\roverrun_nanos\x18\n \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x0b \x01(\x03\x12(\n\x05usage\x18\x0c \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\"\xc4\x01\n\x10SetBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x33\n\x0b\x65nforcement\x18\x05 \x01(\x0e\x32\x1e.remit.api.cost.v1.Enforcement\x12\x16\n\x0e\x61lert_percents\x18\x06 \x03(\x05\">\n\x11SetBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\"e\n\x13\x44\x65leteBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"o\n\x14\x44\x65leteBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\x12,\n\tremaining\x18\x02 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x17ListBudgetAlertsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x18ListBudgetAlertsResponse\x12.\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1e.remit.api.cost.v1.BudgetAlert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xef\x02\n\x0b\x42udgetAlert\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x13\n\x0blimit_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x33\n\x0b\x65nforcement\x18\x07 \x01(\x0e\x32\x1e.remit.api.cost.v1.Enforcement\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12-\n\tfire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\n \x01(\t\x12\x0b\n\x03run\x18\x0b \x01(\t\x12\r\n\x05\x63laim\x18\x0c \x01(\t\x12\x13\n\x0brun_account\x18\r \x01(\t2\xc7\t\n\x11\x43ostReportService\x12\x95\x01\n\tListSpend\x12#.remit.api.cost.v1.ListSpendRequest\x1a$.remit.api.cost.v1.ListSpendResponse\"=\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/spend\x12\xa8\x01\n\x0bGetRunSpend\x12%.remit.api.cost.v1.GetRunSpendRequest\x1a&.remit.api.cost.v1.GetRunSpendResponse\"J\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/{run=runs/*}/spend\x12\x9d\x01\n\x0bListCharges\x12%.remit.api.cost.v1.ListChargesRequest\x1a&.remit.api.cost.v1.ListChargesResponse\"?\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/charges\x12\xb0\x01\n\tSetBudget\x12#.remit.api.cost.v1.SetBudgetRequest\x1a$.remit.api.cost.v1.SetBudgetResponse\"X\x8a\xe7\x18>\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x62udgets.setB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/budgets:\x01*\x12\xc3\x01\n\x0c\x44\x65leteBudget\x12&.remit.api.cost.v1.DeleteBudgetRequest\x1a\'.remit.api.cost.v1.DeleteBudgetResponse\"b\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0e\x62udgets.deleteB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x17\"\x12/v1/budgets:delete:\x01*\x12\x9f\x01\n\x0bListBudgets\x12%.remit.api.cost.v1.ListBudgetsRequest\x1a&.remit.api.cost.v1.ListBudgetsResponse\"A\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/budgets\x12\xb3\x01\n\x10ListBudgetAlerts\x12*.remit.api.cost.v1.ListBudgetAlertsRequest\x1a+.remit.api.cost.v1.ListBudgetAlertsResponse\"F\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/budgetAlertsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/cost/v1/cost_report_service.proto\x12\x11remit.api.cost.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)remit/api/cost/v1/ledger_difference.proto\x1a#remit/api/cost/v1/reservation.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xb6\x03\n\x10ListSpendRequest\x12?\n\x08group_by\x18\x01 \x01(\x0e\x32-.remit.api.cost.v1.ListSpendRequest.Dimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xdb\x01\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44IMENSION_USER\x10\x01\x12\x12\n\x0e\x44IMENSION_TEAM\x10\x02\x12\x13\n\x0f\x44IMENSION_AGENT\x10\x03\x12\x12\n\x0e\x44IMENSION_ITEM\x10\x04\x12\x11\n\rDIMENSION_RUN\x10\x05\x12\x11\n\rDIMENSION_DAY\x10\x06\x12\x13\n\x0f\x44IMENSION_MODEL\x10\x07\x12\x12\n\x0e\x44IMENSION_TOOL\x10\x08\x12\x13\n\x0f\x44IMENSION_MONTH\x10\t\"\x83\x01\n\x11ListSpendResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12*\n\x05total\x18\x03 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\xb0\x01\n\x08SpendRow\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x02 \x01(\x03\x12\x15\n\rpending_nanos\x18\x03 \x01(\x03\x12\x15\n\roverrun_nanos\x18\x04 \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x18\n\x10unpriced_effects\x18\x07 \x01(\x03\"*\n\x12\x43heckLedgerRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\xd4\x01\n\x13\x43heckLedgerResponse\x12\x0f\n\x07percent\x18\x01 \x01(\x05\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x14\n\x0creservations\x18\x03 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x03\x12\x38\n\x0b\x64ifferences\x18\x05 \x03(\x0b\x32#.remit.api.cost.v1.LedgerDifference\x12\x1d\n\x15\x64ifferences_elsewhere\x18\x06 \x01(\x03\x12\x15\n\rresolved_late\x18\x07 \x01(\x03\"!\n\x12GetRunSpendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"@\n\x13GetRunSpendResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.remit.api.cost.v1.RunSpend\"\x8c\x01\n\x08RunSpend\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12(\n\x03own\x18\x04 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\x12*\n\x05whole\x18\x05 \x01(\x0b\x32\x1b.remit.api.cost.v1.SpendRow\"\x99\x01\n\x12ListChargesRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x13ListChargesResponse\x12*\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Charge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x02\n\x06\x43harge\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x0c\n\x04item\x18\x05 \x01(\t\x12\'\n\x05price\x18\x06 \x01(\x0b\x32\x18.remit.api.cost.v1.Price\x12\x14\n\x0cprice_source\x18\x07 \x01(\t\x12\x14\n\x0cposted_nanos\x18\x08 \x01(\x03\x12\x17\n\x0funmetered_nanos\x18\t \x01(\x03\x12\x15\n\roverrun_nanos\x18\n \x01(\x03\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x0b \x01(\x03\x12(\n\x05usage\x18\x0c \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\"\xc4\x01\n\x10SetBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x13\n\x0blimit_nanos\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x33\n\x0b\x65nforcement\x18\x05 \x01(\x0e\x32\x1e.remit.api.cost.v1.Enforcement\x12\x16\n\x0e\x61lert_percents\x18\x06 \x03(\x05\">\n\x11SetBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\"e\n\x13\x44\x65leteBudgetRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"o\n\x14\x44\x65leteBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.remit.api.cost.v1.Budget\x12,\n\tremaining\x18\x02 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.remit.api.cost.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x17ListBudgetAlertsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x18ListBudgetAlertsResponse\x12.\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1e.remit.api.cost.v1.BudgetAlert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xef\x02\n\x0b\x42udgetAlert\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12)\n\x06period\x18\x02 \x01(\x0e\x32\x19.remit.api.cost.v1.Period\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07percent\x18\x04 \x01(\x05\x12\x13\n\x0blimit_nanos\x18\x05 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x06 \x01(\x03\x12\x33\n\x0b\x65nforcement\x18\x07 \x01(\x0e\x32\x1e.remit.api.cost.v1.Enforcement\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12-\n\tfire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\n \x01(\t\x12\x0b\n\x03run\x18\x0b \x01(\t\x12\r\n\x05\x63laim\x18\x0c \x01(\t\x12\x13\n\x0brun_account\x18\r \x01(\t2\x86\x0b\n\x11\x43ostReportService\x12\x95\x01\n\tListSpend\x12#.remit.api.cost.v1.ListSpendRequest\x1a$.remit.api.cost.v1.ListSpendResponse\"=\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/spend\x12\xbc\x01\n\x0b\x43heckLedger\x12%.remit.api.cost.v1.CheckLedgerRequest\x1a&.remit.api.cost.v1.CheckLedgerResponse\"\\\x8a\xe7\x18@\x08\x01\x10\x03\x1a\x03\x08\xd8\x04*\x01\x01\x30\x01:\x0cledger.checkR\x17\n\x02\x08\x1e\x12\x03\x08\xd8\x04\x1a\x0cresume_tokenX\x04`\x80 h\x80\x80@p\x02\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/ledger/check0\x01\x12\xa8\x01\n\x0bGetRunSpend\x12%.remit.api.cost.v1.GetRunSpendRequest\x1a&.remit.api.cost.v1.GetRunSpendResponse\"J\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/{run=runs/*}/spend\x12\x9d\x01\n\x0bListCharges\x12%.remit.api.cost.v1.ListChargesRequest\x1a&.remit.api.cost.v1.ListChargesResponse\"?\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nspend.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/charges\x12\xb0\x01\n\tSetBudget\x12#.remit.api.cost.v1.SetBudgetRequest\x1a$.remit.api.cost.v1.SetBudgetResponse\"X\x8a\xe7\x18>\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0b\x62udgets.setB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/budgets:\x01*\x12\xc3\x01\n\x0c\x44\x65leteBudget\x12&.remit.api.cost.v1.DeleteBudgetRequest\x1a\'.remit.api.cost.v1.DeleteBudgetResponse\"b\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0e\x62udgets.deleteB\x07\x61\x63\x63ountJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x17\"\x12/v1/budgets:delete:\x01*\x12\x9f\x01\n\x0bListBudgets\x12%.remit.api.cost.v1.ListBudgetsRequest\x1a&.remit.api.cost.v1.ListBudgetsResponse\"A\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/budgets\x12\xb3\x01\n\x10ListBudgetAlerts\x12*.remit.api.cost.v1.ListBudgetAlertsRequest\x1a+.remit.api.cost.v1.ListBudgetAlertsResponse\"F\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0c\x62udgets.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/budgetAlertsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListSpend']._loaded_options = None
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListSpend']._serialized_options = b'\212\347\030(\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\nspend.readX\004`\200 h\200\200@p\020\202\323\344\223\002\013\022\t/v1/spend'
+  _globals['_COSTREPORTSERVICE'].methods_by_name['CheckLedger']._loaded_options = None
+  _globals['_COSTREPORTSERVICE'].methods_by_name['CheckLedger']._serialized_options = b'\212\347\030@\010\001\020\003\032\003\010\330\004*\001\0010\001:\014ledger.checkR\027\n\002\010\036\022\003\010\330\004\032\014resume_tokenX\004`\200 h\200\200@p\002\202\323\344\223\002\022\022\020/v1/ledger/check'
   _globals['_COSTREPORTSERVICE'].methods_by_name['GetRunSpend']._loaded_options = None
   _globals['_COSTREPORTSERVICE'].methods_by_name['GetRunSpend']._serialized_options = b'\212\347\030(\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\nspend.readX\004`\200 h\200\200@p\020\202\323\344\223\002\030\022\026/v1/{run=runs/*}/spend'
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListCharges']._loaded_options = None
@@ -50,44 +53,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgets']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\014budgets.listX\004`\200 h\200\200@p\020\202\323\344\223\002\r\022\013/v1/budgets'
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgetAlerts']._loaded_options = None
   _globals['_COSTREPORTSERVICE'].methods_by_name['ListBudgetAlerts']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\014budgets.listX\004`\200 h\200\200@p\020\202\323\344\223\002\022\022\020/v1/budgetAlerts'
-  _globals['_LISTSPENDREQUEST']._serialized_start=235
-  _globals['_LISTSPENDREQUEST']._serialized_end=673
-  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_start=454
-  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_end=673
-  _globals['_LISTSPENDRESPONSE']._serialized_start=676
-  _globals['_LISTSPENDRESPONSE']._serialized_end=807
-  _globals['_SPENDROW']._serialized_start=810
-  _globals['_SPENDROW']._serialized_end=986
-  _globals['_GETRUNSPENDREQUEST']._serialized_start=988
-  _globals['_GETRUNSPENDREQUEST']._serialized_end=1021
-  _globals['_GETRUNSPENDRESPONSE']._serialized_start=1023
-  _globals['_GETRUNSPENDRESPONSE']._serialized_end=1087
-  _globals['_RUNSPEND']._serialized_start=1090
-  _globals['_RUNSPEND']._serialized_end=1230
-  _globals['_LISTCHARGESREQUEST']._serialized_start=1233
-  _globals['_LISTCHARGESREQUEST']._serialized_end=1386
-  _globals['_LISTCHARGESRESPONSE']._serialized_start=1388
-  _globals['_LISTCHARGESRESPONSE']._serialized_end=1478
-  _globals['_CHARGE']._serialized_start=1481
-  _globals['_CHARGE']._serialized_end=1751
-  _globals['_SETBUDGETREQUEST']._serialized_start=1754
-  _globals['_SETBUDGETREQUEST']._serialized_end=1950
-  _globals['_SETBUDGETRESPONSE']._serialized_start=1952
-  _globals['_SETBUDGETRESPONSE']._serialized_end=2014
-  _globals['_DELETEBUDGETREQUEST']._serialized_start=2016
-  _globals['_DELETEBUDGETREQUEST']._serialized_end=2117
-  _globals['_DELETEBUDGETRESPONSE']._serialized_start=2119
-  _globals['_DELETEBUDGETRESPONSE']._serialized_end=2230
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=2232
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=2291
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=2293
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=2383
-  _globals['_LISTBUDGETALERTSREQUEST']._serialized_start=2385
-  _globals['_LISTBUDGETALERTSREQUEST']._serialized_end=2466
-  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_start=2468
-  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_end=2567
-  _globals['_BUDGETALERT']._serialized_start=2570
-  _globals['_BUDGETALERT']._serialized_end=2937
-  _globals['_COSTREPORTSERVICE']._serialized_start=2940
-  _globals['_COSTREPORTSERVICE']._serialized_end=4163
+  _globals['_LISTSPENDREQUEST']._serialized_start=278
+  _globals['_LISTSPENDREQUEST']._serialized_end=716
+  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_start=497
+  _globals['_LISTSPENDREQUEST_DIMENSION']._serialized_end=716
+  _globals['_LISTSPENDRESPONSE']._serialized_start=719
+  _globals['_LISTSPENDRESPONSE']._serialized_end=850
+  _globals['_SPENDROW']._serialized_start=853
+  _globals['_SPENDROW']._serialized_end=1029
+  _globals['_CHECKLEDGERREQUEST']._serialized_start=1031
+  _globals['_CHECKLEDGERREQUEST']._serialized_end=1073
+  _globals['_CHECKLEDGERRESPONSE']._serialized_start=1076
+  _globals['_CHECKLEDGERRESPONSE']._serialized_end=1288
+  _globals['_GETRUNSPENDREQUEST']._serialized_start=1290
+  _globals['_GETRUNSPENDREQUEST']._serialized_end=1323
+  _globals['_GETRUNSPENDRESPONSE']._serialized_start=1325
+  _globals['_GETRUNSPENDRESPONSE']._serialized_end=1389
+  _globals['_RUNSPEND']._serialized_start=1392
+  _globals['_RUNSPEND']._serialized_end=1532
+  _globals['_LISTCHARGESREQUEST']._serialized_start=1535
+  _globals['_LISTCHARGESREQUEST']._serialized_end=1688
+  _globals['_LISTCHARGESRESPONSE']._serialized_start=1690
+  _globals['_LISTCHARGESRESPONSE']._serialized_end=1780
+  _globals['_CHARGE']._serialized_start=1783
+  _globals['_CHARGE']._serialized_end=2053
+  _globals['_SETBUDGETREQUEST']._serialized_start=2056
+  _globals['_SETBUDGETREQUEST']._serialized_end=2252
+  _globals['_SETBUDGETRESPONSE']._serialized_start=2254
+  _globals['_SETBUDGETRESPONSE']._serialized_end=2316
+  _globals['_DELETEBUDGETREQUEST']._serialized_start=2318
+  _globals['_DELETEBUDGETREQUEST']._serialized_end=2419
+  _globals['_DELETEBUDGETRESPONSE']._serialized_start=2421
+  _globals['_DELETEBUDGETRESPONSE']._serialized_end=2532
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=2534
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=2593
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=2595
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=2685
+  _globals['_LISTBUDGETALERTSREQUEST']._serialized_start=2687
+  _globals['_LISTBUDGETALERTSREQUEST']._serialized_end=2768
+  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_start=2770
+  _globals['_LISTBUDGETALERTSRESPONSE']._serialized_end=2869
+  _globals['_BUDGETALERT']._serialized_start=2872
+  _globals['_BUDGETALERT']._serialized_end=3239
+  _globals['_COSTREPORTSERVICE']._serialized_start=3242
+  _globals['_COSTREPORTSERVICE']._serialized_end=4656
 # @@protoc_insertion_point(module_scope)

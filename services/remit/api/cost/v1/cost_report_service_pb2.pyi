@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from remit.api.cost.v1 import ledger_difference_pb2 as _ledger_difference_pb2
 from remit.api.cost.v1 import reservation_pb2 as _reservation_pb2
 from remit.api.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -198,6 +199,78 @@ class SpendRow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SpendRow: _TypeAlias = SpendRow  # noqa: Y015
+
+@_typing.final
+class CheckLedgerRequest(_message.Message):
+    """CheckLedgerRequest begins a check, or goes on with one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """The token of the last message of a check that broke off; empty begins."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckLedgerRequest: _TypeAlias = CheckLedgerRequest  # noqa: Y015
+
+@_typing.final
+class CheckLedgerResponse(_message.Message):
+    """CheckLedgerResponse is one step of a check. Its counts are of this step alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    RESOLVED_LATE_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """How far the check is, in percent; 100 in the last message alone."""
+    resume_token: _builtins.str
+    """Resumes the check after this step. The steps since the last message with another token come again."""
+    reservations: _builtins.int
+    """Reservations compared."""
+    attempts: _builtins.int
+    """Attempts compared."""
+    differences_elsewhere: _builtins.int
+    """Differences that are not the caller's org's: the cost service's log names them."""
+    resolved_late: _builtins.int
+    """Doubts that a late result resolved after their whole holds had been posted. That stays so, and is no
+    difference.
+    """
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_difference_pb2.LedgerDifference]:
+        """Differences of the caller's org."""
+
+    def __init__(
+        self,
+        *,
+        percent: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        reservations: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        differences: _abc.Iterable[_ledger_difference_pb2.LedgerDifference] | None = ...,
+        differences_elsewhere: _builtins.int = ...,
+        resolved_late: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "differences", b"differences", "differences_elsewhere", b"differences_elsewhere", "percent", b"percent", "reservations", b"reservations", "resolved_late", b"resolved_late", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckLedgerResponse: _TypeAlias = CheckLedgerResponse  # noqa: Y015
 
 @_typing.final
 class GetRunSpendRequest(_message.Message):

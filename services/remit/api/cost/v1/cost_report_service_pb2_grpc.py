@@ -40,6 +40,11 @@ class CostReportServiceStub:
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.FromString,
                 _registered_method=True)
+        self.CheckLedger = channel.unary_stream(
+                '/remit.api.cost.v1.CostReportService/CheckLedger',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerResponse.FromString,
+                _registered_method=True)
         self.GetRunSpend = channel.unary_unary(
                 '/remit.api.cost.v1.CostReportService/GetRunSpend',
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendRequest.SerializeToString,
@@ -79,6 +84,15 @@ class CostReportServiceServicer:
     def ListSpend(self, request, context):
         """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
         the latest back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckLedger(self, request, context):
+        """Checks the whole ledger against the claims of the enforcement services, and against its own transfers,
+        step by step. Differences of the caller's org are told in full, those of others are counted. It reads
+        alone: whatever it finds, it closes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +154,11 @@ def add_CostReportServiceServicer_to_server(servicer, server):
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.SerializeToString,
             ),
+            'CheckLedger': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckLedger,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerResponse.SerializeToString,
+            ),
             'GetRunSpend': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRunSpend,
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.GetRunSpendRequest.FromString,
@@ -199,6 +218,33 @@ class CostReportService:
             '/remit.api.cost.v1.CostReportService/ListSpend',
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendRequest.SerializeToString,
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListSpendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/CheckLedger',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.CheckLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,11 @@ class CostReportServiceStub:
     """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
     the latest back.
     """
+    CheckLedger: _aio.UnaryStreamMultiCallable[_cost_report_service_pb2.CheckLedgerRequest, _cost_report_service_pb2.CheckLedgerResponse]
+    """Checks the whole ledger against the claims of the enforcement services, and against its own transfers,
+    step by step. Differences of the caller's org are told in full, those of others are counted. It reads
+    alone: whatever it finds, it closes nothing.
+    """
     GetRunSpend: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.GetRunSpendRequest, _cost_report_service_pb2.GetRunSpendResponse]
     """Shows what a run and the runs below it spent, each alone and with all that is below it. A run that
     spent nothing has zeros, and so has one of another org. Fails with TOO_LARGE for more than 1,000 runs.
@@ -54,6 +59,17 @@ class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_cost_report_service_pb2.ListSpendResponse]:
         """Sums what was spent in a time span by one dimension: the dearest first, but days and months from
         the latest back.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckLedger(
+        self,
+        request: _cost_report_service_pb2.CheckLedgerRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.CheckLedgerRequest, _abc.AsyncIterator[_cost_report_service_pb2.CheckLedgerResponse]],
+    ) -> _abc.AsyncIterator[_cost_report_service_pb2.CheckLedgerResponse]:
+        """Checks the whole ledger against the claims of the enforcement services, and against its own transfers,
+        step by step. Differences of the caller's org are told in full, those of others are counted. It reads
+        alone: whatever it finds, it closes nothing.
         """
 
     @_abc_1.abstractmethod
