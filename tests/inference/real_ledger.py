@@ -65,6 +65,8 @@ class Ledger(CostService):
         self.database = database
         self.world = world
         self.extensions = 0
+        self.outage = error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+        """How an extension fails while cost is away."""
         self.hangs = asyncio.Event()
         """Set: an extension is never answered."""
         rules = Rules(DefaultBudget(Period.TOTAL, limit), timedelta(seconds=5))
@@ -82,7 +84,7 @@ class Ledger(CostService):
         if self.hangs.is_set():
             await asyncio.Event().wait()
         if "cost" in self.world.away:
-            raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "cost is away")
+            raise RemitError(self.outage, "cost is away")
         return await super().BatchExtendReservations(request, context)
 
     async def spent(self) -> tuple[int, int, int]:

@@ -326,11 +326,13 @@ async def test_at_the_deadline_the_text_so_far_is_the_answer(pay: Open) -> None:
 # ------------------------------------------------------------------------------------ outages
 
 
-@pytest.mark.parametrize("outage", ["away", "hangs"])
+@pytest.mark.parametrize("outage", ["away", "late", "hangs"])
 async def test_without_the_ledger_a_stream_ends_inside_its_lease(pay: Open, outage: str) -> None:
     paying = await pay(lease_wait_s=0.3)
     listening = await _three_said(paying)
-    if outage == "away":
+    if outage == "late":  # a killed replica's call ends so
+        paying.ledger.outage = error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED
+    if outage in {"away", "late"}:
         paying.world.away.add("cost")
     else:
         paying.ledger.hangs.set()

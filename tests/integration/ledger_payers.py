@@ -23,6 +23,7 @@ from remit.api.inference.v1 import inference_service_pb2 as inference
 from remit.api.inference.v1 import inference_service_pb2_grpc, message_pb2
 from remit.api.tools.v1 import tool_service_pb2 as tools
 from remit.api.tools.v1 import tool_service_pb2_grpc
+from remit.client import is_break
 from remit.rpc.errors import RemitError
 from tests.integration.clients import bearer
 
@@ -177,6 +178,8 @@ class Payer:
             return "refused"
         if error.reason == reasons.ERROR_REASON_EFFECT_IN_DOUBT:
             return "in doubt"
+        if error.reason == reasons.ERROR_REASON_DEADLINE_EXCEEDED and not is_break(error):
+            return "too late"  # for good: asked again, it would be told the same
         goes_on = error.retryable or error.code in _BREAKS
         return "" if goes_on else f"{error.reason_name}: {error.message}"
 

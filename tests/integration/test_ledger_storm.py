@@ -106,7 +106,7 @@ def _check_what_was_told(world: LedgerWorld, told: Sequence[Told], operations: i
     """Every operation has an end that the contracts know, and only small budgets refuse."""
     assert sum(sum(ends.values()) for one in told for ends in one.ends.values()) == operations
     for user, ends in ((user, ends) for one in told for user, ends in one.ends.items()):
-        known = {"model", "tool", "left", "refused", "in doubt"}
+        known = {"model", "tool", "left", "refused", "in doubt", "too late"}
         assert set(ends) <= known, (user, ends)
         assert "refused" not in ends or user in world.limits_nanos, (user, ends)
     accounts = {account: quota for one in told for account, quota in one.refusals.items()}

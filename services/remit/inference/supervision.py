@@ -181,7 +181,9 @@ class Supervision:
             raise Cut(Cause.PERMISSION, error)
         if error.reason == reasons.ERROR_REASON_FENCED:
             raise Cut(Cause.FENCED, error)
-        self._failure = error
+        is_answer = error.retryable or error.reason == reasons.ERROR_REASON_BUDGET_EXHAUSTED
+        # What another service did not do in time is no end of this call: it may be asked for again.
+        self._failure = error if is_answer else _unanswered(error.message)
         pause_s = _PAUSE_AFTER_REFUSAL_S if self._is_refused else _PAUSE_AFTER_OUTAGE_S
         self._not_before = self._clock.monotonic() + pause_s
 
