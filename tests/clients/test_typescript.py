@@ -87,7 +87,6 @@ async def test_a_refusal_is_not_tried_again(folder: Path, mesh: RunningMesh) -> 
 
 _READS = """
 import { events } from "./events.ts";
-from tests.waiting import in_time
 for (const last of ["event: end\\ndata: {}\\n\\n", 'event: error\\ndata: {"code": 13}\\n\\n', ""]) {
   const seen: string[] = [];
   const answer = new Response(`id: 1\\ndata: a\\n\\n${last}`);

@@ -49,6 +49,13 @@ class LedgerCheck:
         Raises INVALID_REQUEST for another token, DEPENDENCY_UNAVAILABLE when a part is away: what
         could not be looked at is not said to be right.
         """
+        sequence = 0
+        async for step in self._steps(org, resume_token):
+            sequence += 1
+            step.sequence = sequence
+            yield step
+
+    async def _steps(self, org: str, resume_token: str) -> Steps:
         after, checked = _place(resume_token)
         total = await self._total()
         token, logged = resume_token, 0

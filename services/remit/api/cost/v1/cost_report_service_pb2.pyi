@@ -235,6 +235,7 @@ class CheckLedgerResponse(_message.Message):
     DIFFERENCES_FIELD_NUMBER: _builtins.int
     DIFFERENCES_ELSEWHERE_FIELD_NUMBER: _builtins.int
     RESOLVED_LATE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     percent: _builtins.int
     """How far the check is, in percent; 100 in the last message alone."""
     resume_token: _builtins.str
@@ -249,6 +250,8 @@ class CheckLedgerResponse(_message.Message):
     """Doubts that a late result resolved after their whole holds had been posted. That stays so, and is no
     difference.
     """
+    sequence: _builtins.int
+    """Number of the message within this answer, from 1. A check is resumed by its token, not by this."""
     @_builtins.property
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_difference_pb2.LedgerDifference]:
         """Differences of the caller's org."""
@@ -263,10 +266,11 @@ class CheckLedgerResponse(_message.Message):
         differences: _abc.Iterable[_ledger_difference_pb2.LedgerDifference] | None = ...,
         differences_elsewhere: _builtins.int = ...,
         resolved_late: _builtins.int = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "differences", b"differences", "differences_elsewhere", b"differences_elsewhere", "percent", b"percent", "reservations", b"reservations", "resolved_late", b"resolved_late", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "differences", b"differences", "differences_elsewhere", b"differences_elsewhere", "percent", b"percent", "reservations", b"reservations", "resolved_late", b"resolved_late", "resume_token", b"resume_token", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
