@@ -18,7 +18,7 @@ from tests.conftest import OpenDatabase
 from tests.effects.world import World, a_call, a_request, replica
 from tests.waiting import eventually, in_time
 
-LEASE_S = 0.3
+LEASE_S = 1.0
 STEPS = ("begin", "Start", "effect", "Finish", "Close", "Refuse")
 
 
