@@ -23,7 +23,9 @@ from remit import telemetry
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.postgres import Connection, Database
+from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation
+from remit.rpc.remits import Remit
 
 MAX_REQUEST_ID_CHARS: Final = 64
 _SWEEP_LIMIT: Final = 64
@@ -61,6 +63,26 @@ class AdminChange:
     request: AdminRequest
     response: bytes
     create_time: datetime
+
+
+def asked_by(
+    caller: Remit, method: str, request_id: str, resource: str, *, detail: str, body: bytes = b""
+) -> AdminRequest:
+    """The change that the call in progress asks for.
+
+    `body` is what a repetition must have alike; `detail` where it is empty.
+    """
+    return AdminRequest(
+        subject=caller.subject,
+        method=method,
+        request_id=request_id,
+        org=caller.org,
+        body_digest=hashlib.sha256(body or detail.encode()).digest(),
+        action=method,
+        resource=resource,
+        detail=detail,
+        trace_id=current_call().trace_id,
+    )
 
 
 def request_id_violations(request_id: str) -> list[Violation]:

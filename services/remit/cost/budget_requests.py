@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,8 +13,7 @@ from remit.cost.budgets import detail_of
 from remit.cost.periods import BudgetPeriod, Period, RunPeriod, budget_period
 from remit.cost.reservations import SetLimit, limit_violations
 from remit.cost.terms import Enforcement, Terms, percents_fault
-from remit.idempotency import AdminRequest, request_id_violations
-from remit.rpc.calls import current_call
+from remit.idempotency import AdminRequest, asked_by, request_id_violations
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.remits import Remit
 
@@ -110,15 +108,5 @@ def _require_own(caller: Remit, account: str, permission: str) -> None:
 def _change(caller: Remit, request: Request, method: str, terms: Terms | None = None) -> Change:
     period = budget_period(request.period)
     detail = detail_of(request.account, period, terms)
-    admin = AdminRequest(
-        subject=caller.subject,
-        method=method,
-        request_id=request.request_id,
-        org=caller.org,
-        body_digest=hashlib.sha256(detail.encode()).digest(),
-        action=method,
-        resource=request.account,
-        detail=detail,
-        trace_id=current_call().trace_id,
-    )
+    admin = asked_by(caller, method, request.request_id, request.account, detail=detail)
     return Change(admin, request.account, period)

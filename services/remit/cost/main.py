@@ -24,7 +24,7 @@ from remit.cost.ledger_walk import LedgerWalk
 from remit.cost.metrics import ledger_held
 from remit.cost.price_service import PriceService
 from remit.cost.price_store import PriceStore
-from remit.cost.prices import PriceList, read_prices
+from remit.cost.prices import FilePrices, PriceList, read_prices
 from remit.cost.public_prices import PublicPrices
 from remit.cost.report_service import CostReportService
 from remit.cost.service import CostService
@@ -60,43 +60,29 @@ async def open_service(
     async with Database.of(settings, "cost") as database:
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
-        price_list = PriceList(
-            prices,
-            PublicPrices(cache_size=settings.price_cache_size),
-            unlisted_models=settings.unlisted_models,
-            unlisted_tools=settings.unlisted_tools,
-        )
+        price_list = _price_list(prices, settings)
         audit = mesh.stub(audit_service_pb2_grpc.AuditServiceStub)
         recorder = AdminRecorder(database, audit, retry_s=settings.record_retry_s)
         alerts = AlertRecorder(database, audit, every_s=settings.record_retry_s)
-        store = LedgerStore(
-            database,
-            settings.rules,
-            clock,
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
+        ledger = CostService(
+            store=_ledger_store(database, settings, clock), prices=price_list, verifier=verifier
         )
-        budgets = BudgetStore(database, settings.rules.default_budget, clock)
         check, watch = _checks(database, settings, mesh, clock)
+        reports = CostReportService(
+            database=database,
+            budgets=BudgetStore(database, settings.rules.default_budget, clock),
+            recorder=recorder,
+            check=check,
+        )
+        own_prices = PriceService(
+            store=PriceStore(database, clock), prices=price_list, recorder=recorder
+        )
         yield Service(
             area="cost",
             servicers=(
-                (
-                    cost_service_pb2_grpc.add_CostServiceServicer_to_server,
-                    CostService(store=store, prices=price_list, verifier=verifier),
-                ),
-                (
-                    cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server,
-                    CostReportService(
-                        database=database, budgets=budgets, recorder=recorder, check=check
-                    ),
-                ),
-                (
-                    price_service_pb2_grpc.add_PriceServiceServicer_to_server,
-                    PriceService(
-                        store=PriceStore(database, clock), prices=price_list, recorder=recorder
-                    ),
-                ),
+                (cost_service_pb2_grpc.add_CostServiceServicer_to_server, ledger),
+                (cost_report_service_pb2_grpc.add_CostReportServiceServicer_to_server, reports),
+                (price_service_pb2_grpc.add_PriceServiceServicer_to_server, own_prices),
             ),
             verifier=verifier,
             background=(
@@ -107,6 +93,25 @@ async def open_service(
             ),
             ready=(database.ping,),
         )
+
+
+def _price_list(files: FilePrices, settings: CostSettings) -> PriceList:
+    return PriceList(
+        files,
+        PublicPrices(cache_size=settings.price_cache_size),
+        unlisted_models=settings.unlisted_models,
+        unlisted_tools=settings.unlisted_tools,
+    )
+
+
+def _ledger_store(database: Database, settings: CostSettings, clock: Clock) -> LedgerStore:
+    return LedgerStore(
+        database,
+        settings.rules,
+        clock,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+    )
 
 
 def _checks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from remit.cost.price_files import Rates
 from remit.cost.price_listing import A_SMALL_REQUEST, listed_prices
 from remit.cost.price_store import PriceStore, WantedPrice
 from remit.cost.prices import PriceList, make_price
-from remit.idempotency import AdminRecorder, AdminRequest, request_id_violations
-from remit.rpc.calls import current_call, current_remit
+from remit.idempotency import AdminRecorder, AdminRequest, asked_by, request_id_violations
+from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
 from remit.rpc.remits import Remit
 
@@ -179,14 +178,4 @@ def _admin_request(
         {"item": request.item, **stated, "start_time": start.isoformat() if start else None},
         sort_keys=True,
     )
-    return AdminRequest(
-        subject=caller.subject,
-        method=method,
-        request_id=request.request_id,
-        org=caller.org,
-        body_digest=hashlib.sha256(detail.encode()).digest(),
-        action=method,
-        resource=request.item,
-        detail=detail,
-        trace_id=current_call().trace_id,
-    )
+    return asked_by(caller, method, request.request_id, request.item, detail=detail)

@@ -16,7 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from remit import names
 from remit.api.errors.v1 import error_reason_pb2
@@ -62,12 +62,16 @@ class ItemPrices:
         raise _unknown(self.item, self.list_item)
 
 
+FilePrices: TypeAlias = Sequence[Mapping[str, Timeline[Price]]]
+"""What price files state, the file that counts first before the others."""
+
+
 class PriceList:
     """Prices by item, from files in order of precedence and from the public list."""
 
     def __init__(
         self,
-        files: Sequence[Mapping[str, Timeline[Price]]],
+        files: FilePrices,
         public: PublicPrices,
         *,
         unlisted_models: Unlisted,
@@ -99,7 +103,7 @@ class PriceList:
         return kind is Unlisted.FREE
 
 
-def read_prices(own_file: Path | None) -> list[Mapping[str, Timeline[Price]]]:
+def read_prices(own_file: Path | None) -> FilePrices:
     """The operator's file, then the shipped one. Raises CONFIGURATION_INVALID."""
     shipped = _of_file(SHIPPED, "shipped")
     return [_of_file(own_file, "file"), shipped] if own_file else [shipped]

@@ -6,7 +6,6 @@ decided here, by the same rules, because a service believes no gateway about its
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from remit.idempotency import (
     AdminChange,
     AdminRecorder,
     AdminRequest,
+    asked_by,
     request_id_violations,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
@@ -38,7 +38,7 @@ from remit.policy.epochs import Policies
 from remit.policy.remits import principal_of
 from remit.policy.rules import Question
 from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
-from remit.rpc.calls import current_call, current_remit
+from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.remits import Remit
@@ -205,17 +205,9 @@ def _answered(change: AdminChange) -> api_key_pb2.ApiKey:
 def _admin_request(
     caller: Remit, action: str, request_id: str, resource: str, body: Mapping[str, object]
 ) -> AdminRequest:
-    return AdminRequest(
-        subject=caller.subject,
-        method=action,
-        request_id=request_id,
-        org=caller.org,
-        body_digest=hashlib.sha256(canonical_body({"name": resource, **body})).digest(),
-        action=action,
-        resource=resource,
-        detail=json.dumps(dict(body), sort_keys=True),
-        trace_id=current_call().trace_id,
-    )
+    detail = json.dumps(dict(body), sort_keys=True)
+    canonical = canonical_body({"name": resource, **body})
+    return asked_by(caller, action, request_id, resource, detail=detail, body=canonical)
 
 
 def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
