@@ -26,6 +26,11 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
         Usd().convert(text, None, None)
 
 
+def test_what_is_too_much_is_told_how_much_may_be() -> None:
+    with pytest.raises(click.BadParameter, match="0 to 9,223,372,036 USD"):
+        Usd().convert("9223372037", None, None)
+
+
 @pytest.mark.parametrize(
     ("text", "length"),
     [

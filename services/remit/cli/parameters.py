@@ -46,7 +46,8 @@ class Usd(click.ParamType[int]):
         except InvalidOperation:
             self.fail(f"{value!r} is no amount; write it such as 0.05", param, ctx)
         if not nanos.is_finite() or not 0 <= nanos <= _MOST_NANOS:
-            self.fail(f"{value!r} is out of range", param, ctx)
+            most = _MOST_NANOS // NANOS_PER_USD
+            self.fail(f"{value!r} is out of range; an amount is 0 to {most:,} USD", param, ctx)
         if nanos % 1:
             self.fail(f"{value!r} has more than nine decimals", param, ctx)
         return int(nanos)
