@@ -18,9 +18,10 @@ from remit.rpc.errors import RemitError
 from tests.agent.conftest import Replica, StartReplica, World
 from tests.waiting import eventually
 
-LEASE_S = 1.0
-KEPT_LEASE_S = 4.0
-"""Of a lease that must not lapse: renewing it may wait for a loaded machine."""
+LEASE_S = 4.0
+"""Renewing it may wait for a loaded machine."""
+HEIRS_LEASE_S = 600.0
+"""Of an adopter: nobody adopts the run from it."""
 CLAIM_POLL_S = 0.1
 ADOPTED_WITHIN_S = LEASE_S + CLAIM_POLL_S
 BUSY_S = 4.0
@@ -65,7 +66,7 @@ async def test_a_jump_of_the_holders_clock_or_of_anothers_loses_no_lease(
     replica: StartReplica, world: World, jump: timedelta
 ) -> None:
     clock, others = JumpingClock(), JumpingClock()
-    facts = {"lease_s": KEPT_LEASE_S, "claim_poll_s": CLAIM_POLL_S}
+    facts = {"lease_s": LEASE_S, "claim_poll_s": CLAIM_POLL_S}
     holder = await replica(clock=clock, **facts)
     await replica(clock=others, replica="other", **facts)
     run = await held_run(holder, world)
@@ -73,7 +74,7 @@ async def test_a_jump_of_the_holders_clock_or_of_anothers_loses_no_lease(
     # Longer than a lease lasts: it was renewed, and nobody thought it lapsed.
     tenure = holder.parts.pool._jobs[run.name].tenure
     granted = tenure.grant_time
-    await eventually(lambda: tenure.grant_time > granted + 1.2 * KEPT_LEASE_S)
+    await eventually(lambda: tenure.grant_time > granted + 1.2 * LEASE_S)
     let_go(world)
     events = await holder.client().watch(run.name)
     assert events[-1].ended.run.result == "The result is 391."
@@ -85,12 +86,13 @@ async def test_a_dead_holders_run_is_adopted_in_time_by_whatever_clock(
     replica: StartReplica, world: World, jump: timedelta
 ) -> None:
     clock, heirs = JumpingClock(), JumpingClock()
-    facts = {"lease_s": LEASE_S, "claim_poll_s": CLAIM_POLL_S}
-    first = await replica(clock=clock, **facts)
-    heir = await replica(clock=heirs, replica="heir", **facts)
+    first = await replica(clock=clock, lease_s=LEASE_S)
+    heir = await replica(
+        clock=heirs, replica="heir", lease_s=HEIRS_LEASE_S, claim_poll_s=CLAIM_POLL_S
+    )
     run = await held_run(first, world)
     clock.jump, heirs.jump = jump, -jump
-    await first.kill()
+    await first.freeze()
     await eventually(lambda: heir.parts.pool.running, ADOPTED_WITHIN_S + BUSY_S)
     let_go(world)
     assert tokens(await heir.client().watch(run.name)) == [1, 2]

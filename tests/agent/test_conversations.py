@@ -293,7 +293,7 @@ async def test_whoever_adopts_a_run_asks_its_model_for_the_same(
     service: str, replica: StartReplica, world: World
 ) -> None:
     """The recorded effect refuses another body under the same key."""
-    first = await replica(lease_s=0.5)
+    first = await replica()
     talk = await begin(first.client())
     for n in (2, 3):
         await talk.run(f"What is {n} * 3?", context={"b": "<2>", "a": "1"})
@@ -305,7 +305,7 @@ async def test_whoever_adopts_a_run_asks_its_model_for_the_same(
     effects.hold.set()
     asked = len(world.inference.requests)
     # Settings count when a run is created, and never again.
-    second = await replica(lease_s=0.5, max_history_runs=1, max_history_bytes=0)
+    second = await replica(max_history_runs=1, max_history_bytes=0)
     ended = await talk.of(second.client()).client.ended(run.name)
     assert (ended.result, ended.history_runs) == ("The result is 391.", 2)
     assert len(world.inference.requests) > asked
@@ -511,7 +511,7 @@ async def test_an_earlier_journal_that_was_changed_is_named(
 async def test_a_run_whose_history_is_changed_under_it_ends_and_says_so(
     replica: StartReplica, world: World, owner_execute: Any
 ) -> None:
-    first = await replica(lease_s=0.5)
+    first = await replica()
     talk = await begin(first.client())
     earlier = [await talk.run(task) for task in ("one", "two")]
     world.inference.effects.hold = asyncio.Event()
@@ -523,7 +523,7 @@ async def test_a_run_whose_history_is_changed_under_it_ends_and_says_so(
         "UPDATE runs SET previous_run = NULL WHERE run = $1::uuid",
         earlier[1].name.removeprefix("runs/"),
     )
-    ended = await talk.of((await replica(lease_s=0.5)).client()).client.ended(run.name)
+    ended = await talk.of((await replica()).client()).client.ended(run.name)
     assert ended.state == run_pb2.RUN_STATE_FAILED
     error = RemitError.from_status(ended.error)
     assert error.reason == reasons.ERROR_REASON_DATA_CORRUPT

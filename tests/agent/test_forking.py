@@ -241,14 +241,14 @@ async def test_a_step_that_a_fork_took_over_is_tried_again_from_the_fork(
 async def test_a_fork_whose_worker_dies_goes_on_from_what_it_took_over(
     replica: StartReplica, world: World
 ) -> None:
-    first = await replica(lease_s=1)
+    first = await replica()
     source, events = await source_of(first.client())
     world.inference.effects.hold = asyncio.Event()
     fork = await first.client().fork(source, from_sequence=place(events, "tool_call_ended"))
     await eventually(lambda: world.inference.effects.held == 1)
     await first.kill()
     world.inference.effects.hold = None
-    second = await replica(lease_s=1)
+    second = await replica()
     assert (await second.client().ended(fork.name)).result == ANSWER
     assert sum(world.tools.effects.performed.values()) == 1
     assert set(world.inference.effects.performed.values()) == {1}

@@ -73,12 +73,12 @@ async def test_a_run_that_was_taken_over_counts_as_waiting_while_it_waits(
 ) -> None:
     waiting = {"reason": "DEPENDENCY_UNAVAILABLE"}
     world.inference.effects.failures = [away("inference", retry_after_s=30)]
-    first = await replica(lease_s=1, retry_cap_s=30)
+    first = await replica(retry_cap_s=30)
     await first.client().create()
     await eventually(lambda: value("agent_runs_waiting", **waiting) == 1)
     await first.kill()
     assert value("agent_runs_waiting", **waiting) == 0
-    second = await replica(lease_s=1, retry_cap_s=30)
+    second = await replica(retry_cap_s=30)
     await eventually(lambda: second.parts.pool.running == 1)
     await eventually(lambda: value("agent_runs_waiting", **waiting) == 1)
 

@@ -80,12 +80,12 @@ async def test_a_run_resumed_during_its_call_waits_for_that_call(
 async def test_nobody_takes_a_paused_run_and_policy_refuses_its_old_token(
     replica: StartReplica, world: World
 ) -> None:
-    made = await replica(lease_s=0.3)
+    made = await replica()
     run = await held_run(made, world, "inference")
     await made.client().pause(run.name)
     assert world.policy.least[run.name] == 2
     let_go(world, "inference")
-    other = await replica(lease_s=0.3)
+    other = await replica()
     for each in (made, other):
         await each.parts.pool._claim_all()
         assert each.parts.pool.running == 0

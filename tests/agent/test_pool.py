@@ -40,12 +40,12 @@ def tokens(events: list[run_pb2.RunEvent]) -> list[int]:
 async def test_the_run_of_a_dead_replica_is_adopted_and_its_effect_happens_once(
     service: str, replica: StartReplica, world: World
 ) -> None:
-    first = await replica(lease_s=0.5)
+    first = await replica()
     run = await held_run(first, world, service)
     await first.kill()
     getattr(world, service).effects.hold.set()
     adopted = gained("agent_runs_claimed_total", origin="orphan")
-    second = await replica(lease_s=0.5, replica="second")
+    second = await replica(replica="second")
     events = await second.client().watch(run.name)
     assert events[-1].ended.run.result == "The result is 391."
     assert tokens(events) == [1, 2]
@@ -60,9 +60,10 @@ async def test_a_worker_that_lost_its_lease_writes_and_starts_nothing(
     replica: StartReplica, world: World
 ) -> None:
     """A frozen process: its lease lapses, another adopts the run, then it wakes up."""
-    frozen = await replica(running=False, lease_s=0.3)
+    frozen = await replica(running=False)
     run = await held_run(frozen, world)
     hung, world.inference.effects.hold = world.inference.effects.hold, None
+    await frozen.lapse()
     second = await replica(lease_s=30)
     # The adopter's call replays what the frozen worker's call recorded, then calls the tool.
     events = await second.client().watch(run.name)
@@ -100,15 +101,15 @@ async def test_a_stale_token_is_refused_by_the_journal(replica: StartReplica, wo
 async def test_a_worker_stops_when_its_lease_cannot_be_renewed(
     replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = await replica(lease_s=0.4)
+    made = await replica(lease_s=3)
 
     async def away(_: object) -> set[str]:
         raise RemitError(reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "no database")
 
-    monkeypatch.setattr(made.parts.pool._leases, "renew", away)
     run = await held_run(made, world)
     job = made.parts.pool._jobs[run.name].task
-    await asyncio.wait([job], timeout=5)
+    monkeypatch.setattr(made.parts.pool._leases, "renew", away)
+    await asyncio.wait([job], timeout=30)
     assert job.cancelled()
 
 
@@ -144,7 +145,7 @@ async def test_what_the_pool_says_of_a_run_is_of_the_runs_trace(
 
 
 async def test_a_lease_is_renewed_while_the_run_lasts(replica: StartReplica, world: World) -> None:
-    made = await replica(lease_s=2)  # a third of it must be longer than a busy machine's pauses
+    made = await replica(lease_s=6)  # a third of it must be longer than a busy machine's pauses
     run = await held_run(made, world)
     tenure = made.parts.pool._jobs[run.name].tenure
     first = tenure.grant_time
@@ -219,10 +220,9 @@ async def test_a_run_created_while_its_replica_drains_is_handed_over(
 async def test_a_run_granted_while_its_replica_drains_is_handed_over(
     replica: StartReplica, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = await replica(lease_s=0.3, replica="first")
+    first = await replica(replica="first")
     run = await held_run(first, world)
     await first.kill()
-    # On a loaded machine the first may have lost it and taken it again.
     lost_at = await world.database.fetchval("SELECT fencing_token FROM runs")
     second = await replica(lease_s=60, replica="second", running=False)
     claim, pool = second.parts.pool._leases.claim, second.parts.pool
@@ -336,11 +336,11 @@ async def test_events_of_another_replica_are_pushed(replica: StartReplica, world
 async def test_a_run_whose_definition_was_changed_by_hand_ends_and_says_so(
     replica: StartReplica, world: World, owner_execute: Any
 ) -> None:
-    first = await replica(lease_s=0.5)
+    first = await replica()
     run = await held_run(first, world)
     await first.kill()
     await owner_execute("UPDATE agent_definitions SET definition = 'changed'::bytea")
-    second = await replica(lease_s=0.5)
+    second = await replica()
     ended = await second.client().ended(run.name)
     assert ended.state == run_pb2.RUN_STATE_FAILED
     assert RemitError.from_status(ended.error).reason == reasons.ERROR_REASON_DATA_CORRUPT
@@ -349,7 +349,7 @@ async def test_a_run_whose_definition_was_changed_by_hand_ends_and_says_so(
 async def test_a_corrupt_journal_is_named_and_other_runs_go_on(
     replica: StartReplica, world: World, owner_execute: Any
 ) -> None:
-    first = await replica(lease_s=0.5)
+    first = await replica()
     broken = await held_run(first, world)
     await first.kill()
     await owner_execute(
@@ -359,7 +359,7 @@ async def test_a_corrupt_journal_is_named_and_other_runs_go_on(
     hold = world.inference.effects.hold
     assert hold is not None
     hold.set()
-    second = await replica(lease_s=0.5)
+    second = await replica()
     client = second.client()
     healthy = await client.create()
     assert (await client.ended(healthy.name)).result == "The result is 391."

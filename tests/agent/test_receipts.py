@@ -80,14 +80,14 @@ async def test_a_worker_that_adopts_a_run_tells_what_its_predecessor_did_not(
 ) -> None:
     world.inference.effects.away = world.tools.effects.away = True
     world.tools.effects.hold = asyncio.Event()
-    one = await replica(lease_s=0.3)
+    one = await replica()
     run = await one.client().create()
     await eventually(lambda: world.tools.effects.held)
     await one.kill()
     assert world.inference.effects.acknowledged == set()
     world.inference.effects.away = world.tools.effects.away = False
     world.tools.effects.hold.set()
-    two = await replica(lease_s=0.3)
+    two = await replica()
     ended = await two.client().ended(run.name)
     assert ended.state == run_pb2.RUN_STATE_SUCCEEDED
     events = await two.client().watch(run.name)
@@ -103,7 +103,7 @@ async def test_a_crash_between_journal_and_receipt_loses_no_result(
 
     The gate of these tests answers RESULT_NOT_KEPT to who does, and the run would fail.
     """
-    one = await replica(lease_s=0.3)
+    one = await replica()
     run = await one.client().create()
 
     async def reached() -> bool:
@@ -112,7 +112,7 @@ async def test_a_crash_between_journal_and_receipt_loses_no_result(
 
     await eventually(reached)
     await one.kill()
-    two = await replica(lease_s=0.3)
+    two = await replica()
     ended = await two.client().ended(run.name)
     assert ended.state == run_pb2.RUN_STATE_SUCCEEDED, ended.error
     assert "391" in ended.result

@@ -386,12 +386,12 @@ async def test_a_crash_while_the_second_is_asked_asks_the_first_no_more(
     world.inference.think = by_model(first=sure("perhaps", 0.5), second=sure("There.", 0.9))
     world.inference.silent = {SECOND}
     rules = "fallback: {model: second, timeout_s: 60}\n"
-    first = await careful(rules, lease_s=1)
+    first = await careful(rules)
     run = await first.client().create("Where?", agent="agents/careful")
     await eventually(lambda: asked(world)[SECOND] == 1)
     await first.kill()
     world.inference.silent.clear()
-    second = await careful(rules, lease_s=1)
+    second = await careful(rules)
     assert (await second.client().ended(run.name)).result == "There."
     assert asked(world) == {FIRST: 1, SECOND: 2}
     assert set(world.inference.effects.performed.values()) == {1}
@@ -403,12 +403,12 @@ async def test_a_crash_before_the_first_ones_end_is_journalled_repeats_nothing(
     world.inference.think = by_model(first=sure("perhaps", 0.5), second=sure("There.", 0.9))
     world.inference.effects.hold = asyncio.Event()
     rules = "fallback: {model: second, timeout_s: 60}\n"
-    first = await careful(rules, lease_s=1)
+    first = await careful(rules)
     run = await first.client().create("Where?", agent="agents/careful")
     await eventually(lambda: world.inference.effects.held == 1)
     await first.kill()
     world.inference.effects.hold = None
-    second = await careful(rules, lease_s=1)
+    second = await careful(rules)
     events = await second.client().watch(run.name)
     assert events[-1].ended.run.result == "There."
     assert len(fallbacks(events)) == 1
@@ -427,7 +427,7 @@ async def test_a_crash_at_any_commit_asks_no_model_twice(
     is_committed: bool,
 ) -> None:
     world.inference.think = by_model(first=sure("perhaps", 0.5), second=sure("There.", 0.9))
-    first = await careful(running=False, lease_s=0.5, delta_interval_ms=5000)
+    first = await careful(running=False, delta_interval_ms=5000)
     append, reached, commits = first.parts.store.append, asyncio.Event(), 0
 
     async def append_until(entry: Entry) -> None:
@@ -444,7 +444,7 @@ async def test_a_crash_at_any_commit_asks_no_model_twice(
     run = await first.client().create("Where?", agent="agents/careful")
     await reached.wait()
     await first.kill()
-    second = await careful(lease_s=0.5)
+    second = await careful()
     events = await second.client().watch(run.name)
     assert events[-1].ended.run.result == "There."
     assert world.inference.effects.performed == {

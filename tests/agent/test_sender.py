@@ -197,7 +197,7 @@ async def test_a_replica_that_died_before_it_recorded_posts_nothing_again(
     run = await client.create(webhook=URL)
     await in_time(died.wait(), 10)
     assert (await client.get(run.name)).webhook.state == PENDING
-    second = await replica(webhook_lease_s=1.0)
+    second = await replica()
     found = await told(second.client(), run.name)
     assert (found.webhook.state, found.webhook.tries) == (DELIVERED, 1)
     assert len(receiver.posted) == 1

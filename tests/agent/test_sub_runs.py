@@ -272,7 +272,7 @@ async def test_a_worker_that_dies_before_its_sub_run_is_there_leads_to_one_sub_r
     replica: StartReplica, world: World, agents: Path
 ) -> None:
     world.inference.think = asks(("agents/helper", TASK))
-    first = await replica(agents_dir=agents, lease_s=0.5)
+    first = await replica(agents_dir=agents)
     registered = asyncio.Event()
 
     async def hang(_: str) -> None:
@@ -284,7 +284,7 @@ async def test_a_worker_that_dies_before_its_sub_run_is_there_leads_to_one_sub_r
     await in_time(registered.wait(), 10)
     await first.kill()
     world.policy.on_delegation = None
-    second = await replica(agents_dir=agents, lease_s=0.5)
+    second = await replica(agents_dir=agents)
     ended = await second.client().ended(run.name)
     assert json.loads(ended.result) == {"answer": "The result is 391."}
     assert len(await below(second.client(), run.name)) == 1

@@ -15,7 +15,6 @@ from tests.agent.conftest import Replica, StartReplica, World
 from tests.agent.outside import Generate, Turn, results, says
 from tests.waiting import eventually
 
-LEASE_S = 0.5
 DEFINITION = """\
 name: tester
 display_name: Tester
@@ -44,12 +43,12 @@ async def _changed_meanwhile(
 ) -> tuple[Replica, run_pb2.Run]:
     """A run that began with the old definition; its worker is gone, and the new one is in force."""
     world.tools.effects.hold = asyncio.Event()
-    first = await replica(agents_dir=folders[0], lease_s=LEASE_S)
+    first = await replica(agents_dir=folders[0])
     run = await first.client().create(agent="agents/tester")
     await eventually(lambda: world.tools.effects.held == 1)
     await first.kill()
     world.tools.effects.hold.set()
-    return await replica(agents_dir=folders[1], lease_s=LEASE_S), run
+    return await replica(agents_dir=folders[1]), run
 
 
 async def test_a_run_keeps_the_version_that_it_began_with(

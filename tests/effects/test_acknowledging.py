@@ -25,7 +25,7 @@ from remit.names import claim_name
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import Replica, World, a_call, a_request, replica, settled_down
+from tests.effects.world import LEASE_S, Replica, World, a_call, a_request, replica, settled_down
 from tests.waiting import eventually
 
 AGENT, PUBLIC = options_pb2.CALLER_AGENT, options_pb2.CALLER_PUBLIC
@@ -44,7 +44,7 @@ def world() -> World:
 
 @pytest.fixture
 def one(claims: Database, world: World) -> Replica:
-    return replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    return replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
 
 
 def of_agent(key: str = "key") -> EffectRequest:
@@ -220,7 +220,7 @@ async def test_a_crash_around_the_drop_loses_nothing_and_it_can_be_said_again(
     with pytest.raises(ConnectionAbortedError):
         await mortal.gate.acknowledge([claim], AGENT)
 
-    survivor = replica(ClaimStore(claims, owner="survivor", lease_s=5.0), world)
+    survivor = replica(ClaimStore(claims, owner="survivor", lease_s=LEASE_S), world)
     assert await kept(claims) == [(b"answer", None) if moment == "before" else (None, DIGEST)]
     if moment == "before":
         with a_call():
@@ -235,7 +235,7 @@ class _MortalStore(ClaimStore):
     """A store whose process dies before or after results are dropped."""
 
     def __init__(self, database: Database, moment: str) -> None:
-        super().__init__(database, owner="mortal", lease_s=5.0)
+        super().__init__(database, owner="mortal", lease_s=LEASE_S)
         self._moment = moment
 
     async def acknowledge(self, claims: Sequence[str], presenter: str) -> Any:
@@ -263,7 +263,7 @@ async def test_a_result_is_there_until_its_owner_recorded_it(
 ) -> None:
     """Whatever comes in whatever order, over two replicas: no result is lost or doubled."""
     scene = World()
-    two = [replica(ClaimStore(claims, owner=name, lease_s=5.0), scene) for name in ("a", "b")]
+    two = [replica(ClaimStore(claims, owner=name, lease_s=LEASE_S), scene) for name in ("a", "b")]
     number = next(numbers)
     owners: dict[int, Any] = {}
     named: dict[int, str] = {}

@@ -18,6 +18,7 @@ from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
 from tests.effects.world import (
+    LEASE_S,
     Replica,
     World,
     a_call,
@@ -42,7 +43,7 @@ def world() -> World:
 
 @pytest.fixture
 def one(claims: Database, world: World) -> Replica:
-    return replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    return replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
 
 
 @pytest.fixture

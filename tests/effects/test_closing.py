@@ -8,7 +8,7 @@ from remit.effects.statements import LAPSE
 from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from tests.conftest import OpenDatabase
-from tests.effects.world import World, a_call, a_request, replica, settled_down
+from tests.effects.world import LEASE_S, World, a_call, a_request, replica, settled_down
 
 PAGE = 2
 
@@ -27,7 +27,7 @@ async def unclosed(claims: Database) -> int:
 
 async def test_what_cannot_be_closed_does_not_keep_the_rest_open(claims: Database) -> None:
     world = World()
-    one = replica(ClaimStore(claims, owner="one", lease_s=5.0, max_batch=PAGE), world)
+    one = replica(ClaimStore(claims, owner="one", lease_s=LEASE_S, max_batch=PAGE), world)
     with a_call():
         for number in range(3 * PAGE):
             await one.gate.perform(a_request(str(number)), world.effect)

@@ -15,10 +15,9 @@ from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import World, a_call, a_request, replica
+from tests.effects.world import LEASE_S, World, a_call, a_request, lapse, replica
 from tests.waiting import eventually, in_time
 
-LEASE_S = 1.0
 STEPS = ("begin", "Start", "effect", "Finish", "Close", "Refuse")
 
 
@@ -71,7 +70,7 @@ async def test_after_a_crash_everything_is_closed_and_nothing_happens_twice(
     claims = await database("tools")
     world = World(denied=step == "Refuse")
     power = Power(step, moment)
-    mortal = replica(MortalStore(claims, power), world, LEASE_S)
+    mortal = replica(MortalStore(claims, power), world)
 
     async def effect(permit: Permit) -> EffectResult:
         result: EffectResult = await power.through("effect", lambda: world.effect(permit))
@@ -82,8 +81,9 @@ async def test_after_a_crash_everything_is_closed_and_nothing_happens_twice(
         call = asyncio.create_task(mortal.gate.perform(request, effect))
         await in_time(power.gone.wait(), 10)
         call.cancel()
+        await lapse(claims, "mortal")
         world.denied = False
-        survivor = replica(ClaimStore(claims, owner="survivor", lease_s=LEASE_S), world, LEASE_S)
+        survivor = replica(ClaimStore(claims, owner="survivor", lease_s=LEASE_S), world)
         verdict = await eventually(lambda: _asked_again(survivor.gate.perform, request, world))
 
     async def all_closed() -> bool:

@@ -21,7 +21,7 @@ from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import Replica, World, a_call, a_request, replica, settled_down
+from tests.effects.world import LEASE_S, Replica, World, a_call, a_request, replica, settled_down
 from tests.waiting import eventually
 
 
@@ -40,7 +40,7 @@ def world() -> World:
 @pytest.fixture
 def one(claims: Database, world: World) -> Replica:
     """A replica of the tools service."""
-    return replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    return replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
 
 
 async def state_of(claims: Database) -> list[tuple[int, str, bool]]:
@@ -87,7 +87,7 @@ async def test_the_same_key_with_another_body_is_refused(one: Replica, world: Wo
 async def test_a_hundred_equal_calls_touch_the_world_once(
     one: Replica, world: World, claims: Database
 ) -> None:
-    other = replica(ClaimStore(claims, owner="two", lease_s=5.0), world)
+    other = replica(ClaimStore(claims, owner="two", lease_s=LEASE_S), world)
     with a_call():
         results = await asyncio.gather(
             *(r.gate.perform(a_request(), world.effect) for r in [one, other] * 50),
@@ -221,7 +221,7 @@ async def test_a_late_result_resolves_a_doubt_once(
         call = asyncio.create_task(one.gate.perform(a_request(), frozen))
         await begun.wait()
         await claims.execute("UPDATE effect_attempts SET lease_expires = clock_timestamp()")
-        other = replica(ClaimStore(claims, owner="two", lease_s=5.0), world)
+        other = replica(ClaimStore(claims, owner="two", lease_s=LEASE_S), world)
 
         async def in_doubt() -> bool:
             await other.closer.sweep()
@@ -394,7 +394,7 @@ async def test_a_new_worker_that_joins_its_fenced_predecessor_asks_for_itself(
     claims: Database,
 ) -> None:
     world = FencesOnce()
-    one = replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    one = replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
     assert await together(one, world, 1, 2, 2) == [False, True, True]
     assert sum(world.touched.values()) == 1
     assert world.faults == []
@@ -402,7 +402,7 @@ async def test_a_new_worker_that_joins_its_fenced_predecessor_asks_for_itself(
 
 async def test_a_worker_with_the_fenced_token_shares_its_end(claims: Database) -> None:
     world = FencesOnce()
-    one = replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    one = replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
     assert await together(one, world, 2, 2, 1) == [False, False, False]
     assert not world.touched
 
@@ -423,7 +423,7 @@ class LosesTheAnswer(ClaimStore):
 async def test_a_result_whose_commit_was_not_told_is_no_error(
     world: World, claims: Database
 ) -> None:
-    one = replica(LosesTheAnswer(claims, owner="one", lease_s=5.0), world)
+    one = replica(LosesTheAnswer(claims, owner="one", lease_s=LEASE_S), world)
     with capture_logs() as logs, a_call():
         outcome = await one.gate.perform(a_request(), world.effect)
     assert outcome.payload == b"answer"

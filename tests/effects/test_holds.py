@@ -17,7 +17,7 @@ from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import Replica, World, a_call, a_request, replica, settled_down
+from tests.effects.world import LEASE_S, Replica, World, a_call, a_request, replica, settled_down
 from tests.monitoring.values import gained
 from tests.waiting import eventually
 
@@ -39,7 +39,7 @@ def world() -> World:
 @pytest.fixture
 def one(claims: Database, world: World) -> Replica:
     """A replica of an enforcement service."""
-    return replica(ClaimStore(claims, owner="one", lease_s=5.0), world)
+    return replica(ClaimStore(claims, owner="one", lease_s=LEASE_S), world)
 
 
 def used(calls: int) -> usage_pb2.Usage:
@@ -136,7 +136,7 @@ async def test_a_hold_that_a_sweeper_posted_extends_nothing_more(
 ) -> None:
     async def work(permit: Permit) -> None:
         await claims.execute("UPDATE effect_attempts SET lease_expires = clock_timestamp()")
-        other = replica(ClaimStore(claims, owner="two", lease_s=5.0), world)
+        other = replica(ClaimStore(claims, owner="two", lease_s=LEASE_S), world)
 
         async def posted() -> bool:
             await other.closer.sweep()
@@ -160,7 +160,7 @@ class Forgetful(ClaimStore):
 
 
 async def test_a_note_that_cannot_be_written_stops_nothing(world: World, claims: Database) -> None:
-    one = replica(Forgetful(claims, owner="one", lease_s=5.0), world)
+    one = replica(Forgetful(claims, owner="one", lease_s=LEASE_S), world)
 
     async def work(permit: Permit) -> None:
         await permit.hold.extend(used(3))

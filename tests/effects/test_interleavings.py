@@ -16,12 +16,12 @@ from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import Replica, World, a_call, a_request, replica
+from tests.effects.world import LEASE_S, Replica, World, a_call, a_request, replica
 from tests.waiting import eventually
 
-NEVER_S = 60.0
-"""A lease and a grace that do not run out here, however slow the machine is: what was stopped, and
-did not stop in time, would rightly be in doubt."""
+GRACE_S = LEASE_S
+"""Not run out here, however slow the machine is: what was stopped, and did not stop in time, would
+rightly be in doubt."""
 EXPECTED = {
     error_reason_pb2.ERROR_REASON_KEY_REUSED,
     error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
@@ -72,10 +72,9 @@ class Scene:
         self.number = number
         self.replicas = [
             replica(
-                ClaimStore(claims, owner=f"{number}-{name}", lease_s=NEVER_S),
+                ClaimStore(claims, owner=f"{number}-{name}", lease_s=LEASE_S),
                 self.world,
-                lease_s=NEVER_S,
-                stop_grace_s=NEVER_S,
+                stop_grace_s=GRACE_S,
             )
             for name in ("one", "two")
         ]

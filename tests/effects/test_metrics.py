@@ -11,19 +11,18 @@ from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
-from tests.effects.world import World, a_call, a_request, replica, settled_down
+from tests.effects.world import LEASE_S, World, a_call, a_request, lapse, replica, settled_down
 from tests.monitoring.values import gained, value
 from tests.waiting import eventually, in_time
 
 ACTION = "tools.call"
-LEASE_S = 0.3
 
 
 async def test_a_performed_effect_is_counted_once_and_a_replay_apart(
     database: OpenDatabase,
 ) -> None:
     world = World()
-    here = replica(ClaimStore(await database("tools"), owner="here", lease_s=5), world)
+    here = replica(ClaimStore(await database("tools"), owner="here", lease_s=LEASE_S), world)
     succeeded = gained("remit_effects_total", action=ACTION, outcome="SUCCEEDED")
     opened = gained("remit_effect_opening_seconds_count", action=ACTION)
     replayed = gained("remit_effects_known_total", action=ACTION, answer="REPLAY")
@@ -36,7 +35,7 @@ async def test_a_performed_effect_is_counted_once_and_a_replay_apart(
 
 async def test_a_refused_effect_is_counted_and_was_never_opened(database: OpenDatabase) -> None:
     world = World(denied=True)
-    here = replica(ClaimStore(await database("tools"), owner="here", lease_s=5), world)
+    here = replica(ClaimStore(await database("tools"), owner="here", lease_s=LEASE_S), world)
     refused = gained("remit_effects_total", action=ACTION, outcome="REFUSED")
     opened = gained("remit_effect_opening_seconds_count", action=ACTION)
     with a_call(), pytest.raises(RemitError, match="because"):
@@ -48,7 +47,7 @@ async def test_a_refused_effect_is_counted_and_was_never_opened(database: OpenDa
 async def test_a_closing_that_fails_is_counted_and_then_swept(database: OpenDatabase) -> None:
     claims = await database("tools")
     world = World()
-    here = replica(ClaimStore(claims, owner="here", lease_s=5), world)
+    here = replica(ClaimStore(claims, owner="here", lease_s=LEASE_S), world)
     delayed = gained("remit_closings_delayed_total", reason="DEPENDENCY_UNAVAILABLE")
     swept = gained("remit_closings_swept_total")
 
@@ -79,8 +78,8 @@ async def test_what_a_dead_owner_leaves_is_shown_and_counted_when_it_lapses(
 ) -> None:
     claims = await database("tools")
     world = World()
-    dead = replica(ClaimStore(claims, owner="dead", lease_s=LEASE_S), world, LEASE_S)
-    alive = replica(ClaimStore(claims, owner="alive", lease_s=LEASE_S), world, LEASE_S)
+    dead = replica(ClaimStore(claims, owner="dead", lease_s=LEASE_S), world)
+    alive = replica(ClaimStore(claims, owner="alive", lease_s=LEASE_S), world)
     in_doubt = gained("remit_claims_lapsed_total", state="IN_DOUBT")
     working = asyncio.Event()
 
@@ -97,6 +96,8 @@ async def test_what_a_dead_owner_leaves_is_shown_and_counted_when_it_lapses(
     assert value("remit_holds_open", action=ACTION) == 1
     assert value("remit_holds_open_nanos", action=ACTION) == 100
     assert value("remit_holds_oldest_seconds", action=ACTION) > 0
+
+    await lapse(claims, "dead")
 
     async def lapsed() -> bool:
         await alive.closer.sweep()

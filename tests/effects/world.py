@@ -27,6 +27,7 @@ from remit.effects import EffectGate, EffectRequest, EffectResult, EffectSetting
 from remit.effects.closing import Closer
 from remit.effects.permits import PermitSource
 from remit.effects.store import ClaimStore
+from remit.postgres import Database
 from remit.pricing import bound_nanos, cost_nanos
 from remit.rpc.calls import Call, serving
 from remit.rpc.clock import SystemClock
@@ -264,8 +265,12 @@ class Replica:
     store: ClaimStore
 
 
-def settings(lease_s: float = 5.0, stop_grace_s: float = 0.05) -> EffectSettings:
-    """Settings of the gate with a lease and a grace that a test can outwait."""
+LEASE_S = 60.0
+"""Longer than any test: where a lease is to run out, the test says so (`lapse`)."""
+
+
+def settings(lease_s: float = LEASE_S, stop_grace_s: float = 0.05) -> EffectSettings:
+    """Settings of the gate with a grace that a test can outwait."""
     return EffectSettings(
         effect_lease_s=lease_s,
         effect_sweep_s=0.01,
@@ -275,7 +280,7 @@ def settings(lease_s: float = 5.0, stop_grace_s: float = 0.05) -> EffectSettings
 
 
 def replica(
-    store: ClaimStore, world: World, lease_s: float = 5.0, stop_grace_s: float = 0.05
+    store: ClaimStore, world: World, lease_s: float = LEASE_S, stop_grace_s: float = 0.05
 ) -> Replica:
     """A gate over a store and the world."""
     client = connected(world).as_caller(options_pb2.CALLER_TOOLS)
@@ -287,6 +292,13 @@ def replica(
     permits = PermitSource(policy, cost, audit, SystemClock(), chosen)
     gate = EffectGate(store, permits, closer, clock=SystemClock(), ids=SystemIds(), settings=chosen)
     return Replica(gate, closer, store)
+
+
+async def lapse(claims: Database, owner: str) -> None:
+    """The leases of an owner run out now."""
+    await claims.execute(
+        "UPDATE effect_attempts SET lease_expires = clock_timestamp() WHERE owner = $1", owner
+    )
 
 
 def a_request(key: str = "key", body: str = "body", *, idempotent: bool = False) -> EffectRequest:

@@ -73,7 +73,7 @@ async def test_a_served_call_goes_on_in_its_callers_trace() -> None:
     with recorded() as recorder:
         async with serving(recorder, method) as address:
             await call(address, ("traceparent", traceparent), ("baggage", ",;="))
-        made = recorder.spans()[PATH]
+        made = await recorder.span(PATH)
     (place,) = places
     assert (place.trace_id, place.sampled, place.remote) == (TRACE, True, traceparent)
     assert place.span_id != PARENT
@@ -94,7 +94,7 @@ async def test_garbage_begins_a_new_trace(garbage: str) -> None:
         async with serving(recorder, method) as address:
             headers = (("traceparent", garbage), ("tracestate", "=,;=" * 200))
             assert await call(address, *headers) == b"done"
-        made = recorder.spans()[PATH]
+        made = await recorder.span(PATH)
     assert made.parent is None
     assert parse(garbage) is None
 
@@ -108,7 +108,7 @@ async def test_a_tracestate_is_not_read(state: str, caplog: pytest.LogCaptureFix
         async with serving(recorder, method) as address:
             headers = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", state))
             assert await call(address, *headers) == b"done"
-        made = recorder.spans()[PATH]
+        made = await recorder.span(PATH)
     assert made.parent is not None
     assert f"{made.parent.trace_id:032x}" == TRACE
     assert not made.context.trace_state
@@ -139,7 +139,7 @@ async def test_a_failure_is_marked_and_its_text_is_not_kept(
         async with serving(recorder, method) as address:
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await call(address)
-        made = recorder.spans()[PATH]
+        made = await recorder.span(PATH)
     assert made.status.status_code is StatusCode.ERROR
     assert made.status.description is None
     assert dict(made.attributes or {})[table.ERROR_TYPE] == error.reason_name

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from remit.telemetry.export import TraceOptions, Tracer, tracer_to
 from remit.telemetry.spans import use_tracer
 from remit.telemetry.trace import Trace, fresh, within
+from tests.waiting import eventually
 
 
 class Recorder:
@@ -27,6 +28,11 @@ class Recorder:
         """Spans that ended."""
         self.tracer.flush()
         return self._exporter.get_finished_spans()
+
+    async def span(self, name: str) -> ReadableSpan:
+        """The span of a name, when it has ended: a server's ends after its answer was sent."""
+        await eventually(lambda: name in self.spans())
+        return self.spans()[name]
 
     def spans(self) -> dict[str, ReadableSpan]:
         """Spans that ended, by name."""
