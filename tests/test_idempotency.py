@@ -20,6 +20,7 @@ from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import RemitVerifier
 from tests.conftest import OpenDatabase
 from tests.effects.world import NoKeys
+from tests.waiting import PATIENCE
 
 PAGE = 2
 
@@ -45,7 +46,7 @@ class Audit(audit_service_pb2_grpc.AuditServiceServicer):
 
 
 def recorder(database: Database, audit: Audit) -> AdminRecorder:
-    mesh = MemoryMesh()
+    mesh = MemoryMesh(PATIENCE)
     guard = Guard(
         audience=options_pb2.CALLER_AUDIT,
         verifier=RemitVerifier(NoKeys(), SystemClock()),

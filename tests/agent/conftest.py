@@ -42,7 +42,7 @@ from tests.agent.outside import (
     multiplies,
 )
 from tests.conftest import OpenDatabase
-from tests.waiting import in_time
+from tests.waiting import PATIENCE, in_time
 
 AREAS = {
     "agent": options_pb2.CALLER_AGENT,
@@ -63,7 +63,7 @@ class World:
     tools: Tools
 
     def mesh(self) -> MemoryMesh:
-        mesh = MemoryMesh()
+        mesh = MemoryMesh(PATIENCE)
         mesh.add(
             self.guard("policy"),
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,

@@ -43,6 +43,7 @@ from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, encode_remit
 from tests.audit.events import ALICE, BOB, DETAIL, EVE, ORG, RUN, claim_name, make_event
 from tests.conftest import OpenDatabase, PostgresCluster
+from tests.waiting import PATIENCE
 
 TOOLS, AUDIT, PUBLIC, AGENT = (
     options_pb2.CALLER_TOOLS,
@@ -152,7 +153,7 @@ async def audit(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[Audit]:
         subject_key_cache_s=0,
         export_leaves_per_message=4,
     )
-    mesh = MemoryMesh()
+    mesh = MemoryMesh(PATIENCE)
     async with open_service(
         settings,
         mesh.as_caller(AUDIT),  # type: ignore[arg-type]
@@ -477,7 +478,7 @@ async def test_reading_without_a_remit_is_refused(audit: Audit) -> None:
 
 async def test_a_missing_key_file_stops_the_start(tmp_path: Path) -> None:
     settings = AuditSettings(keys_dir=tmp_path / "nothing")
-    mesh = MemoryMesh().as_caller(AUDIT)
+    mesh = MemoryMesh(PATIENCE).as_caller(AUDIT)
     with pytest.raises(RemitError, match=r"log\.key is missing") as raised:
         async with open_service(settings, mesh, clock=CLOCK, ids=SystemIds()):  # type: ignore[arg-type]
             pass
@@ -487,7 +488,7 @@ async def test_a_missing_key_file_stops_the_start(tmp_path: Path) -> None:
 async def test_keys_of_another_log_stop_the_start(audit: Audit, tmp_path: Path) -> None:
     make_log_keys(tmp_path / "other")
     settings = audit.settings.model_copy(update={"keys_dir": tmp_path / "other"})
-    mesh = MemoryMesh().as_caller(AUDIT)
+    mesh = MemoryMesh(PATIENCE).as_caller(AUDIT)
     with pytest.raises(RemitError, match="did not sign") as raised:
         async with open_service(settings, mesh, clock=CLOCK, ids=SystemIds()):  # type: ignore[arg-type]
             pass

@@ -45,6 +45,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, RemitVerifier, encode_remit
 from tests.cost.worlds import START
+from tests.waiting import PATIENCE
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 ALICE = "orgs/acme/users/alice"
@@ -131,7 +132,7 @@ class CostWorld:
         self.database = database
         self.clock = MovedClock()
         self.audit = AuditLog()
-        self.mesh = MemoryMesh()
+        self.mesh = MemoryMesh(PATIENCE)
         self._verifier = RemitVerifier(OneKey(), self.clock)
         self.mesh.add(
             self._guard(options_pb2.CALLER_AUDIT),

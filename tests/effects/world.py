@@ -36,7 +36,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, RemitVerifier
-from tests.waiting import in_time
+from tests.waiting import PATIENCE, in_time
 
 PRICE = reservation_pb2.Price(version="test", call_nanos=100)
 
@@ -240,7 +240,7 @@ class Audit(audit_service_pb2_grpc.AuditServiceServicer):
 
 def connected(world: World) -> MemoryMesh:
     """The three services over the in-memory mesh."""
-    mesh = MemoryMesh()
+    mesh = MemoryMesh(PATIENCE)
     guard = Guard(
         audience=options_pb2.CALLER_COST,
         verifier=RemitVerifier(NoKeys(), SystemClock()),

@@ -34,6 +34,7 @@ from remit.rpc.mesh import Mesh
 from remit.rpc.remits import Remit, RemitVerifier, encode_remit
 from tests.effects.world import World, connected
 from tests.inference.offered import shipped
+from tests.waiting import PATIENCE
 
 ALICE = "orgs/acme/users/alice"
 _KEY = Ed25519PrivateKey.generate()
@@ -155,7 +156,7 @@ async def opened(
             clock=SystemClock(),
             max_in_flight=1000,
         )
-        door = MemoryMesh()
+        door = MemoryMesh(PATIENCE)
         for add, servicer in service.servicers:
             door.add(guard, add, servicer)
         opened_world = InferenceWorld(service, world, door)

@@ -36,6 +36,7 @@ from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import RemitVerifier
+from tests.waiting import PATIENCE
 
 ORG = "orgs/acme"
 ALICE = "orgs/acme/users/alice"
@@ -121,7 +122,7 @@ class World:
         self.runs = RunStore(database, max_batch=64, max_queue=1024)
         self.verifier = RemitVerifier(keys, clock)
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
-        self.mesh = MemoryMesh()
+        self.mesh = MemoryMesh(PATIENCE)
         self._add_audit()
         self.recorder = AdminRecorder(
             self.database,

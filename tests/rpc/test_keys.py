@@ -18,6 +18,7 @@ from remit.rpc.keys import RemoteKeys
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import RemitVerifier, encode_remit
 from tests.rpc.test_remits import KEY, NOW, REMIT, StillClock
+from tests.waiting import PATIENCE
 
 
 class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
@@ -57,7 +58,7 @@ def clock() -> StillClock:
 
 @pytest.fixture
 def keys(policy: Policy, clock: StillClock) -> RemoteKeys:
-    mesh = MemoryMesh()
+    mesh = MemoryMesh(PATIENCE)
     guard = Guard(
         audience=options_pb2.CALLER_POLICY,
         verifier=RemitVerifier(_NoKeys(), SystemClock()),

@@ -31,6 +31,7 @@ from remit.tools.main import open_service
 from remit.tools.settings import ToolsSettings
 from tests.effects.world import World, connected
 from tests.tools.calls import struct
+from tests.waiting import PATIENCE
 
 ALICE = "orgs/acme/users/alice"
 BOB = "orgs/acme/users/bob"
@@ -125,7 +126,7 @@ async def opened(settings: ToolsSettings, world: World) -> AsyncIterator[ToolsWo
             clock=SystemClock(),
             max_in_flight=1000,
         )
-        mesh = MemoryMesh()
+        mesh = MemoryMesh(PATIENCE)
         for add, servicer in service.servicers:
             mesh.add(guard, add, servicer)
         opened_world = ToolsWorld(service, world, mesh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -25,9 +26,13 @@ StubT = TypeVar("StubT")
 
 
 class MemoryMesh:
-    """Services by their paths; `as_caller` gives a client with an identity."""
+    """Services by their paths; `as_caller` gives a client with an identity.
 
-    def __init__(self) -> None:
+    `patience` lengthens the deadlines of the contracts, for a machine that is slow.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self._patience = patience
         self._handlers: dict[str, tuple[Guard, grpc.RpcMethodHandler[Any, Any]]] = {}
 
     def add(
@@ -45,7 +50,7 @@ class MemoryMesh:
 
     def as_caller(self, caller: Caller.ValueType) -> MemoryClient:
         """A client that is known as `caller`."""
-        return MemoryClient(self._handlers_of, caller)
+        return MemoryClient(self._handlers_of, caller, self._patience)
 
     def _handlers_of(self, path: str) -> tuple[Guard, grpc.RpcMethodHandler[Any, Any]] | None:
         return self._handlers.get(path)
@@ -58,8 +63,9 @@ class MemoryClient:
         self,
         find: Callable[[str], tuple[Guard, grpc.RpcMethodHandler[Any, Any]] | None],
         caller: Caller.ValueType,
+        patience: float,
     ) -> None:
-        self._channel = cast("grpc.aio.Channel", _MemoryChannel(find, caller))
+        self._channel = cast("grpc.aio.Channel", _MemoryChannel(find, caller, patience))
 
     def stub(self, factory: StubFactory[StubT]) -> StubT:
         """The stub of a service."""
@@ -87,9 +93,11 @@ class _MemoryChannel:
         self,
         find: Callable[[str], tuple[Guard, grpc.RpcMethodHandler[Any, Any]] | None],
         caller: Caller.ValueType,
+        patience: float,
     ) -> None:
         self._find = find
         self._caller = caller
+        self._patience = patience
 
     def unary_unary(
         self,
@@ -98,7 +106,7 @@ class _MemoryChannel:
         response_deserializer: Callable[[bytes], Any],
         **_: object,
     ) -> Callable[..., Any]:
-        contract = known_contract(path)
+        contract = self._contract(path)
 
         async def call(
             request: Any,  # noqa: ANN401 - any message
@@ -125,7 +133,7 @@ class _MemoryChannel:
         response_deserializer: Callable[[bytes], Any],
         **_: object,
     ) -> Callable[..., Any]:
-        contract = known_contract(path)
+        contract = self._contract(path)
 
         async def call(
             request: Any,  # noqa: ANN401 - any message
@@ -159,6 +167,10 @@ class _MemoryChannel:
                 task.cancel()
 
         return call
+
+    def _contract(self, path: str) -> MethodContract:
+        contract = known_contract(path)
+        return replace(contract, deadline_s=contract.deadline_s * self._patience)
 
     def _found(self, contract: MethodContract) -> tuple[Guard, Any]:
         found = self._find(contract.path)
