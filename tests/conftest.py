@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from remit import telemetry
 from remit.postgres import DATABASES, Database, migrate
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import RunningMesh
 
 # An example's time says more about the machine's load than about the code.
-settings.register_profile("remit", deadline=None)
+settings.register_profile("remit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("remit")
 
 # By default a traceback is drawn with the locals of each frame, and the event loop of all that

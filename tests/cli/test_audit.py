@@ -149,7 +149,10 @@ def test_a_folder_that_is_not_there_is_told(remit: Remit, edge: EdgeServer, tmp_
 
 # A flipped bit of any byte: every byte of the file is under the signature, a hash or the spelling.
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=60,
+)
 def test_one_flipped_bit_is_found_and_placed(
     exported: Path, key: Path, capsys: pytest.CaptureFixture[str], place: int, bit: int
 ) -> None:

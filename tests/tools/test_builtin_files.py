@@ -119,7 +119,10 @@ async def test_bad_arguments_are_refused(read_file: Caller, arguments: dict[str,
     assert error.reason == error_reason_pb2.ERROR_REASON_INVALID_TOOL_ARGUMENTS
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=60,
+)
 @given(path=st.text(max_size=30))
 async def test_any_path_ends_in_content_or_a_clear_error(read_file: Caller, path: str) -> None:
     try:

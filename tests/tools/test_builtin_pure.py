@@ -69,7 +69,9 @@ async def test_what_has_no_value_fails(calculate: Caller) -> None:
     assert error.message == "tools/calculator: the expression divides by zero"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(expression=st.text(alphabet="0123456789.+-*/%^!(), eofsqrtlnpi", max_size=80) | st.text())
 async def test_any_text_ends_soon_in_a_result_or_a_remit_error(
     calculate: Caller, expression: str
