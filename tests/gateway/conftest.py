@@ -235,7 +235,7 @@ def make_topology(state: StateDirectory, counts: dict[str, int], **settings: Any
             ]
             for area, count in wanted.items()
         },
-        # The servers behind it live on a test's event loop, which stands still between two tests and
+        # The servers behind it live on a test's event loop, which stands still between tests and
         # while the machine is busy: that shuts none of them out.
         "resilience": {"health_timeout_s": 60},
     }
