@@ -33,7 +33,7 @@ async def tools(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[ToolsWo
         workspace=tmp_path / "workspace",
         webhook_key_files=(make_webhook_key(tmp_path),),
         webhook_networks="127.0.0.0/8,::1/128",
-        webhook_timeout_s=0.5,
+        webhook_timeout_s=3,
     )
     async with opened(settings, World()) as found:
         yield found
