@@ -14,6 +14,7 @@ from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
 from remit.audit.note import Signer
 from remit.audit.sealing import Pseudonyms, SealedEvent, seal
+from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.postgres import Database
 from remit.rpc.ids import SystemIds
@@ -111,7 +112,7 @@ def make_log(database: Database, keys_database: Database) -> Log:
     store = LogStore(database, max_batch=1024, max_queue=16_384)
     keyring = make_keyring(keys_database, clock)
     log = AuditLog(store, keyring, Pseudonyms(KEYS.pseudonym), SystemIds(clock))
-    checkpoints = CheckpointSigner(database, store, KEYS.signer, interval_ms=10)
+    checkpoints = CheckpointSigner(database, store, SigningKeys(KEYS.signer), interval_ms=10)
     return Log(database, keys_database, store, log, checkpoints, clock)
 
 

@@ -12,6 +12,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.merkle import EMPTY_ROOT
 from remit.audit.note import Signer, open_checkpoint
+from remit.audit.signing_keys import SigningKeys
 from remit.rpc.errors import RemitError
 from tests.audit.events import KEYS, Log, make_event
 from tests.conftest import PostgresCluster
@@ -54,7 +55,7 @@ async def test_more_than_there_is_is_refused(log: Log) -> None:
 
 async def test_many_who_ask_at_once_cause_one_signature(log: Log) -> None:
     await fill(log, 3)
-    other = CheckpointSigner(log.database, log.store, KEYS.signer, interval_ms=10)
+    other = CheckpointSigner(log.database, log.store, SigningKeys(KEYS.signer), interval_ms=10)
     asked = [signer.covering(3) for signer in (log.checkpoints, other) for _ in range(20)]
     assert len(set(await asyncio.gather(*asked))) == 1
     assert await log.database.fetchval("SELECT count(*) FROM checkpoints") == 1
@@ -110,7 +111,7 @@ async def test_a_checkpoint_row_that_was_changed_is_found(
 async def test_another_key_than_the_logs_is_refused(log: Log) -> None:
     await log.checkpoints.covering_all()
     other = CheckpointSigner(
-        log.database, log.store, Signer.generate(KEYS.signer.name), interval_ms=10
+        log.database, log.store, SigningKeys(Signer.generate(KEYS.signer.name)), interval_ms=10
     )
     with pytest.raises(RemitError, match="did not sign the log's last checkpoint") as raised:
         await other.covering_all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,8 +31,10 @@ from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.audit import merkle
 from remit.audit.export import write_export
-from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys
+from remit.audit.key_chain import KeyChain
+from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys, rotate_log_key
 from remit.audit.main import open_service
+from remit.audit.note import Verifier, signing_keys
 from remit.audit.query_service import _fitting
 from remit.audit.settings import AuditSettings
 from remit.audit.verifier import verify_export
@@ -153,6 +157,13 @@ async def audit(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[Audit]:
         subject_key_cache_s=0,
         export_leaves_per_message=4,
     )
+    async with serving(settings) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: AuditSettings) -> AsyncIterator[Audit]:
+    """One replica of the service."""
     mesh = MemoryMesh(PATIENCE)
     async with open_service(
         settings,
@@ -471,6 +482,76 @@ async def test_reading_without_a_remit_is_refused(audit: Audit) -> None:
         await stub.ListEvents(query_pb2.ListEventsRequest())
     assert raised.value.reason_name == "REMIT_INVALID"
     assert (await audit.list_events()).events == []
+
+
+# ------------------------------------------------------------------------- rotation
+
+
+def operator_events(leaves: list[bytes]) -> list[dict[str, Any]]:
+    read = [json.loads(leaf) for leaf in leaves]
+    return [leaf for leaf in read if leaf["org"] == "orgs/operator"]
+
+
+async def test_replicas_with_two_keys_serve_one_log(audit: Audit, tmp_path: Path) -> None:
+    """A rolling restart: the first replica still has the old key, the second the new one."""
+    first_key = _public_key(audit)
+    await audit.append(intent("e-1"))
+    old = (await audit.ask("GetCheckpoint", min_tree_size=1)).checkpoint
+    rotate_log_key(audit.settings.keys_dir, datetime.now(UTC))
+    await audit.append_outcomes(outcome("e-1-outcome"))
+    between = (await audit.ask("GetCheckpoint", min_tree_size=2)).checkpoint
+    async with serving(audit.settings) as second:
+        assert (await second.ask("GetCheckpoint")).checkpoint.tree_size == 3, "and its rotation"
+        await audit.append(admin("a-1"))
+        asked = await audit.ask("GetCheckpoint", min_tree_size=4)
+    new = asked.checkpoint
+    signers = [signing_keys(each.signed_note).pop()[1] for each in (old, between, new)]
+    keys = [Verifier.parse(text).key_id for text in (first_key, first_key, _public_key(audit))]
+    assert signers == keys
+    path = await _exported(audit, tmp_path)
+    for key in (first_key, _public_key(audit)):
+        for earlier in (old, between, new):
+            report = verify_export(path, key, earlier.signed_note)
+            assert report.earlier_tree_size == earlier.tree_size
+    assert KeyChain.read(Verifier.parse(first_key), asked.key_rotations).open_checkpoint(
+        new.signed_note
+    )
+
+
+async def test_a_rotation_is_recorded_once(audit: Audit) -> None:
+    rotation = rotate_log_key(audit.settings.keys_dir, datetime.now(UTC))
+    for _ in range(2):
+        async with serving(audit.settings) as replica:
+            leaves = [leaf for part in await replica.export() for leaf in part.leaves]
+    [event] = operator_events(leaves)
+    assert (event["kind"], event["action"]) == ("ADMIN", "audit.rotate_key")
+    assert (event["resource"], event["reporter"]) == (rotation.new.name, "audit")
+
+
+async def test_a_resumed_export_keeps_the_checkpoint_of_the_old_key(audit: Audit) -> None:
+    await audit.append(*(admin(f"a-{n}") for n in range(3)))
+    whole = await audit.export()
+    rotate_log_key(audit.settings.keys_dir, datetime.now(UTC))
+    async with serving(audit.settings) as second:
+        size = whole[0].checkpoint.tree_size
+        rest = await second.export(start_index=2, tree_size=size)
+    assert rest[0].checkpoint == whole[0].checkpoint
+
+
+async def test_a_replica_without_the_new_key_files_says_so_and_appends(
+    audit: Audit, tmp_path: Path
+) -> None:
+    shutil.copytree(audit.settings.keys_dir, tmp_path / "handed out")
+    rotate_log_key(tmp_path / "handed out", datetime.now(UTC))
+    settings = audit.settings.model_copy(update={"keys_dir": tmp_path / "handed out"})
+    async with serving(settings):
+        with pytest.raises(RemitError, match="give this replica the new key files") as raised:
+            await audit.ask("GetCheckpoint")
+        assert raised.value.reason_name == "CONFIGURATION_INVALID"
+        assert await audit.append(intent("e-1")) == [1]
+        shutil.rmtree(audit.settings.keys_dir)
+        shutil.copytree(tmp_path / "handed out", audit.settings.keys_dir)
+        assert (await audit.ask("GetCheckpoint", min_tree_size=2)).checkpoint.tree_size == 2
 
 
 # ----------------------------------------------------------------------------- start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,19 +14,24 @@ from hypothesis import strategies as st
 
 from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
 from remit.audit.export import ExportError, write_export
+from remit.audit.key_chain import rotation_note
 from remit.audit.merkle import Frontier, leaf_hash
 from remit.audit.note import Checkpoint, Signer
 from remit.audit.verifier import (
     VerificationError,
     checkpoint_line,
     footer_line,
+    header_line,
     leaf_line,
+    rotation_line,
     verify_export,
 )
-from tests.audit.events import make_event, sealed
+from tests.audit.events import NOW, make_event, sealed
 
 SIGNER = Signer.generate("remit.internal/audit/test")
 PUBLIC_KEY = str(SIGNER.verifier())
+LATER = [Signer.generate(SIGNER.name) for _ in range(2)]
+NOTES = [rotation_note(old, new, NOW) for old, new in zip([SIGNER, LATER[0]], LATER, strict=True)]
 LEAVES = [sealed(make_event(f"e-{n}")).leaf_bytes for n in range(12)]
 Response = audit_query_service_pb2.ExportLogResponse
 
@@ -38,14 +43,16 @@ def signed(leaves: list[bytes], signer: Signer = SIGNER) -> str:
     return signer.sign(Checkpoint(signer.name, len(leaves), frontier.root()).body())
 
 
-def messages(leaves: list[bytes], note: str = "", step: int = 5) -> list[Response]:
+def messages(
+    leaves: list[bytes], note: str = "", step: int = 5, rotations: Sequence[str] = ()
+) -> list[Response]:
     note = note or signed(leaves)
     checkpoint = event_pb2.Checkpoint(tree_size=len(leaves), signed_note=note)
     parts = [
         Response(sequence=start, leaves=leaves[start : start + step])
         for start in range(0, len(leaves), step)
     ]
-    return [Response(checkpoint=checkpoint), *parts]
+    return [Response(checkpoint=checkpoint, key_rotations=rotations), *parts]
 
 
 async def write(path: Path, parts: list[Response]) -> Path:
@@ -137,11 +144,11 @@ def test_what_follows_the_end_is_found(tmp_path: Path, content: bytes) -> None:
     assert "goes on after its end" in str(faulty(tmp_path / "long", content + b"\n"))
 
 
-def forged(leaves: list[bytes], note: str) -> bytes:
+def forged(leaves: list[bytes], note: str, rotations: Sequence[str] = ()) -> bytes:
     """An export by somebody who knows the format but not the key: every digest fits."""
     import hashlib  # noqa: PLC0415
 
-    lines = [b'{"format":"remit-audit-export","version":1}\n', checkpoint_line(note)]
+    lines = [header_line(len(rotations)), *map(rotation_line, rotations), checkpoint_line(note)]
     lines += [leaf_line(index, leaf) for index, leaf in enumerate(leaves)]
     body = b"".join(lines)
     return body + footer_line(len(leaves), hashlib.sha256(body).hexdigest())
@@ -247,6 +254,72 @@ async def test_a_resumed_stream_may_repeat_the_checkpoint(tmp_path: Path, conten
     first, *rest = messages(LEAVES)
     path = await write(tmp_path / "log.export", [first, *rest[:1], first, *rest[1:]])
     assert path.read_bytes() == content
+
+
+# ------------------------------------------------------------- a log with several keys
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    import asyncio  # noqa: PLC0415 - as above
+
+    path = tmp_path_factory.mktemp("rotated") / "log.export"
+    parts = messages(LEAVES[:3], signed(LEAVES[:3], LATER[1]), rotations=NOTES)
+    return asyncio.run(write(path, parts)).read_bytes()
+
+
+def test_an_export_is_of_version_1_until_the_key_is_replaced(
+    content: bytes, rotated: bytes
+) -> None:
+    first = b'{"format":"remit-audit-export","version":1}\n'
+    assert content.startswith(first)
+    assert rotated.startswith(first.replace(b"1}", b'2,"rotations":2}'))
+
+
+@pytest.mark.parametrize("known", [SIGNER, *LATER], ids=["first", "second", "newest"])
+@pytest.mark.parametrize("then", [SIGNER, *LATER], ids=["first", "second", "newest"])
+def test_any_key_and_any_earlier_checkpoint_verify_it(
+    tmp_path: Path, rotated: bytes, known: Signer, then: Signer
+) -> None:
+    (tmp_path / "log.export").write_bytes(rotated)
+    earlier = signed(LEAVES[:2], then)
+    report = verify_export(tmp_path / "log.export", str(known.verifier()), earlier)
+    assert (report.tree_size, report.earlier_tree_size) == (3, 2)
+
+
+def test_every_flipped_bit_of_the_chain_is_found_and_named(tmp_path: Path, rotated: bytes) -> None:
+    end = len(b"".join(rotated.splitlines(keepends=True)[:4]))
+    for position in range(end):
+        changed = bytearray(rotated)
+        changed[position] ^= 1 << position % 8
+        error = faulty(tmp_path / "flipped", bytes(changed))
+        assert names_line(error.place, line_of(rotated, position)), str(error)
+
+
+@pytest.mark.parametrize(
+    ("rotations", "signer", "place"),
+    [
+        ([], LATER[1], "line 2 (checkpoint)"),
+        (NOTES[:1], LATER[1], "line 3 (checkpoint)"),
+        (NOTES[1:], LATER[1], "the public key"),
+        (NOTES[::-1], LATER[1], "line 3 (key rotation 2 of 2)"),
+        ([*NOTES, NOTES[0]], LATER[1], "line 4 (key rotation 3 of 3)"),
+        ([NOTES[0], NOTES[1].replace(":00Z", ":01Z")], LATER[1], "line 3 (key rotation 2 of 2)"),
+        (NOTES, Signer.generate(SIGNER.name), "line 4 (checkpoint)"),
+    ],
+    ids=["none", "cut off", "not from mine", "reversed", "in a ring", "forged", "a stranger"],
+)
+def test_a_chain_that_does_not_lead_to_the_checkpoint(
+    tmp_path: Path, rotations: list[str], signer: Signer, place: str
+) -> None:
+    content = forged(LEAVES, signed(LEAVES, signer), rotations)
+    assert faulty(tmp_path / "forged", content).place == place
+
+
+@pytest.mark.parametrize("count", [0, -1, 101, 10**9])
+def test_a_header_with_an_impossible_count(tmp_path: Path, rotated: bytes, count: int) -> None:
+    content = rotated.replace(b'"rotations":2', b'"rotations":%d' % count)
+    assert faulty(tmp_path / "header", content).place == "line 1 (header)"
 
 
 def test_the_verifier_stands_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
+from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys
 from remit.audit.merkle import Frontier, leaf_hash
 from remit.audit.note import Checkpoint, Signer
 from remit.cli.audit import MOST_RESUMES
@@ -220,3 +222,20 @@ def test_machines_are_told_what_was_proved_or_where_it_breaks(
     assert run(arguments) == 1
     out = capsys.readouterr().out
     assert '"verified": false, "place": "line 7 (leaf 4)"' in out
+
+
+def test_the_logs_key_is_rotated_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "keys"
+    make_log_keys(folder)
+    old = (folder / LOG_PUBLIC_KEY).read_text(encoding="ascii").strip()
+    assert run(["audit", "rotate-key", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["old_key"] == old
+    assert told["new_key"] == (folder / LOG_PUBLIC_KEY).read_text(encoding="ascii").strip()
+    assert run(["audit", "rotate-key", str(folder)]) == 0
+    assert "restart the replicas" in capsys.readouterr().out
+    (folder / "log.key").unlink()
+    assert run(["audit", "rotate-key", str(folder)]) == 7
+    assert "log.key is missing" in capsys.readouterr().err

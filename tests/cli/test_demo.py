@@ -11,7 +11,7 @@ import pytest
 from remit.api.agent.v1 import run_pb2
 from remit.audit.merkle import Frontier
 from remit.audit.note import Checkpoint, Signer
-from remit.audit.verifier import HEADER_LINE, checkpoint_line
+from remit.audit.verifier import checkpoint_line, header_line
 from remit.cli.demo import (
     DemoError,
     Evidence,
@@ -56,7 +56,7 @@ def test_an_export_that_does_not_verify_fails(tmp_path: Path) -> None:
     signer = Signer.generate("test")
     export = tmp_path / "log.export"
     note = signer.sign(Checkpoint("test", 1, Frontier().root()).body())
-    export.write_bytes(HEADER_LINE + checkpoint_line(note))
+    export.write_bytes(header_line(0) + checkpoint_line(note))
     story = Story(Output(as_json=False, stream=io.StringIO()), SystemClock())
     with pytest.raises(DemoError, match="NOT verified: line 3"):
         _check_record(story, Evidence(ended_run(), export, str(signer.verifier())))

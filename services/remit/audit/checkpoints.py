@@ -13,22 +13,27 @@ from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
 from remit.audit.metrics import TREE_SIZE, note_checkpoint
-from remit.audit.note import Checkpoint, NoteError, Signer, key_id, open_checkpoint
+from remit.audit.note import Checkpoint
+from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
+# Replicas with two keys may sign one size both: everybody then means the one that came first.
 _NEWEST = """
-    SELECT tree_size, root_hash, signed_note FROM checkpoints ORDER BY tree_size DESC LIMIT 1
+    SELECT tree_size, root_hash, signed_note FROM checkpoints
+    ORDER BY tree_size DESC, sign_time, key_id LIMIT 1
 """
 _AT_SIZE = """
     SELECT tree_size, root_hash, signed_note FROM checkpoints
-    WHERE tree_size = $1 AND key_id = $2
+    WHERE tree_size = $1 ORDER BY sign_time, key_id LIMIT 1
 """
 _INSERT = """
     INSERT INTO checkpoints (tree_size, key_id, root_hash, signed_note) VALUES ($1, $2, $3, $4)
     ON CONFLICT DO NOTHING
 """
+
+_UNKNOWN_KEY = error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID
 
 log = telemetry.logger(__name__)
 
@@ -46,17 +51,24 @@ class CheckpointSigner:
     """Signs, keeps and returns checkpoints."""
 
     def __init__(
-        self, database: Database, store: LogStore, signer: Signer, *, interval_ms: int
+        self, database: Database, store: LogStore, keys: SigningKeys, *, interval_ms: int
     ) -> None:
         self._database = database
         self._store = store
-        self._signer = signer
-        self._key_id = key_id(signer.name, signer.verifier().public_key)
+        self._keys = keys
         self._interval_s = interval_ms / 1000
         self._lock = asyncio.Lock()
 
+    @property
+    def rotations(self) -> tuple[str, ...]:
+        """The statements that lead from the log's first key to the newest, oldest first."""
+        return self._keys.chain.notes
+
     async def run(self) -> None:
-        """Sign whenever the log grew, until cancelled. A database that is away is waited for.
+        """Sign whenever the log grew, until cancelled.
+
+        A database that is away is waited for, and so are new key files once another replica has
+        them: this one still appends.
 
         Raises:
             RemitError: DATA_CORRUPT when the log does not extend its last checkpoint.
@@ -66,7 +78,7 @@ class CheckpointSigner:
             try:
                 await self.covering_all()
             except RemitError as error:
-                if not error.retryable:
+                if not error.retryable and error.reason != _UNKNOWN_KEY:
                     raise
                 log.warning("checkpoint_delayed", reason=error.reason_name, error=error.message)
             await asyncio.sleep(self._interval_s)
@@ -109,39 +121,32 @@ class CheckpointSigner:
             RemitError: INVALID_REQUEST when there is none.
 
         """
-        row = await self._database.fetchrow(_AT_SIZE, tree_size, self._key_id)
+        row = await self._database.fetchrow(_AT_SIZE, tree_size)
         if row is None:
             fault = f"no checkpoint was signed at {tree_size} leaves"
             raise invalid_request([Violation("tree_size", fault)])
-        return SignedCheckpoint(*row)
+        return await self._checked(SignedCheckpoint(*row))
 
     async def _newest(self) -> SignedCheckpoint | None:
         row = await self._database.fetchrow(_NEWEST)
         if row is None:
             return None
-        newest = SignedCheckpoint(*row)
-        self._check_ours(newest)
-        return newest
+        return await self._checked(SignedCheckpoint(*row))
 
-    def _check_ours(self, checkpoint: SignedCheckpoint) -> None:
-        try:
-            stated = open_checkpoint(checkpoint.signed_note, self._signer.verifier())
-        except NoteError as error:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
-                f"the key {self._signer.name} did not sign the log's last checkpoint: {error}",
-            ) from error
-        if (stated.tree_size, stated.root_hash) != (checkpoint.tree_size, checkpoint.root_hash):
-            raise _corrupt(
-                f"the checkpoint of {checkpoint.tree_size} leaves is not what was signed"
-            )
+    async def _checked(self, found: SignedCheckpoint) -> SignedCheckpoint:
+        """Return a row of the database once the log's own signature on it is verified."""
+        stated = await self._keys.opened(found.signed_note)
+        if (stated.tree_size, stated.root_hash) != (found.tree_size, found.root_hash):
+            raise _corrupt(f"the checkpoint of {found.tree_size} leaves is not what was signed")
+        return found
 
     async def _sign(self, size: int, last: SignedCheckpoint | None) -> SignedCheckpoint:
         root = await self._store.root(size)
         if last is not None:
             await self._check_extends(last, size, root)
-        note = self._signer.sign(Checkpoint(self._signer.name, size, root).body())
-        await self._database.execute(_INSERT, size, self._key_id, root, note)
+        signer = self._keys.signer
+        note = signer.sign(Checkpoint(signer.name, size, root).body())
+        await self._database.execute(_INSERT, size, signer.verifier().key_id, root, note)
         signed = await self.at_size(size)
         if signed.root_hash != root:
             raise _corrupt(f"another replica signed another tree of {size} leaves")

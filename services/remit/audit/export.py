@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from remit.api.audit.v1 import audit_query_service_pb2
-from remit.audit.verifier import HEADER_LINE, checkpoint_line, footer_line, leaf_line
+from remit.audit.verifier import (
+    checkpoint_line,
+    footer_line,
+    header_line,
+    leaf_line,
+    rotation_line,
+)
 
 
 class ExportError(Exception):
@@ -63,7 +69,7 @@ class _Writer:
 
     def write(self, message: audit_query_service_pb2.ExportLogResponse) -> None:
         if message.HasField("checkpoint"):
-            self._begin(message.checkpoint.tree_size, message.checkpoint.signed_note)
+            self._begin(message)
         if self._tree_size is None:
             raise ExportError("the export does not begin with a checkpoint")
         if message.leaves and message.sequence != self._count:
@@ -78,13 +84,16 @@ class _Writer:
         self._put(footer_line(self._count, self._digest.hexdigest()))
         return ExportSummary(self._count, self._size_bytes, self._note)
 
-    def _begin(self, tree_size: int, note: str) -> None:
+    def _begin(self, message: audit_query_service_pb2.ExportLogResponse) -> None:
+        note = message.checkpoint.signed_note
         if self._tree_size is not None:
             if note != self._note:
                 raise ExportError("the export changed its checkpoint on the way")
             return
-        self._tree_size, self._note = tree_size, note
-        self._put(HEADER_LINE)
+        self._tree_size, self._note = message.checkpoint.tree_size, note
+        self._put(header_line(len(message.key_rotations)))
+        for rotation in message.key_rotations:
+            self._put(rotation_line(rotation))
         self._put(checkpoint_line(note))
 
     def _put(self, line: bytes) -> None:

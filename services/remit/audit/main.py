@@ -14,11 +14,13 @@ from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
+from remit.audit.own_events import record_rotations
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
 from remit.audit.sealing import Pseudonyms
 from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
+from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.postgres import Database
 from remit.rpc.clock import Clock
@@ -52,9 +54,13 @@ async def open_service(
         keyring = _keyring(settings, keys_database, keys, clock, ids)
         audit_log = AuditLog(store, keyring, Pseudonyms(keys.pseudonym), ids)
         checkpoints = CheckpointSigner(
-            database, store, keys.signer, interval_ms=settings.checkpoint_interval_ms
+            database,
+            store,
+            SigningKeys(keys.signer, keys.rotations, load=lambda: load_log_keys(settings.keys_dir)),
+            interval_ms=settings.checkpoint_interval_ms,
         )
         await store.prepare_partitions()
+        await record_rotations(audit_log, keys.rotations)
         await checkpoints.covering_all()
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)

@@ -71,7 +71,12 @@ class Verifier:
     public_key: bytes
 
     def __str__(self) -> str:
-        return _key_text(self.name, key_id(self.name, self.public_key), self.public_key)
+        return _key_text(self.name, self.key_id, self.public_key)
+
+    @property
+    def key_id(self) -> bytes:
+        """The four bytes by which a signature line names this key."""
+        return key_id(self.name, self.public_key)
 
     @classmethod
     def parse(cls, text: str) -> Verifier:
@@ -220,6 +225,16 @@ def open_checkpoint(note: str, verifier: Verifier) -> Checkpoint:
             f"the checkpoint is of the log {checkpoint.origin}, the key of {verifier.name}"
         )
     return checkpoint
+
+
+def signing_keys(note: str) -> set[tuple[str, bytes]]:
+    """Return name and id of every key that a note says it is signed with; nothing is verified.
+
+    Raises:
+        NoteError: the note is malformed.
+
+    """
+    return {(name, key) for name, key, _ in map(_parse_signature, _split_note(note)[1])}
 
 
 def _check_name(name: str) -> None:

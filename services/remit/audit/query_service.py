@@ -64,7 +64,9 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         if request.min_tree_size < 0:
             raise invalid_request([Violation("min_tree_size", "must not be negative")])
         checkpoint = await self._checkpoints.covering(request.min_tree_size)
-        return audit_query_service_pb2.GetCheckpointResponse(checkpoint=_checkpoint(checkpoint))
+        return audit_query_service_pb2.GetCheckpointResponse(
+            checkpoint=_checkpoint(checkpoint), key_rotations=self._checkpoints.rotations
+        )
 
     async def GetInclusionProof(
         self,
@@ -111,7 +113,9 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
             fault = f"is {start}, but the export has {checkpoint.tree_size} leaves"
             raise invalid_request([Violation("start_index", fault)])
         yield audit_query_service_pb2.ExportLogResponse(
-            sequence=start, checkpoint=_checkpoint(checkpoint)
+            sequence=start,
+            checkpoint=_checkpoint(checkpoint),
+            key_rotations=self._checkpoints.rotations,
         )
         while start < checkpoint.tree_size:
             stop = min(start + self._sizes.export_leaves, checkpoint.tree_size)

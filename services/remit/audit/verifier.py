@@ -8,11 +8,16 @@ An export is a text file, one JSON object a line, each in the one spelling that 
    ``{"leaf_index":0,"leaf_hash":"<base64>","leaf":"<base64 of the leaf's bytes>"}``
 4. ``{"leaf_count":1,"sha256":"<hex of every byte of the file before this line>"}``
 
+Once the log's key was replaced, exports are of version 2: the first line counts the replacements,
+``{"format":"remit-audit-export","version":2,"rotations":1}``, and before the checkpoint stands a
+line for each, ``{"rotation":"<the signed note>"}``, by which one key of the log leads to all
+(`key_chain`).
+
 What makes it a proof is the checkpoint: the root that the log signed must be the root of these
 leaves, and the tree at the size of an earlier checkpoint must have had the root that was signed
 then. The leaf hashes and the last line prove nothing to an adversary; they let an accident be named
-by its place. This module is small and uses only `merkle` and `note`, so that whoever doubts Remit
-can read all of it.
+by its place. This module is small and uses only `merkle`, `note` and `key_chain`, so that whoever
+doubts Remit can read all of it.
 
     report = verify_export(Path("log.export"), Path("log.pub").read_text())
     print(report.tree_size, report.root_hash.hex())
@@ -27,10 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from remit.audit.key_chain import MAX_ROTATIONS, ChainError, KeyChain
 from remit.audit.merkle import HASH_BYTES, Frontier, leaf_hash
-from remit.audit.note import Checkpoint, NoteError, Verifier, decode_base64, open_checkpoint
+from remit.audit.note import Checkpoint, NoteError, Verifier, decode_base64
 
-HEADER_LINE = b'{"format":"remit-audit-export","version":1}\n'
+FORMAT = "remit-audit-export"
 MAX_LINE_BYTES = 1024 * 1024
 
 
@@ -76,13 +82,13 @@ def verify_export(path: Path, public_key: str, earlier_checkpoint: str | None = 
 
     """
     verifier = _verifier(public_key)
-    earlier = None
-    if earlier_checkpoint is not None:
-        earlier = _opened("the earlier checkpoint", earlier_checkpoint, verifier)
     with path.open("rb") as file:
         lines = _Lines(file)
-        _check_header(lines)
-        checkpoint = _read_checkpoint(lines, verifier)
+        keys = _read_keys(lines, verifier)
+        earlier = None
+        if earlier_checkpoint is not None:
+            earlier = _opened("the earlier checkpoint", earlier_checkpoint, keys)
+        checkpoint = _read_checkpoint(lines, keys)
         earlier_root = _check_leaves(lines, checkpoint, earlier)
         _check_footer(lines, checkpoint.tree_size)
     if earlier is not None:
@@ -92,6 +98,18 @@ def verify_export(path: Path, public_key: str, earlier_checkpoint: str | None = 
 
 
 # ------------------------------------------------------------------------- the lines
+
+
+def header_line(rotations: int) -> bytes:
+    """Return the first line of an export of a log whose key was replaced so many times."""
+    if not rotations:
+        return _line({"format": FORMAT, "version": 1})
+    return _line({"format": FORMAT, "version": 2, "rotations": rotations})
+
+
+def rotation_line(signed_note: str) -> bytes:
+    """Return the line of an export that holds the statement of a rotation."""
+    return _line({"rotation": signed_note})
 
 
 def checkpoint_line(signed_note: str) -> bytes:
@@ -150,23 +168,49 @@ def _verifier(public_key: str) -> Verifier:
         raise VerificationError("the public key", str(error)) from error
 
 
-def _opened(place: str, note: str, verifier: Verifier) -> Checkpoint:
+def _opened(place: str, note: str, keys: KeyChain) -> Checkpoint:
     try:
-        return open_checkpoint(note, verifier)
+        return keys.open_checkpoint(note)
     except NoteError as error:
         raise VerificationError(place, str(error)) from error
 
 
-def _check_header(lines: _Lines) -> None:
-    if lines.next() != HEADER_LINE:
-        raise VerificationError("line 1 (header)", "this is not an export of version 1")
+def _read_keys(lines: _Lines, known: Verifier) -> KeyChain:
+    """Read header and rotations; return the keys of the log that the known one leads to."""
+    count = _read_header(lines)
+    notes = []
+    for number in range(1, count + 1):
+        line, place = lines.next(), f"line {lines.number} (key rotation {number} of {count})"
+        notes.append(_members(line, place, rotation=str)["rotation"])
+        _check_spelling(line, rotation_line(notes[-1]), place)
+    try:
+        return KeyChain.read(known, notes)
+    except ChainError as error:
+        place = f"line {1 + error.link} ({error.place})" if error.link else "the public key"
+        raise VerificationError(place, error.fault) from error
 
 
-def _read_checkpoint(lines: _Lines, verifier: Verifier) -> Checkpoint:
-    line, place = lines.next(), "line 2 (checkpoint)"
+def _read_header(lines: _Lines) -> int:
+    """Return the number of rotations that follow."""
+    line, place = lines.next(), "line 1 (header)"
+    if line == header_line(0):
+        return 0
+    fault = "this is not an export of version 1 or 2"
+    try:
+        members = _members(line, place, format=str, version=int, rotations=int)
+    except VerificationError as error:
+        raise VerificationError(place, fault) from error
+    count: int = members["rotations"]
+    if not 1 <= count <= MAX_ROTATIONS or line != header_line(count):
+        raise VerificationError(place, fault)
+    return count
+
+
+def _read_checkpoint(lines: _Lines, keys: KeyChain) -> Checkpoint:
+    line, place = lines.next(), f"line {lines.number} (checkpoint)"
     note = _members(line, place, checkpoint=str)["checkpoint"]
     _check_spelling(line, checkpoint_line(note), place)
-    return _opened(place, note, verifier)
+    return _opened(place, note, keys)
 
 
 def _check_leaves(lines: _Lines, checkpoint: Checkpoint, earlier: Checkpoint | None) -> bytes:

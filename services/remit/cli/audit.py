@@ -15,6 +15,7 @@ from remit.audit.export import ExportError, ExportSummary, write_export
 from remit.audit.note import NoteError, Verifier
 from remit.audit.verifier import Report, VerificationError, verify_export
 from remit.cli import documents, exit_codes
+from remit.cli.audit_keys import rotate_key
 from remit.cli.client import Edge, Listing, Session, client_options, collect
 from remit.cli.output import Column, Output
 from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
@@ -64,6 +65,9 @@ _COLUMNS: Final = (
 )
 def command() -> None:
     """List, export and verify the audit log."""
+
+
+command.add_command(rotate_key)
 
 
 @command.command(
@@ -155,7 +159,7 @@ def checkpoint(*, session: Session) -> None:
     "--key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
-    help="Public key of the log, saved earlier: audit.pub of the state directory.",
+    help="A public key of the log, saved earlier: audit.pub of the state directory.",
 )
 @click.option(
     "--checkpoint",

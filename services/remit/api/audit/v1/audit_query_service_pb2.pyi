@@ -157,18 +157,26 @@ class GetCheckpointResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    KEY_ROTATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def checkpoint(self) -> _event_pb2.Checkpoint:
         """The checkpoint."""
+
+    @_builtins.property
+    def key_rotations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How each key of the log led to the next, oldest first: signed notes that name the old and the new
+        key, signed by both. Whoever knows one key of the log verifies the checkpoints of all by them.
+        """
 
     def __init__(
         self,
         *,
         checkpoint: _event_pb2.Checkpoint | None = ...,
+        key_rotations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "key_rotations", b"key_rotations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,6 +321,7 @@ class ExportLogResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     LEAVES_FIELD_NUMBER: _builtins.int
+    KEY_ROTATIONS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Index of the first leaf in this message; the stream's sequence."""
     @_builtins.property
@@ -323,16 +332,21 @@ class ExportLogResponse(_message.Message):
     def leaves(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Leaves from `sequence` on, byte for byte as hashed."""
 
+    @_builtins.property
+    def key_rotations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How each key of the log led to the next, as in GetCheckpointResponse; in the first message only."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         checkpoint: _event_pb2.Checkpoint | None = ...,
         leaves: _abc.Iterable[_builtins.bytes] | None = ...,
+        key_rotations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "leaves", b"leaves", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "key_rotations", b"key_rotations", "leaves", b"leaves", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

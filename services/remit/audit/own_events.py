@@ -1,0 +1,60 @@
+"""What the log records about itself: a new key, a reconciliation. The operator answers for these.
+
+They belong to no tenant, so they stand under an org of the operator's own. Each is a function of
+what it tells and nothing else, so that every replica may append it and one entry comes of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from remit.api.audit.v1 import event_pb2
+from remit.audit.key_chain import Rotation
+from remit.audit.log import AuditLog
+from remit.rpc.errors import RemitError
+
+REPORTER: Final = "audit"
+ORG: Final = "orgs/operator"
+SUBJECT: Final = "orgs/operator/users/audit"
+ROTATE_KEY: Final = "audit.rotate_key"
+_ID_HEX: Final = 32
+
+
+async def record_rotations(log: AuditLog, rotations: Sequence[str]) -> None:
+    """Append an entry for each rotation of the log's key, unless it is there already.
+
+    Raises:
+        RemitError: one cannot be appended.
+
+    """
+    events = [rotation_event(Rotation.open(note)) for note in rotations]
+    for place in await log.append(events, REPORTER):
+        if isinstance(place, RemitError):
+            raise place
+
+
+def rotation_event(rotation: Rotation) -> event_pb2.Event:
+    """The ADMIN event of a rotation."""
+    keys = {"old_key": str(rotation.old), "new_key": str(rotation.new)}
+    event = _event(ROTATE_KEY, "rotation", rotation.new.name, keys)
+    event.event_time.FromDatetime(datetime.fromisoformat(rotation.time))
+    return event
+
+
+def _event(action: str, word: str, log_name: str, detail: Mapping[str, object]) -> event_pb2.Event:
+    text = json.dumps(detail, sort_keys=True)
+    digest = hashlib.sha256(f"{log_name}\0{text}".encode()).hexdigest()[:_ID_HEX]
+    return event_pb2.Event(
+        event_id=f"{word}-{digest}",
+        kind=event_pb2.EVENT_KIND_ADMIN,
+        org=ORG,
+        subject=SUBJECT,
+        action=action,
+        resource=log_name,
+        outcome=event_pb2.OUTCOME_SUCCEEDED,
+        detail_json=text,
+    )
