@@ -266,6 +266,15 @@ RECORD_KEEPING: Final = (
         " checkpoint, which is what a rolled back or damaged database looks like.",
     ),
     Alert(
+        "RemitTilesFail",
+        "sum by (reason) (rate(remit_audit_tiles_failures_total[5m])) > 0",
+        "5m",
+        WARNING,
+        "tiles of the audit log are not written: {{ $labels.reason }}",
+        "Mirrors and witnesses that read the folder fall behind. Appends go on. DATA_CORRUPT: the"
+        " log does not extend what the folder has shown already.",
+    ),
+    Alert(
         "RemitCommitsFail",
         'sum by (writer) (rate(remit_commit_failures_total{writer!="audit_log"}[5m])) > 0',
         "5m",

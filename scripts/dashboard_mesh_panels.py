@@ -235,6 +235,19 @@ AUDIT: Final = Row(
             most=60,
         ),
         Panel(
+            "Tiles behind the checkpoint",
+            "Leaves that are signed and not in the folder of tiles yet, where one is set; and how"
+            " often writing failed, by reason. Appends do not wait for it.",
+            COUNT,
+            (
+                Query(
+                    "max(remit_audit_checkpoint_size) - (max(remit_audit_tiles_size) > 0)",
+                    "leaves",
+                ),
+                Query(rate("remit_audit_tiles_failures_total", "reason"), "failed {{reason}}"),
+            ),
+        ),
+        Panel(
             "Decisions of policy",
             "ALLOW and DENY are answers. UNDECIDED: a policy failed, see `decision_failed` in"
             " policy's log. Any other name is why the policies were not asked.",

@@ -85,6 +85,7 @@ def test_what_the_user_sets_reaches_the_services(
 ) -> None:
     monkeypatch.setenv("REMIT_COST_PRICES_FILE", "prices.yaml")
     monkeypatch.setenv("REMIT_TOOLS_WORKSPACE", "/somewhere")
+    monkeypatch.setenv("REMIT_AUDIT_TILES_DIR", "/mirror")
     monkeypatch.setenv("REMIT_COST_DSN", "postgresql://elsewhere")
     dsns = {name: f"postgresql://{name}" for name in DATABASES}
     wiring = Wiring(state, Topology.default(), dsns, ensure_secrets(state), drain_s=1)
@@ -93,6 +94,15 @@ def test_what_the_user_sets_reaches_the_services(
     assert cost["REMIT_COST_PRICES_FILE"] == "prices.yaml"
     assert cost["REMIT_COST_DSN"] == dsns["cost"]
     assert tools["REMIT_TOOLS_WORKSPACE"] == "/somewhere"
+    # Each of these services finds the variable in the environment that it inherits.
+    assert (specs["audit"].environment or {})["REMIT_AUDIT_TILES_DIR"] == "/mirror"
+
+
+def test_the_log_is_written_as_tiles_to_the_state(state: StateDirectory) -> None:
+    dsns = {name: f"postgresql://{name}" for name in DATABASES}
+    wiring = Wiring(state, Topology.default(), dsns, ensure_secrets(state), drain_s=1)
+    environment = dict(wiring.services())["audit"].environment or {}
+    assert environment["REMIT_AUDIT_TILES_DIR"] == str(state.folder / "tiles")
 
 
 def test_keys_of_providers_reach_only_the_services_that_reach_out() -> None:

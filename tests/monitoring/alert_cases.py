@@ -258,6 +258,13 @@ CASES: Final = (
         quiet={"remit_audit_checkpoint_timestamp_seconds": "0+60x60"},
     ),
     Case(
+        "RemitTilesFail",
+        fires={'remit_audit_tiles_failures_total{reason="ENOSPC"}': "0+1x60"},
+        says="tiles of the audit log are not written: ENOSPC",
+        labels={"reason": "ENOSPC"},
+        quiet={'remit_audit_tiles_failures_total{reason="ENOSPC"}': "9+0x60"},
+    ),
+    Case(
         "RemitCommitsFail",
         fires={'remit_commit_failures_total{writer="claims"}': "0+1x60"},
         says="commits of claims fail",

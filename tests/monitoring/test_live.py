@@ -61,6 +61,9 @@ STILL: Final = {
         "no hold here is older than a minute", "tests/cost/test_hold_watch"
     ),
     "remit_ledger_holds_overdue": Elsewhere("the sweepers live", "tests/cost/test_hold_watch"),
+    "remit_audit_tiles_failures_total": Elsewhere(
+        "the disk takes what it is given", "tests/audit/test_tile_writer"
+    ),
     "remit_ledger_holds_unclaimed": Elsewhere("no claim is lost", "tests/cost/test_hold_watch"),
 }
 """Metrics that may stay at 0 here."""
@@ -74,6 +77,7 @@ EMPTY: Final = {
     ("Budget alerts of the last day", "{{enforcement}} {{level}}"): STILL[
         "remit_budget_alerts_total"
     ],
+    ("Tiles behind the checkpoint", "failed {{reason}}"): STILL["remit_audit_tiles_failures_total"],
     ("What sweepers do", "delayed {{reason}}"): STILL["remit_closings_delayed_total"],
     ("RPCs refused as overloaded", "{{method}}"): STILL["remit_rpc_overloaded_total"],
 }

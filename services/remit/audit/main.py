@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from remit import telemetry
 from remit.api.audit.v1 import audit_query_service_pb2_grpc, audit_service_pb2_grpc
@@ -22,6 +22,8 @@ from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
+from remit.audit.tile_files import TileFiles
+from remit.audit.tile_writer import TileWriter
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -78,7 +80,11 @@ async def open_service(
                 ),
             ],
             verifier=verifier,
-            background=[checkpoints.run, _partition_keeper(store, settings.partition_check_s)],
+            background=[
+                checkpoints.run,
+                _partition_keeper(store, settings.partition_check_s),
+                *_tile_writers(settings, store, checkpoints),
+            ],
             ready=[store.ping, keyring.ping],
         )
 
@@ -111,6 +117,19 @@ def _page_sizes(settings: AuditSettings) -> PageSizes:
         most=settings.max_page_size,
         export_leaves=settings.export_leaves_per_message,
     )
+
+
+def _tile_writers(
+    settings: AuditSettings, store: LogStore, checkpoints: CheckpointSigner
+) -> Iterator[Callable[[], Awaitable[None]]]:
+    if settings.tiles_dir is not None:
+        yield TileWriter(
+            TileFiles(settings.tiles_dir),
+            store,
+            checkpoints,
+            interval_ms=settings.tiles_interval_ms,
+            tiles_per_round=settings.tiles_per_round,
+        ).run
 
 
 def _partition_keeper(store: LogStore, interval_s: float) -> Callable[[], Awaitable[None]]:

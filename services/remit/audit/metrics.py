@@ -30,6 +30,15 @@ CHECKED_TIME: Final = Gauge(
     "remit_audit_checkpoint_timestamp_seconds",
     "Unix time at which this replica last saw that a signed checkpoint covers the whole log.",
 )
+TILES_SIZE: Final = Gauge(
+    "remit_audit_tiles_size",
+    "Leaves that this replica last saw in the tiles' folder; 0 where no folder is set.",
+)
+TILES_FAILURES: Final = Counter(
+    "remit_audit_tiles_failures_total",
+    "Rounds of writing tiles that failed, by reason: that of the log, or the disk's errno.",
+    ["reason"],
+)
 
 
 def count_appends(events: Sequence[event_pb2.Event], results: Sequence[int | RemitError]) -> None:

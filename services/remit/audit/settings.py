@@ -28,6 +28,23 @@ class AuditSettings(ServiceSettings):
         le=3_600_000,
         description="Milliseconds between looks at whether the log grew and needs a checkpoint.",
     )
+    tiles_dir: Path | None = Field(
+        default=None,
+        description="Folder that the log is written to as static files (C2SP tlog-tiles), for"
+        " mirrors and for auditors; not written without. `remit up` sets `tiles` of its state.",
+    )
+    tiles_interval_ms: int = Field(
+        default=1000,
+        ge=10,
+        le=3_600_000,
+        description="Milliseconds between looks at whether a checkpoint needs new tiles.",
+    )
+    tiles_per_round: int = Field(
+        default=256,
+        ge=1,
+        le=4096,
+        description="Tiles of 256 leaves that one look writes at most; the next look goes on.",
+    )
     max_entries: int = Field(
         default=256, ge=1, le=256, description="Entries of one append request at most."
     )

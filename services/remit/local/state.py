@@ -6,6 +6,7 @@
     topology.yaml  addresses of the mesh
     api-key        the first API key (0600)
     audit.pub      public key that verifies an export of the audit log
+    tiles/         the audit log as static files, for mirrors
     secrets/       keys of services, made once (0600)
     ca/ tls/       local certificate authority; a folder with a certificate for each party
     postgres/      the databases
@@ -124,6 +125,11 @@ class StateDirectory:
     def audit_key_file(self) -> Path:
         """Public key of the audit log."""
         return self.folder / "audit.pub"
+
+    @property
+    def tiles(self) -> Path:
+        """Folder of the audit log's tiles."""
+        return self.folder / "tiles"
 
     @property
     def postgres(self) -> Path:

@@ -166,14 +166,25 @@ class Wiring:
                 "signing_key_file": self._secrets.signing,
             }
         if area == "audit":
-            return {"keys_dsn": self._dsns["audit_keys"], "keys_dir": self._secrets.audit}
+            audit: dict[str, object] = {
+                "keys_dsn": self._dsns["audit_keys"],
+                "keys_dir": self._secrets.audit,
+                "tiles_dir": self._state.tiles,
+            }
+            return _not_chosen(area, audit, "tiles_dir")
         if area == "tools":
             own: dict[str, object] = {
                 "webhook_key_files": self._secrets.webhooks,
                 "workspace": self._state.folder / "workspace",
             }
-            kept = {k: v for k, v in own.items() if f"REMIT_TOOLS_{k.upper()}" not in os.environ}
+            kept = _not_chosen(area, own, *own)
             if "workspace" in kept:
                 private_folder(self._state.folder / "workspace")
             return kept
         return {}
+
+
+def _not_chosen(area: str, facts: dict[str, object], *choices: str) -> dict[str, object]:
+    """The facts without those of the choices that the user's environment has made already."""
+    made = {name for name in choices if f"REMIT_{area.upper()}_{name.upper()}" in os.environ}
+    return {name: value for name, value in facts.items() if name not in made}
