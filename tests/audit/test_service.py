@@ -520,6 +520,7 @@ async def test_replicas_with_two_keys_serve_one_log(audit: Audit, tmp_path: Path
 
 async def test_a_rotation_is_recorded_once(audit: Audit) -> None:
     rotation = rotate_log_key(audit.settings.keys_dir, datetime.now(UTC))
+    leaves: list[bytes] = []
     for _ in range(2):
         async with serving(audit.settings) as replica:
             leaves = [leaf for part in await replica.export() for leaf in part.leaves]

@@ -13,13 +13,18 @@ import asyncpg
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.audit.note import Checkpoint
+from remit.audit.checkpoints import CheckpointSigner
+from remit.audit.evidence import Auditor
+from remit.audit.key_chain import rotation_note
+from remit.audit.note import Checkpoint, Signer
+from remit.audit.signing_keys import SigningKeys
 from remit.audit.tile_files import TileFiles
 from remit.audit.tile_folder import TileFolder
+from remit.audit.tile_verifier import verify_tiles
 from remit.audit.tile_writer import TileWriter
 from remit.audit.tiles import Tile
 from remit.rpc.errors import RemitError
-from tests.audit.events import KEYS, Log, make_event
+from tests.audit.events import KEYS, NOW, Log, make_event
 from tests.audit.tile_trees import files_in, tile_files
 from tests.conftest import PostgresCluster
 from tests.monitoring.values import gained, value
@@ -272,6 +277,28 @@ async def test_a_tile_that_was_changed_in_the_tree_is_not_published(
     await refused(log, folder, "leaves 0 to 255 are not what the tree holds")
 
 
+async def test_how_the_key_was_replaced_is_published_with_the_checkpoint(
+    log: Log, folder: Path
+) -> None:
+    """A replica that has only old key files takes nothing away."""
+    await fill(log, 5)
+    await writer(log, folder).round()
+    new = Signer.generate(KEYS.signer.name)
+    keys = SigningKeys(new, [rotation_note(KEYS.signer, new, NOW)])
+    rotated = CheckpointSigner(log.database, log.store, keys, interval_ms=10)
+    await log.append(make_event("later"))
+    note = (await rotated.covering_all()).signed_note
+    files = TileFiles(folder)
+    await TileWriter(files, log.store, rotated, interval_ms=10, tiles_per_round=1).round()
+    assert tuple(TileFolder(folder).rotations()) == rotated.rotations
+    assert files_in(folder)["checkpoint"] == note.encode()
+    for key in (KEYS.signer, new):
+        assert verify_tiles(folder, Auditor.of(str(key.verifier()))).tree_size == 6
+    with pytest.raises(RemitError, match="did not sign"):
+        await writer(log, folder).round()
+    assert tuple(TileFolder(folder).rotations()) == rotated.rotations
+
+
 async def test_a_reader_never_misses_a_tile_while_the_log_grows(log: Log, folder: Path) -> None:
     """Reads at whatever moment: the tiles of the checkpoint that was seen are there."""
     running = asyncio.create_task(writer(log, folder).run())
@@ -279,8 +306,8 @@ async def test_a_reader_never_misses_a_tile_while_the_log_grows(log: Log, folder
     try:
         for step in range(12):
             await fill(log, 60, f"at-{step}")
-            if not (folder / "checkpoint").exists():
-                continue
+            if step == 0:
+                await eventually((folder / "checkpoint").exists)
             size = Checkpoint.parse(TileFolder(folder).checkpoint().partition("\n\n")[0] + "\n")
             full, width = divmod(size.tree_size, 256)
             if width:

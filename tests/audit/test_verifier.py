@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
+from remit.audit.evidence import VerificationError
 from remit.audit.export import ExportError, write_export
 from remit.audit.key_chain import rotation_note
 from remit.audit.merkle import Frontier, leaf_hash
 from remit.audit.note import Checkpoint, Signer
 from remit.audit.verifier import (
-    VerificationError,
     checkpoint_line,
     footer_line,
     header_line,
@@ -97,7 +97,7 @@ async def test_an_empty_log_is_verified(tmp_path: Path) -> None:
 def faulty(path: Path, content: bytes, earlier: str | None = None) -> VerificationError:
     path.write_bytes(content)
     with pytest.raises(VerificationError) as raised:
-        verify_export(path, PUBLIC_KEY, earlier)
+        verify_export(path, PUBLIC_KEY, *([] if earlier is None else [earlier]))
     return raised.value
 
 
@@ -325,7 +325,7 @@ def test_a_header_with_an_impossible_count(tmp_path: Path, rotated: bytes, count
 def test_the_verifier_stands_alone() -> None:
     """No gRPC, no protobuf, no database: what an auditor runs is what an auditor can read."""
     script = (
-        "import sys; import remit.audit.verifier;"
+        "import sys; import remit.audit.verifier, remit.audit.tile_verifier;"
         "print([m for m in sys.modules if m.split('.')[0] in"
         " ('grpc', 'google', 'asyncpg', 'pydantic') or m.startswith('remit.rpc')])"
     )

@@ -15,9 +15,11 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.key_files import LOG_PUBLIC_KEY, make_log_keys
 from remit.audit.merkle import Frontier, leaf_hash
 from remit.audit.note import Checkpoint, Signer
+from remit.audit.tiles import bundle
 from remit.cli.audit import MOST_RESUMES
 from remit.cli.main import run
 from remit.rpc.errors import RemitError
+from tests.audit.tile_trees import write_tiles
 from tests.cli.conftest import Remit
 from tests.cli.edge_server import EdgeServer
 
@@ -239,3 +241,22 @@ def test_the_logs_key_is_rotated_offline(
     (folder / "log.key").unlink()
     assert run(["audit", "rotate-key", str(folder)]) == 7
     assert "log.key is missing" in capsys.readouterr().err
+
+
+def test_a_folder_of_tiles_and_several_checkpoints_are_verified(
+    key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = write_tiles(tmp_path / "tiles", LEAVES, checkpoint().signed_note)
+    arguments = ["audit", "verify", str(tiles), "--key", str(key)]
+    for size in (5, 2):
+        file = tmp_path / f"{size}.checkpoint"
+        file.write_text(checkpoint(size).signed_note, encoding="utf-8")
+        arguments += ["--checkpoint", str(file)]
+    assert run(arguments) == 0
+    assert "extends the checkpoint of 2 and of 5" in capsys.readouterr().out
+    (tiles / "tile/entries/000.p/7").write_bytes(bundle([*LEAVES[:6], b"forged"]))
+    assert run([*arguments, "--json"]) == 1
+    told = capsys.readouterr().out
+    assert '"place": "tile/entries/000.p/7 (leaf 6)"' in told
+    assert run(["audit", "verify", str(tmp_path), "--key", str(key)]) == 1
+    assert "checkpoint: it is missing" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import io
@@ -178,6 +179,9 @@ def test_the_log_is_listed_exported_and_verified(
     verified = remit(os.environ, *arguments, "--checkpoint", str(note))
     assert verified.returncode == 0, verified.stdout
     assert verified.stdout.startswith("audit: verified ")
+    tiles = ("audit", "verify", str(mesh.state / "tiles"), "--key", str(key))
+    mirrored = (*tiles, "--checkpoint", str(note))
+    asyncio.run(eventually(lambda: remit(os.environ, *mirrored).returncode == 0))
     data = bytearray(export.read_bytes())
     data[len(data) // 2] ^= 1
     export.write_bytes(data)

@@ -4,7 +4,7 @@ A checkpoint is what an auditor keeps: three lines (the log's name, the number o
 and a signature by the log. The forms are public so that witnesses and verifiers of other projects
 can read them. Only Ed25519 signatures (algorithm byte 1) are made and verified here; lines signed
 with keys that a verifier does not know are left alone, as signed-note demands, which is how a
-witness adds its own.
+witness adds its own (`cosignature`).
 
     signer = Signer.generate("remit.dev/audit/example")
     note = signer.sign(Checkpoint(signer.name, tree_size, root_hash).body())
@@ -56,11 +56,9 @@ def decode_base64(text: str, what: str) -> bytes:
     return data
 
 
-def key_id(name: str, public_key: bytes) -> bytes:
+def key_id(name: str, public_key: bytes, algorithm: bytes = ALGORITHM_ED25519) -> bytes:
     """Return the four bytes by which a signature line names its key (signed-note)."""
-    return hashlib.sha256(name.encode() + b"\n" + ALGORITHM_ED25519 + public_key).digest()[
-        :KEY_ID_BYTES
-    ]
+    return hashlib.sha256(name.encode() + b"\n" + algorithm + public_key).digest()[:KEY_ID_BYTES]
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Verifier:
     public_key: bytes
 
     def __str__(self) -> str:
-        return _key_text(self.name, self.key_id, self.public_key)
+        return key_text(self.name, self.key_id, self.public_key)
 
     @property
     def key_id(self) -> bytes:
@@ -86,7 +84,7 @@ class Verifier:
             NoteError: it is not one, or its id does not fit its key.
 
         """
-        name, identifier, public_key = _parse_key(text.strip(), "the public key")
+        name, identifier, public_key = parse_key(text.strip(), "the public key")
         if identifier != key_id(name, public_key):
             raise NoteError("the public key does not fit its own key id")
         return cls(name, public_key)
@@ -98,11 +96,11 @@ class Verifier:
             NoteError: the note is malformed, or has no valid signature of this key.
 
         """
-        text, lines = _split_note(note)
+        text, lines = split_note(note)
         identifier = key_id(self.name, self.public_key)
         ours = [
             signature
-            for name, key, signature in map(_parse_signature, lines)
+            for name, key, signature in map(parse_signature, lines)
             if name == self.name and key == identifier
         ]
         if len(ours) != 1:
@@ -134,7 +132,7 @@ class Signer:
             NoteError: the name is empty or holds white space or a plus sign.
 
         """
-        _check_name(name)
+        check_name(name)
         return cls(name, Ed25519PrivateKey.generate())
 
     @classmethod
@@ -148,7 +146,7 @@ class Signer:
         if not text.startswith(PRIVATE_PREFIX):
             raise NoteError(f"the private key does not begin with {PRIVATE_PREFIX}")
         encoded = text.strip().removeprefix(PRIVATE_PREFIX)
-        name, identifier, seed = _parse_key(encoded, "the private key")
+        name, identifier, seed = parse_key(encoded, "the private key")
         signer = cls(name, Ed25519PrivateKey.from_private_bytes(seed))
         if identifier != key_id(name, signer.verifier().public_key):
             raise NoteError("the private key does not fit its own key id")
@@ -158,7 +156,7 @@ class Signer:
         """Return the text form. It is a secret: write it to a private file only."""
         identifier = key_id(self.name, self.verifier().public_key)
         seed = self.private_key.private_bytes_raw()
-        return PRIVATE_PREFIX + _key_text(self.name, identifier, seed)
+        return PRIVATE_PREFIX + key_text(self.name, identifier, seed)
 
     def verifier(self) -> Verifier:
         """Return the public half."""
@@ -234,35 +232,39 @@ def signing_keys(note: str) -> set[tuple[str, bytes]]:
         NoteError: the note is malformed.
 
     """
-    return {(name, key) for name, key, _ in map(_parse_signature, _split_note(note)[1])}
+    return {(name, key) for name, key, _ in map(parse_signature, split_note(note)[1])}
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise NoteError for what cannot be a key's name."""
     if not _NAME.fullmatch(name):
         raise NoteError("the name of a key is not empty and holds no white space and no `+`")
 
 
-def _key_text(name: str, identifier: bytes, key: bytes) -> str:
-    return f"{name}+{identifier.hex()}+{base64.b64encode(ALGORITHM_ED25519 + key).decode()}"
+def key_text(name: str, identifier: bytes, key: bytes, algorithm: bytes = ALGORITHM_ED25519) -> str:
+    """Return the text form of a key, public or private."""
+    return f"{name}+{identifier.hex()}+{base64.b64encode(algorithm + key).decode()}"
 
 
-def _parse_key(text: str, what: str) -> tuple[str, bytes, bytes]:
-    """Return name, key id and the 32 bytes of a key in text form."""
+def parse_key(
+    text: str, what: str, algorithm: bytes = ALGORITHM_ED25519
+) -> tuple[str, bytes, bytes]:
+    """Return name, key id and the 32 bytes of a key in text form. Raises NoteError."""
     parts = text.split("+", 2)
     if len(parts) != 3:
         raise NoteError(f"{what} does not have the form name+id+base64")
     name, identifier, encoded = parts
-    _check_name(name)
+    check_name(name)
     if not re.fullmatch(r"[0-9a-f]{8}", identifier):
         raise NoteError(f"the id of {what} does not have 8 hex digits")
     key = decode_base64(encoded, what)
-    if key[:1] != ALGORITHM_ED25519 or len(key) != 1 + KEY_BYTES:
-        raise NoteError(f"{what} is not an Ed25519 key")
+    if key[:1] != algorithm or len(key) != 1 + KEY_BYTES:
+        raise NoteError(f"{what} is not an Ed25519 key of its kind")
     return name, bytes.fromhex(identifier), key[1:]
 
 
-def _split_note(note: str) -> tuple[str, list[str]]:
-    """Return a note's text and its signature lines, without their newlines."""
+def split_note(note: str) -> tuple[str, list[str]]:
+    """Return a note's text and its signature lines, without their newlines. Raises NoteError."""
     if len(note.encode()) > MAX_NOTE_BYTES:
         raise NoteError(f"the note has more than {MAX_NOTE_BYTES} bytes")
     if any(ord(character) < 0x20 and character != "\n" for character in note):
@@ -276,8 +278,8 @@ def _split_note(note: str) -> tuple[str, list[str]]:
     return text + "\n", lines
 
 
-def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
-    """Return name, key id and signature of a signature line."""
+def parse_signature(line: str) -> tuple[str, bytes, bytes]:
+    """Return name, key id and signature of a signature line. Raises NoteError."""
     name, separator, encoded = line.removeprefix(SIGNATURE_MARK).partition(" ")
     if not line.startswith(SIGNATURE_MARK) or not separator or not _NAME.fullmatch(name):
         raise NoteError("a signature line does not have the form `— name base64`")

@@ -7,9 +7,11 @@ verified, copied and witnessed at any moment.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from remit.audit import merkle
 from remit.audit.merkle import HASH_BYTES, TILE_HEIGHT, LeafRange, Node
@@ -17,12 +19,15 @@ from remit.audit.note import MAX_NOTE_BYTES
 from remit.audit.tiles import (
     CHECKPOINT,
     MAX_BUNDLE_BYTES,
+    ROTATIONS,
     TILE_WIDTH,
     Tile,
     TileError,
     entries_in,
     hashes_in,
 )
+
+_MAX_ROTATIONS_BYTES: Final = 1 << 20
 
 
 class TileFaultError(Exception):
@@ -47,6 +52,19 @@ class TileFolder:
             return data.decode()
         except UnicodeDecodeError as error:
             raise TileFaultError(CHECKPOINT, "it is not text") from error
+
+    def rotations(self) -> list[str]:
+        """The statements by which each key of the log led to the next; none if it had one key."""
+        if not (self._folder / ROTATIONS).exists():
+            return []
+        data = self._read(ROTATIONS, _MAX_ROTATIONS_BYTES)
+        try:
+            notes = [json.loads(line) for line in data.decode().splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise TileFaultError(ROTATIONS, "it is not a JSON string a line") from error
+        if not data.endswith(b"\n") or not all(isinstance(note, str) for note in notes):
+            raise TileFaultError(ROTATIONS, "it is not a JSON string a line")
+        return notes
 
     def entries(self, tile: Tile) -> list[bytes]:
         """The entries of a bundle."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 from remit import telemetry
@@ -24,10 +25,19 @@ from remit.audit.metrics import TILES_FAILURES, TILES_SIZE
 from remit.audit.note import Checkpoint
 from remit.audit.store import LogStore
 from remit.audit.tile_files import TileFiles
-from remit.audit.tiles import CHECKPOINT, TILE_WIDTH, Tile, bundle, levels_of, tiles_of
+from remit.audit.tile_folder import TileFaultError, TileFolder
+from remit.audit.tiles import (
+    BUNDLES,
+    CHECKPOINT,
+    ROTATIONS,
+    TILE_WIDTH,
+    Tile,
+    bundle,
+    levels_of,
+    tiles_of,
+)
 from remit.rpc.errors import RemitError
 
-BUNDLES: Final = -1
 _NOTHING: Final = Checkpoint("", 0, EMPTY_ROOT)
 Result = TypeVar("Result")
 Params = ParamSpec("Params")
@@ -63,6 +73,8 @@ class TileWriter:
                 await self.round()
             except RemitError as error:
                 self._delayed(error.reason_name, error.message)
+            except TileFaultError as error:
+                self._delayed("DATA_CORRUPT", str(error))
             except OSError as error:
                 self._delayed(errno.errorcode.get(error.errno or 0, "EIO"), str(error))
             await asyncio.sleep(self._interval_s)
@@ -90,6 +102,7 @@ class TileWriter:
         # In this order: what was published had been signed before.
         newest = await self._checkpoints.covering(0)
         await self._check_extends(published, newest)
+        await _in_thread(self._write_rotations, self._checkpoints.rotations)
         if published.origin and published.tree_size == newest.tree_size:
             TILES_SIZE.set(published.tree_size)
             return True
@@ -117,6 +130,16 @@ class TileWriter:
                 f"the tiles in {self._files.folder} show another tree of {size} leaves, of the log"
                 f" {published.origin}: give each log a folder of its own"
             )
+
+    def _write_rotations(self, notes: Sequence[str]) -> None:
+        """Write how the log's keys led to each other, before a checkpoint of the newest is shown.
+
+        A replica with old key files knows fewer of them, and takes none away.
+        """
+        if len(notes) > len(TileFolder(self._files.folder).rotations()):
+            lines = "".join(f"{json.dumps(note)}\n" for note in notes)
+            self._files.write(ROTATIONS, lines.encode())
+            self._files.sync()
 
     async def _write_leaves(self, published_size: int, tree_size: int) -> bool:
         """Write bundles and their hashes; False if more are missing than a round may write."""

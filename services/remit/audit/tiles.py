@@ -8,6 +8,8 @@ A mirror needs no service: whoever has the folder has the log. It holds
                                         whole tiles of level n
 ``tile/<level>/<index>.p/<width>``      the first hashes of a tile that is not full yet
 ``tile/entries/<index>[.p/<width>]``    the leaves themselves, each after its length in two bytes
+``rotations``                           where the log's key was replaced: how each key led to the
+                                        next (`key_chain`), a JSON string a line; our own addition
 ======================================= ============================================================
 
 An index stands in groups of three digits, all but the last after an ``x``: 1234067 is
@@ -25,6 +27,9 @@ from remit.audit.merkle import HASH_BYTES, TILE_HEIGHT, LeafRange
 
 TILE_WIDTH: Final = 1 << TILE_HEIGHT
 CHECKPOINT: Final = "checkpoint"
+ROTATIONS: Final = "rotations"
+BUNDLES: Final = -1
+"""The level of `Tile` that means the bundles of entries."""
 _LENGTH_BYTES: Final = 2
 MAX_ENTRY_BYTES: Final = (1 << 8 * _LENGTH_BYTES) - 1
 MAX_BUNDLE_BYTES: Final = TILE_WIDTH * (_LENGTH_BYTES + MAX_ENTRY_BYTES)
@@ -36,7 +41,7 @@ class TileError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class Tile:
-    """A tile, full or partial. `level` is -1 for a bundle of entries, which lies under level 0."""
+    """A tile, full or partial. `level` is BUNDLES for one of entries, which lies under level 0."""
 
     level: int
     index: int

@@ -16,8 +16,9 @@ line for each, ``{"rotation":"<the signed note>"}``, by which one key of the log
 What makes it a proof is the checkpoint: the root that the log signed must be the root of these
 leaves, and the tree at the size of an earlier checkpoint must have had the root that was signed
 then. The leaf hashes and the last line prove nothing to an adversary; they let an accident be named
-by its place. This module is small and uses only `merkle`, `note` and `key_chain`, so that whoever
-doubts Remit can read all of it.
+by its place. This module is small and uses only `merkle`, `evidence` and what signs (`note`,
+`key_chain`, `cosignature`), so that whoever doubts Remit can read all of it. `tile_verifier` does
+the same for a folder of tiles.
 
     report = verify_export(Path("log.export"), Path("log.pub").read_text())
     print(report.tree_size, report.root_hash.hex())
@@ -28,73 +29,39 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from remit.audit.evidence import Auditor, Report, Tree, VerificationError
 from remit.audit.key_chain import MAX_ROTATIONS, ChainError, KeyChain
-from remit.audit.merkle import HASH_BYTES, Frontier, leaf_hash
-from remit.audit.note import Checkpoint, NoteError, Verifier, decode_base64
+from remit.audit.merkle import HASH_BYTES, leaf_hash
+from remit.audit.note import NoteError, Verifier, decode_base64
 
 FORMAT = "remit-audit-export"
 MAX_LINE_BYTES = 1024 * 1024
 
 
-class VerificationError(Exception):
-    """An export proves nothing.
-
-    Attributes:
-        place: where the fault is, such as `line 7 (leaf 4)` or `the earlier checkpoint`.
-        fault: what is wrong there.
-
-    """
-
-    def __init__(self, place: str, fault: str) -> None:
-        super().__init__(f"{place}: {fault}")
-        self.place = place
-        self.fault = fault
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an export proves.
-
-    Attributes:
-        origin: name of the log.
-        tree_size: number of leaves, every one of which was checked.
-        root_hash: root of the tree, 32 bytes.
-        earlier_tree_size: size of the earlier checkpoint that this log extends, if one was given.
-
-    """
-
-    origin: str
-    tree_size: int
-    root_hash: bytes
-    earlier_tree_size: int | None
-
-
-def verify_export(path: Path, public_key: str, earlier_checkpoint: str | None = None) -> Report:
-    """Verify an export with a public key, and perhaps a checkpoint, that were saved earlier.
+def verify_export(path: Path, public_key: str, *earlier_checkpoints: str) -> Report:
+    """Verify an export with a public key, and perhaps checkpoints, that were saved earlier.
 
     Raises:
         VerificationError: something does not fit; it names the place.
         OSError: the file cannot be read.
 
     """
-    verifier = _verifier(public_key)
+    return verify_lines(path, Auditor.of(public_key, earlier_checkpoints))
+
+
+def verify_lines(path: Path, auditor: Auditor) -> Report:
+    """Verify an export with all that an auditor brings along; raises as `verify_export` does."""
     with path.open("rb") as file:
         lines = _Lines(file)
-        keys = _read_keys(lines, verifier)
-        earlier = None
-        if earlier_checkpoint is not None:
-            earlier = _opened("the earlier checkpoint", earlier_checkpoint, keys)
-        checkpoint = _read_checkpoint(lines, keys)
-        earlier_root = _check_leaves(lines, checkpoint, earlier)
-        _check_footer(lines, checkpoint.tree_size)
-    if earlier is not None:
-        _check_extends(earlier, earlier_root, checkpoint)
-    earlier_size = None if earlier is None else earlier.tree_size
-    return Report(checkpoint.origin, checkpoint.tree_size, checkpoint.root_hash, earlier_size)
+        keys = _read_keys(lines, auditor.known)
+        tree = auditor.tree(*_read_checkpoint(lines), keys)
+        _check_leaves(lines, tree)
+        _check_footer(lines, tree.checkpoint.tree_size)
+    tree.check_earlier()
+    return tree.report()
 
 
 # ------------------------------------------------------------------------- the lines
@@ -161,20 +128,6 @@ class _Lines:
 # ------------------------------------------------------------------------ the checks
 
 
-def _verifier(public_key: str) -> Verifier:
-    try:
-        return Verifier.parse(public_key)
-    except NoteError as error:
-        raise VerificationError("the public key", str(error)) from error
-
-
-def _opened(place: str, note: str, keys: KeyChain) -> Checkpoint:
-    try:
-        return keys.open_checkpoint(note)
-    except NoteError as error:
-        raise VerificationError(place, str(error)) from error
-
-
 def _read_keys(lines: _Lines, known: Verifier) -> KeyChain:
     """Read header and rotations; return the keys of the log that the known one leads to."""
     count = _read_header(lines)
@@ -206,28 +159,19 @@ def _read_header(lines: _Lines) -> int:
     return count
 
 
-def _read_checkpoint(lines: _Lines, keys: KeyChain) -> Checkpoint:
+def _read_checkpoint(lines: _Lines) -> tuple[str, str]:
+    """Return where the checkpoint stands, and its note."""
     line, place = lines.next(), f"line {lines.number} (checkpoint)"
     note = _members(line, place, checkpoint=str)["checkpoint"]
     _check_spelling(line, checkpoint_line(note), place)
-    return _opened(place, note, keys)
+    return place, note
 
 
-def _check_leaves(lines: _Lines, checkpoint: Checkpoint, earlier: Checkpoint | None) -> bytes:
-    """Check every leaf and the root; return the root of the tree at the earlier checkpoint."""
-    frontier = Frontier()
-    earlier_root = frontier.root()
-    for index in range(checkpoint.tree_size):
-        frontier.append(_read_leaf(lines, index, checkpoint.tree_size))
-        if earlier is not None and frontier.size == earlier.tree_size:
-            earlier_root = frontier.root()
-    if frontier.root() != checkpoint.root_hash:
-        raise VerificationError(
-            f"leaves 0 to {checkpoint.tree_size - 1}",
-            "they are not the leaves that the checkpoint was signed for: at least one was changed,"
-            " removed, inserted or moved",
-        )
-    return earlier_root
+def _check_leaves(lines: _Lines, tree: Tree) -> None:
+    """Check every leaf and the root."""
+    for index in range(tree.checkpoint.tree_size):
+        tree.append(_read_leaf(lines, index, tree.checkpoint.tree_size))
+    tree.check_root()
 
 
 def _read_leaf(lines: _Lines, index: int, tree_size: int) -> bytes:
@@ -259,19 +203,6 @@ def _check_footer(lines: _Lines, tree_size: int) -> None:
     _check_spelling(line, footer_line(tree_size, members["sha256"]), place)
     if lines.next():
         raise VerificationError(f"line {lines.number}", "the export goes on after its end")
-
-
-def _check_extends(earlier: Checkpoint, earlier_root: bytes, checkpoint: Checkpoint) -> None:
-    place = f"the earlier checkpoint of {earlier.tree_size} leaves"
-    if earlier.tree_size > checkpoint.tree_size:
-        raise VerificationError(
-            place, f"the log was cut back: this export has {checkpoint.tree_size} leaves"
-        )
-    if earlier_root != earlier.root_hash:
-        raise VerificationError(
-            place,
-            f"the log was rewritten: leaves 0 to {earlier.tree_size - 1} are not those signed then",
-        )
 
 
 def _members(line: bytes, place: str, **kinds: type[str | int]) -> dict[str, Any]:

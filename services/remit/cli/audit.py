@@ -12,12 +12,12 @@ import click
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.export import ExportError, ExportSummary, write_export
-from remit.audit.note import NoteError, Verifier
-from remit.audit.verifier import Report, VerificationError, verify_export
-from remit.cli import documents, exit_codes
+from remit.cli import documents
 from remit.cli.audit_keys import rotate_key
+from remit.cli.audit_verify import verify
+from remit.cli.audit_witness import witness
 from remit.cli.client import Edge, Listing, Session, client_options, collect
-from remit.cli.output import Column, Output
+from remit.cli.output import Column
 from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
 from remit.cli.wording import last_part, local_time
 from remit.client import is_break
@@ -28,7 +28,6 @@ LoggedEvent = audit_query_service_pb2.LoggedEvent
 Query = audit_query_service_pb2_grpc.AuditQueryServiceStub
 MOST_RESUMES: Final = 5
 """How often in a row an export that broke off without a new leaf is taken up again."""
-_MAX_SMALL_FILE_BYTES: Final = 1 << 16
 
 
 def _word(name: str | None, prefix: str) -> str:
@@ -64,10 +63,11 @@ _COLUMNS: Final = (
     "  remit audit verify log.export --key audit.pub"
 )
 def command() -> None:
-    """List, export and verify the audit log."""
+    """List, export, verify and witness the audit log."""
 
 
-command.add_command(rotate_key)
+for _other in (rotate_key, verify, witness):
+    command.add_command(_other)
 
 
 @command.command(
@@ -147,55 +147,6 @@ def checkpoint(*, session: Session) -> None:
         click.echo(found.signed_note, nl=False)
 
 
-@command.command(
-    "verify",
-    epilog="\b\nExamples:\n  remit audit verify log.export --key audit.pub\n"
-    "  remit audit verify log.export --key audit.pub --checkpoint monday.checkpoint\n\n"
-    "\b\nExit codes:\n    0  every entry is what was signed\n"
-    "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong",
-)
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help="A public key of the log, saved earlier: audit.pub of the state directory.",
-)
-@click.option(
-    "--checkpoint",
-    "earlier",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A checkpoint kept earlier, which this log must extend.",
-)
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")
-def verify(*, file: Path, key: Path, earlier: Path | None, as_json: bool) -> int:
-    """Verify the export FILE offline: no service, no database, no network.
-
-    Every entry is hashed, the Merkle root (RFC 6962) computed and compared with the one that the
-    log signed.
-    """
-    output = Output(as_json=as_json)
-    public_key = _public_key(key)
-    note = _small_text(earlier) if earlier else None
-    try:
-        report = verify_export(file, public_key, note)
-    except VerificationError as error:
-        return _refuted(output, error)
-    _proved(output, report)
-    return exit_codes.OK
-
-
-def verified_line(report: Report) -> str:
-    """What a person is told of an export that verifies."""
-    extends = ""
-    if report.earlier_tree_size is not None:
-        extends = f", extends the checkpoint of {report.earlier_tree_size:,}"
-    return (
-        f"audit: verified {report.tree_size:,} entries, root {report.root_hash.hex()},"
-        f" signed by {report.origin}{extends}"
-    )
-
-
 async def export_to(edge: Edge, file: Path) -> ExportSummary:
     """Writes an export of the whole log. Raises RemitError."""
     try:
@@ -257,44 +208,3 @@ async def _checkpoint(edge: Edge) -> event_pb2.Checkpoint:
     stub = edge.stub(Query)
     request = audit_query_service_pb2.GetCheckpointRequest()
     return (await stub.GetCheckpoint(request, metadata=edge.metadata)).checkpoint
-
-
-def _public_key(file: Path) -> str:
-    text = _small_text(file)
-    try:
-        Verifier.parse(text)
-    except NoteError as error:
-        raise click.UsageError(f"{file} is no public key of a log: {error}") from error
-    return text
-
-
-def _small_text(file: Path) -> str:
-    try:
-        if file.stat().st_size > _MAX_SMALL_FILE_BYTES:
-            raise click.UsageError(f"{file} is too large for a key or a checkpoint")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{file} cannot be read: {error}") from error
-
-
-def _proved(output: Output, report: Report) -> None:
-    if output.as_json:
-        output.document(
-            {
-                "verified": True,
-                "tree_size": report.tree_size,
-                "root_hash": report.root_hash.hex(),
-                "origin": report.origin,
-                "earlier_tree_size": report.earlier_tree_size,
-            }
-        )
-    else:
-        output.line(verified_line(report), "green")
-
-
-def _refuted(output: Output, error: VerificationError) -> int:
-    if output.as_json:
-        output.document({"verified": False, "place": error.place, "fault": error.fault})
-    else:
-        output.line(f"audit: NOT verified: {error.place}: {error.fault}", "bold red")
-    return exit_codes.FAILED

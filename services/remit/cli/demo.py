@@ -25,9 +25,11 @@ import click
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
-from remit.audit.verifier import VerificationError, verify_export
+from remit.audit.evidence import VerificationError
+from remit.audit.verifier import verify_export
 from remit.cli import exit_codes
-from remit.cli.audit import export_to, verified_line
+from remit.cli.audit import export_to
+from remit.cli.audit_verify import verified_line
 from remit.cli.client import Edge, Session, new_request_id
 from remit.cli.output import Output
 from remit.cli.run import exit_code_of, start

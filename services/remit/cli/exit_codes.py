@@ -23,6 +23,7 @@ REFUSED: Final = 6
 INVALID: Final = 7
 ALREADY_RUNNING: Final = 8
 DIFFERENT: Final = 9
+FORKED: Final = 10
 INTERRUPTED: Final = 130
 
 CONFIGURATION: Final = INVALID
@@ -106,6 +107,7 @@ MEANINGS: Final = (
     ),
     Meaning(ALREADY_RUNNING, "a mesh already runs on this state directory"),
     Meaning(DIFFERENT, "a check was made, and the ledger and the claims differ"),
+    Meaning(FORKED, "a witness refused: the audit log shows another past, or is another log"),
     Meaning(INTERRUPTED, "cancelled or interrupted", ("CANCELLED",)),
 )
 

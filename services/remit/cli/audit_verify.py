@@ -1,0 +1,147 @@
+"""`remit audit verify`: prove offline that an export, or a folder of tiles, is what was signed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from remit.audit.cosignature import WitnessKey
+from remit.audit.evidence import Auditor, Report, VerificationError
+from remit.audit.note import NoteError, Verifier
+from remit.audit.tile_verifier import verify_tiles
+from remit.audit.verifier import verify_lines
+from remit.cli import exit_codes
+from remit.cli.output import Output
+
+_MAX_SMALL_FILE_BYTES: Final = 1 << 16
+_SMALL_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command(
+    "verify",
+    epilog="\b\nExamples:\n  remit audit verify log.export --key audit.pub\n"
+    "  remit audit verify /mirror/tiles --key audit.pub --checkpoint monday.checkpoint\n"
+    "  remit audit verify log.export --key audit.pub --checkpoint seen --witness witness.pub\n\n"
+    "\b\nExit codes:\n    0  every entry is what was signed\n"
+    "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong",
+)
+@click.argument("log", metavar="FILE|DIR", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--key",
+    type=_SMALL_FILE,
+    required=True,
+    help="A public key of the log, saved earlier: audit.pub of the state directory.",
+)
+@click.option(
+    "--checkpoint",
+    "earlier",
+    type=_SMALL_FILE,
+    multiple=True,
+    help="A checkpoint kept earlier, which this log must extend. May be given more than once.",
+)
+@click.option(
+    "--witness",
+    "witnesses",
+    type=_SMALL_FILE,
+    multiple=True,
+    help="Public key of a witness, which must have cosigned each --checkpoint, or else the log's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")
+def verify(
+    *, log: Path, key: Path, earlier: tuple[Path, ...], witnesses: tuple[Path, ...], as_json: bool
+) -> int:
+    """Verify the export FILE, or the tiles in DIR, offline: no service, no database, no network.
+
+    Every entry is hashed, the Merkle root (RFC 6962) computed and compared with the one that the
+    log signed, and the tree at the size of each earlier checkpoint with what was signed then. Of
+    tiles, each hash of each level is checked as well.
+    """
+    output = Output(as_json=as_json)
+    public_key = key_text(key, Verifier.parse, "a log")
+    witness_keys = [key_text(file, WitnessKey.parse, "a witness") for file in witnesses]
+    notes = [small_text(file) for file in earlier]
+    try:
+        auditor = Auditor.of(public_key, notes, witness_keys)
+        report = (verify_tiles if log.is_dir() else verify_lines)(log, auditor)
+    except VerificationError as error:
+        return _refuted(output, error)
+    except OSError as error:
+        raise click.UsageError(f"{log} cannot be read: {error}") from error
+    _proved(output, report)
+    return exit_codes.OK
+
+
+def verified_line(report: Report) -> str:
+    """What a person is told of a log that verifies."""
+    sizes = [f"{size:,}" for size in report.earlier_tree_sizes]
+    extends = f", extends the checkpoint of {' and of '.join(sizes)}" if sizes else ""
+    seen = [f", cosigned by {seen.witness} at {_time(seen.time_s)}" for seen in report.cosigned]
+    return (
+        f"audit: verified {report.tree_size:,} entries, root {report.root_hash.hex()},"
+        f" signed by {report.origin}{extends}{''.join(seen)}"
+    )
+
+
+def key_text(file: Path, parse: Callable[[str], object], whose: str) -> str:
+    """The public key in a file. Raises UsageError where it is none."""
+    text = small_text(file)
+    try:
+        parse(text)
+    except NoteError as error:
+        raise click.UsageError(f"{file} is no public key of {whose}: {error}") from error
+    return text
+
+
+def small_text(file: Path) -> str:
+    """A file that is a key or a checkpoint. Raises UsageError."""
+    try:
+        if file.stat().st_size > _MAX_SMALL_FILE_BYTES:
+            raise click.UsageError(f"{file} is too large for a key or a checkpoint")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{file} cannot be read: {error}") from error
+
+
+def _time(unix_s: int) -> str:
+    """RFC 3339 in UTC; the number itself where no calendar reaches."""
+    try:
+        return datetime.fromtimestamp(unix_s, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return f"{unix_s} s"
+
+
+def _proved(output: Output, report: Report) -> None:
+    if output.as_json:
+        sizes = report.earlier_tree_sizes
+        output.document(
+            {
+                "verified": True,
+                "tree_size": report.tree_size,
+                "root_hash": report.root_hash.hex(),
+                "origin": report.origin,
+                "earlier_tree_size": sizes[-1] if sizes else None,
+                "earlier_tree_sizes": list(sizes),
+                "cosigned": [
+                    {
+                        "witness": seen.witness,
+                        "tree_size": seen.tree_size,
+                        "time": _time(seen.time_s),
+                    }
+                    for seen in report.cosigned
+                ],
+            }
+        )
+    else:
+        output.line(verified_line(report), "green")
+
+
+def _refuted(output: Output, error: VerificationError) -> int:
+    if output.as_json:
+        output.document({"verified": False, "place": error.place, "fault": error.fault})
+    else:
+        output.line(f"audit: NOT verified: {error.place}: {error.fault}", "bold red")
+    return exit_codes.FAILED
