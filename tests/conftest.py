@@ -20,6 +20,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from remit import telemetry
+from remit.local.databases import FURTHER
 from remit.postgres import DATABASES, Database, migrate
 from tests.waiting import PATIENCE, eventually
 
@@ -66,10 +67,12 @@ class PostgresCluster:
         return f"postgresql://{role}@/{database}?host={self._socket_dir}"
 
     async def make_roles(self) -> None:
-        """Creates the owner role and the service role of each database."""
+        """Creates the owner role and the service role of each database, and further ones."""
         async with self._admin() as admin:
             for name in DATABASES:
                 await admin.execute(f"CREATE ROLE remit_{name}_owner LOGIN")
+                await admin.execute(f"CREATE ROLE remit_{name} LOGIN")
+            for name in FURTHER:
                 await admin.execute(f"CREATE ROLE remit_{name} LOGIN")
 
     async def fresh(self, name: str) -> str:

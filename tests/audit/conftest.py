@@ -41,3 +41,12 @@ async def database(postgres: PostgresCluster, made: dict[str, str]) -> AsyncIter
 @pytest.fixture
 async def log(database: OpenDatabase) -> Log:
     return make_log(await database("audit"), await database("audit_keys"))
+
+
+@pytest.fixture
+async def destroyer(log: Log, postgres: PostgresCluster) -> AsyncIterator[Database]:
+    """The same database of keys, under the role that may delete them."""
+    name = await log.keys_database.fetchval("SELECT current_database()")
+    dsn = postgres.dsn(name, "remit_audit_keys_eraser")
+    async with Database.open(dsn, pool_size=1) as database:
+        yield database

@@ -9,13 +9,15 @@ from datetime import UTC, datetime, timedelta
 
 from remit.api.audit.v1 import event_pb2
 from remit.audit.checkpoints import CheckpointSigner
+from remit.audit.erasing import Eraser
 from remit.audit.key_files import LogKeys, MasterKey
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
 from remit.audit.note import Signer
-from remit.audit.sealing import Pseudonyms, SealedEvent, seal
+from remit.audit.sealing import Pseudonyms, SealedEvent, SubjectKey, seal
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
+from remit.audit.wrapping import FileKeyWrapper
 from remit.postgres import Database
 from remit.rpc.ids import SystemIds
 
@@ -26,7 +28,7 @@ EVE = "orgs/other/users/eve"
 RUN = "runs/0198c0de-0000-7000-8000-000000000001"
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 KEYS = LogKeys(Signer.generate("remit.internal/audit/test"), MasterKey(b"m" * 32), b"p" * 32)
-SUBJECT_KEY = bytes(range(32))
+SUBJECT_KEY = SubjectKey(b"generat1", bytes(range(32)))
 DETAIL = '{"arguments":"sha256:secret-of-alice"}'
 
 
@@ -82,11 +84,13 @@ def outcome_of(event: event_pb2.Event) -> event_pb2.Event:
     return outcome
 
 
-def sealed(event: event_pb2.Event, nonce: bytes = b"n" * 12) -> SealedEvent:
+def sealed(
+    event: event_pb2.Event, nonce: bytes = b"n" * 12, key: SubjectKey = SUBJECT_KEY
+) -> SealedEvent:
     return seal(
         event,
         reporter="tools",
-        subject_key=SUBJECT_KEY,
+        subject_key=key,
         pseudonyms=Pseudonyms(KEYS.pseudonym),
         nonce=nonce,
     )
@@ -100,6 +104,7 @@ class Log:
     keys_database: Database
     store: LogStore
     log: AuditLog
+    keyring: SubjectKeyring
     checkpoints: CheckpointSigner
     clock: FakeClock
 
@@ -107,23 +112,41 @@ class Log:
         return list(await self.log.append(events, "tools"))
 
 
-def make_log(database: Database, keys_database: Database) -> Log:
-    clock = FakeClock()
+def make_log(database: Database, keys_database: Database, clock: FakeClock | None = None) -> Log:
+    """One replica of a log."""
+    clock = clock or FakeClock()
     store = LogStore(database, max_batch=1024, max_queue=16_384)
     keyring = make_keyring(keys_database, clock)
     log = AuditLog(store, keyring, Pseudonyms(KEYS.pseudonym), SystemIds(clock))
     checkpoints = CheckpointSigner(database, store, SigningKeys(KEYS.signer), interval_ms=10)
-    return Log(database, keys_database, store, log, checkpoints, clock)
+    return Log(database, keys_database, store, log, keyring, checkpoints, clock)
 
 
 def make_keyring(
     database: Database, clock: FakeClock, master: MasterKey = KEYS.master, cache_size: int = 1000
 ) -> SubjectKeyring:
     return SubjectKeyring(
-        database, master, clock=clock, ids=SystemIds(clock), cache_size=cache_size, cache_ttl_s=60
+        database,
+        FileKeyWrapper(master, SystemIds(clock)),
+        clock=clock,
+        ids=SystemIds(clock),
+        cache_size=cache_size,
+        cache_ttl_s=60,
     )
 
 
 def texts(text: str) -> list[bytes]:
     """The forms in which a text could lie around in clear: as it is, and in base64."""
     return [text.encode(), base64.b64encode(text.encode()).rstrip(b"=")[:-1]]
+
+
+def make_eraser(log: Log, destroyer: Database | None) -> Eraser:
+    """One replica's eraser, over the databases and the clock of a log."""
+    return Eraser(
+        log.database,
+        log.log,
+        log.keyring,
+        Pseudonyms(KEYS.pseudonym),
+        destroyer,
+        clock=log.clock,
+    )

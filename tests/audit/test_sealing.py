@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.api.audit.v1 import event_pb2
-from remit.audit.sealing import Pseudonyms, SealError, commitment, seal, unseal
+from remit.audit.sealing import (
+    FIRST_KEY_ID,
+    Pseudonyms,
+    SealError,
+    SubjectKey,
+    commitment,
+    is_replay,
+    seal,
+    shown,
+    unseal,
+)
 from tests.audit.events import (
     ALICE,
     BOB,
@@ -70,6 +81,8 @@ def test_a_user_in_a_resource_has_the_pseudonym_of_that_user() -> None:
         "users/", f"{ORG}/users/", 1
     )
     assert PSEUDONYMS.in_resource("models/users-of-x", ORG) == "models/users-of-x"
+    named = f"{ORG}/users/{shown(PSEUDONYMS.of(BOB))}/keys/00"
+    assert PSEUDONYMS.in_resource(named, ORG) == named
 
 
 def test_the_leaf_is_the_same_each_time_and_the_payload_never() -> None:
@@ -109,8 +122,8 @@ def test_the_reporter_is_in_the_leaf() -> None:
 
 def test_one_salt_opens_one_commitment_and_no_other() -> None:
     first, second = sealed(make_event("e-1")).leaf, sealed(make_event("e-2")).leaf
-    assert first.subject_hash == commitment(SUBJECT_KEY, "e-1", "subject", ALICE)
-    assert first.detail_hash == commitment(SUBJECT_KEY, "e-1", "detail", DETAIL)
+    assert first.subject_hash == commitment(SUBJECT_KEY.secret, "e-1", "subject", ALICE)
+    assert first.detail_hash == commitment(SUBJECT_KEY.secret, "e-1", "detail", DETAIL)
     assert first.subject_hash != second.subject_hash
     assert first.subject_pseudonym == second.subject_pseudonym
     assert commitment(b"another key" * 3, "e-1", "subject", ALICE) != first.subject_hash
@@ -120,15 +133,50 @@ def test_one_salt_opens_one_commitment_and_no_other() -> None:
 def test_a_changed_payload_does_not_open(position: int, bit: int) -> None:
     one = sealed(make_event())
     changed = bytearray(one.payload)
-    changed[position % len(changed)] ^= 1 << bit
+    place = position % len(changed)
+    changed[place] ^= 1 << bit
+    if place in range(1, 9):  # the id of its key: one that is gone
+        assert unseal(one.leaf_bytes, bytes(changed), SUBJECT_KEY).detail_json == ""
+        return
     with pytest.raises(SealError):
         unseal(one.leaf_bytes, bytes(changed), SUBJECT_KEY)
+
+
+def test_a_payload_whose_key_was_replaced_is_erased_and_not_damaged() -> None:
+    one = sealed(make_event())
+    again = SubjectKey(b"generat2", b"2" * 32)
+    seen = unseal(one.leaf_bytes, one.payload, again)
+    assert (seen.event_id, seen.subject, seen.detail_json) == ("e-1", "", "")
+
+
+def test_a_payload_from_before_keys_had_ids_opens_with_key_zero() -> None:
+    first = replace(SUBJECT_KEY, key_id=FIRST_KEY_ID)
+    one = sealed(make_event(), key=first)
+    old = b"\x01" + one.payload[9:]
+    assert unseal(one.leaf_bytes, old, first) == make_event()
+    assert unseal(one.leaf_bytes, old, SUBJECT_KEY).detail_json == ""
+    with pytest.raises(SealError, match="does not open"):
+        unseal(one.leaf_bytes, old, replace(first, secret=b"x" * 32))
+
+
+def test_an_event_is_told_from_another_until_its_key_is_gone() -> None:
+    one = sealed(make_event())
+    other_detail = make_event(detail_json="{}")
+    new_key = SubjectKey(b"generat2", b"2" * 32)
+    again, changed = sealed(make_event(), b"2" * 12), sealed(other_detail)
+    assert is_replay(again, one.leaf_bytes, one.payload)
+    assert not is_replay(changed, one.leaf_bytes, one.payload)
+    for event in (make_event(), other_detail):
+        assert is_replay(sealed(event, key=new_key), one.leaf_bytes, one.payload)
+    for changes in ({"attempt": 2}, {"subject": BOB}, {"action": "models.use"}):
+        other = sealed(make_event(**changes), key=new_key)
+        assert not is_replay(other, one.leaf_bytes, one.payload)
 
 
 def test_a_payload_opens_with_its_own_key_and_leaf_only() -> None:
     one, other = sealed(make_event("e-1")), sealed(make_event("e-2"))
     with pytest.raises(SealError, match="does not open"):
-        unseal(one.leaf_bytes, one.payload, b"x" * 32)
+        unseal(one.leaf_bytes, one.payload, replace(SUBJECT_KEY, secret=b"x" * 32))
     with pytest.raises(SealError, match="does not open"):
         unseal(one.leaf_bytes, other.payload, SUBJECT_KEY)
     with pytest.raises(SealError, match="unknown form"):

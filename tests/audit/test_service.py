@@ -26,6 +26,8 @@ from remit.api.audit.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
     event_pb2,
+    privacy_service_pb2,
+    privacy_service_pb2_grpc,
 )
 from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
@@ -134,6 +136,13 @@ class Audit:
         with self.query() as stub:
             return await getattr(stub, method)(getattr(query_pb2, f"{method}Request")(**fields))
 
+    async def erase(
+        self, request: privacy_service_pb2.EraseSubjectRequest
+    ) -> privacy_service_pb2.Erasure:
+        with remit_token(token(BOB, run="")):
+            stub = self.mesh.as_caller(PUBLIC).stub(privacy_service_pb2_grpc.PrivacyServiceStub)
+            return (await stub.EraseSubject(request)).erasure
+
     async def export(self, **fields: Any) -> list[query_pb2.ExportLogResponse]:
         with self.query() as stub:
             return [m async for m in stub.ExportLog(query_pb2.ExportLogRequest(**fields))]
@@ -149,9 +158,11 @@ def read_results(results: Any) -> list[int | RemitError]:
 @pytest.fixture
 async def audit(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[Audit]:
     make_log_keys(tmp_path / "keys")
+    keys_dsn = (await database("audit_keys")).dsn
     settings = AuditSettings(
         dsn=(await database("audit")).dsn,
-        keys_dsn=(await database("audit_keys")).dsn,
+        keys_dsn=keys_dsn,
+        keys_eraser_dsn=keys_dsn.replace("remit_audit_keys@", "remit_audit_keys_eraser@"),
         keys_dir=tmp_path / "keys",
         pool_size=4,
         subject_key_cache_s=0,
@@ -376,6 +387,40 @@ async def test_a_deleted_key_takes_the_persons_data_and_no_proof(
     assert "bob" not in str(bob)
     path = await _exported(audit, tmp_path)
     assert verify_export(path, _public_key(audit)).tree_size == 4
+
+
+async def test_an_admin_erases_a_subject(audit: Audit, tmp_path: Path) -> None:
+    await audit.append(intent("e-1"), intent("e-2", subject=BOB))
+    request = privacy_service_pb2.EraseSubjectRequest(subject=ALICE, request_id="r-1")
+    erasure = await audit.erase(request)
+    assert (await audit.erase(request)).leaf_index == erasure.leaf_index == 2
+    told, bob, alice = (await audit.list_events(BOB)).events
+    assert (alice.event.subject, alice.event.detail_json) == ("", "")
+    assert (bob.event.subject, bob.event.detail_json) == (BOB, DETAIL)
+    assert (told.event.action, told.event.subject) == ("audit.erase", BOB)
+    assert told.event.resource == erasure.resource
+    assert "alice" not in str(told)
+    assert erasure.forget_time.ToNanoseconds() >= erasure.erase_time.ToNanoseconds()
+    path = await _exported(audit, tmp_path)
+    assert verify_export(path, _public_key(audit)).tree_size == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"subject": ALICE, "request_id": ""}, "INVALID_REQUEST"),
+        ({"subject": "alice", "request_id": "r"}, "INVALID_REQUEST"),
+        ({"subject": ORG, "request_id": "r"}, "INVALID_REQUEST"),
+        ({"subject": EVE, "request_id": "r"}, "PERMISSION_DENIED"),
+        ({"subject": f"{ORG}/users/nobody", "request_id": "r"}, "RESOURCE_NOT_FOUND"),
+    ],
+)
+async def test_erasures_that_are_refused(audit: Audit, fields: dict[str, Any], reason: str) -> None:
+    await audit.append(intent("e-1"), intent("e-2", subject=EVE, org="orgs/other"))
+    with pytest.raises(RemitError) as raised:
+        await audit.erase(privacy_service_pb2.EraseSubjectRequest(**fields))
+    assert raised.value.reason_name == reason
+    assert len((await audit.list_events()).events) == 1, "nothing was recorded"
 
 
 # ---------------------------------------------------------------------------- proofs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,6 +27,7 @@ TALK = f"{API}.agent.v1.ConversationService"
 COST = f"{API}.cost.v1.CostReportService"
 INFERENCE = f"{API}.inference.v1.InferenceService"
 MODELS = f"{API}.inference.v1.ModelService"
+PRIVACY = f"{API}.audit.v1.PrivacyService"
 PRICES = f"{API}.cost.v1.PriceService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
 TOOLS = f"{API}.tools.v1.ToolService"
@@ -69,6 +71,7 @@ CHANGES = {
     f"{COST}/ListBudgetAlerts",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
+    f"{PRIVACY}/EraseSubject",
     f"{TOOLS}/CallTool",
     f"{INFERENCE}/GenerateText",
 }
@@ -183,6 +186,19 @@ async def test_changes(rest: Rest) -> None:
     gone = await changed(f"{COST}/DeleteBudget", named | {"requestId": new_id()})
     assert gone["budget"]["enforcement"] == "ENFORCEMENT_SOFT"
     assert gone["remaining"][0]["isDefault"] is True
+
+
+async def test_a_subject_is_erased(rest: Rest) -> None:
+    user = f"orgs/local/users/{new_id()}"
+    body = {"displayName": "rest", "user": user, "roles": ["member"], "requestId": new_id()}
+    own_key = (await rest(f"{POLICY}/CreateApiKey", body=body)).content["secret"]
+    # What they read is recorded, so that they have a key from now on.
+    assert (await replace(rest, key=own_key)(f"{AUDIT}/ListEvents")).status == 200
+    erase = {"subject": user, "requestId": new_id()}
+    answer = await rest(f"{PRIVACY}/EraseSubject", body=erase)
+    assert fits(f"{PRIVACY}/EraseSubject", answer)["erasure"]["leafIndex"]
+    denied = await replace(rest, key=own_key)(f"{PRIVACY}/EraseSubject", body=erase)
+    assert (denied.status, fits(f"{PRIVACY}/EraseSubject", denied)["code"]) == (403, 7)
 
 
 @pytest.mark.parametrize("limit", ["-1", "9223372036854775808", "-9223372036854775809", "1.5", ""])

@@ -147,7 +147,8 @@ def _secrets_faults(
         yield f"{area}: {SECRETS_VARIABLE} is not {SECRETS_MOUNT}, where DSNs look for files"
     files = _files(environment.get(SECRETS_VARIABLE, "/nowhere"), places)
     needed = {f"REMIT_{area.upper()}_DSN"}
-    needed |= {"REMIT_AUDIT_KEYS_DSN"} if area == "audit" else set()
+    of_keys = {"REMIT_AUDIT_KEYS_DSN", "REMIT_AUDIT_KEYS_ERASER_DSN"}
+    needed |= of_keys if area == "audit" else set()
     if not needed <= files:
         yield f"{area}: {SECRETS_VARIABLE} does not hold {sorted(needed)}"
     for file in files:

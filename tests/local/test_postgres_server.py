@@ -14,6 +14,7 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.local import postgres_server
+from remit.local.databases import FURTHER
 from remit.local.postgres_server import Account, EmbeddedPostgres
 from remit.local.process import Supervised
 from remit.local.progress import PlainReporter
@@ -48,7 +49,7 @@ async def test_each_role_reaches_its_own_database_and_may_make_nothing(
     running: EmbeddedPostgres,
 ) -> None:
     dsns = await running.provision()
-    assert set(dsns) == set(DATABASES)
+    assert set(dsns) == {*DATABASES, *FURTHER}
     async with Database.open(dsns["cost"], pool_size=1) as database:
         assert await database.fetchval("SELECT current_user") == "remit_cost"
         assert (

@@ -10,6 +10,7 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.gateway.topology import Topology
+from remit.local.databases import FURTHER
 from remit.local.state import StateDirectory
 from remit.local.wiring import Wiring, ensure_secrets, inherited
 from remit.postgres import DATABASES
@@ -60,7 +61,7 @@ def test_a_missing_key_beside_databases_is_named_and_not_made_anew(
 
 def test_each_service_is_told_its_own_and_nothing_of_others(state: StateDirectory) -> None:
     topology = Topology.default(replicas={"policy": 2})
-    dsns = {name: f"postgresql://{name}" for name in DATABASES}
+    dsns = {name: f"postgresql://{name}" for name in (*DATABASES, *FURTHER)}
     wiring = Wiring(state, topology, dsns, ensure_secrets(state), drain_s=7)
     specs = dict(wiring.services())
     assert set(specs) == set(AREAS)
@@ -87,7 +88,7 @@ def test_what_the_user_sets_reaches_the_services(
     monkeypatch.setenv("REMIT_TOOLS_WORKSPACE", "/somewhere")
     monkeypatch.setenv("REMIT_AUDIT_TILES_DIR", "/mirror")
     monkeypatch.setenv("REMIT_COST_DSN", "postgresql://elsewhere")
-    dsns = {name: f"postgresql://{name}" for name in DATABASES}
+    dsns = {name: f"postgresql://{name}" for name in (*DATABASES, *FURTHER)}
     wiring = Wiring(state, Topology.default(), dsns, ensure_secrets(state), drain_s=1)
     specs = dict(wiring.services())
     cost, tools = specs["cost"].environment or {}, specs["tools"].environment or {}

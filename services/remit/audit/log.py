@@ -12,7 +12,16 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.leaf import LeafError
 from remit.audit.metrics import count_appends
-from remit.audit.sealing import NONCE_BYTES, Pseudonyms, SealedEvent, SealError, seal, unseal
+from remit.audit.sealing import (
+    NONCE_BYTES,
+    Pseudonyms,
+    SealedEvent,
+    SealError,
+    SubjectKey,
+    is_replay,
+    seal,
+    unseal,
+)
 from remit.audit.store import EventFilter, LogStore, StoredEvent
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
@@ -43,6 +52,9 @@ class AuditLog:
     ) -> list[int | RemitError]:
         """Append events of one reporter, each on its own; return indices or errors, in order.
 
+        An event that is in the log already keeps its index; after its subject's key was destroyed
+        it is the same event if all that its leaf shows is the same.
+
         Raises:
             RemitError: DEPENDENCY_UNAVAILABLE when the subjects' keys cannot be had.
 
@@ -72,7 +84,7 @@ class AuditLog:
         keys = await self._keyring.for_reading({row.subject_pseudonym for row in rows})
         return [_opened(row, keys.get(row.subject_pseudonym)) for row in rows]
 
-    def _sealed(self, event: event_pb2.Event, reporter: str, key: bytes) -> SealedEvent:
+    def _sealed(self, event: event_pb2.Event, reporter: str, key: SubjectKey) -> SealedEvent:
         return seal(
             event,
             reporter=reporter,
@@ -85,13 +97,29 @@ class AuditLog:
         try:
             return await self.store.append(event)
         except RemitError as error:
+            if error.reason == error_reason_pb2.ERROR_REASON_KEY_REUSED:
+                replayed = await self._replayed(event)
+                return error if replayed is None else replayed
             return error
 
+    async def _replayed(self, event: SealedEvent) -> int | RemitError | None:
+        """Return the index of an event that was sealed under a key that is gone; None for none."""
+        try:
+            row = await self.store.find(event.leaf.event_id)
+            same = row is not None and is_replay(event, row.leaf, row.payload)
+        except RemitError as error:
+            return error
+        except (LeafError, SealError) as error:
+            return _corrupt(event.leaf.event_id, error)
+        return row.leaf_index if row and same else None
 
-def _opened(row: StoredEvent, key: bytes | None) -> LoggedEvent:
+
+def _opened(row: StoredEvent, key: SubjectKey | None) -> LoggedEvent:
     try:
         return LoggedEvent(row.leaf_index, row.append_time, unseal(row.leaf, row.payload, key))
     except (LeafError, SealError) as error:
-        raise RemitError(
-            error_reason_pb2.ERROR_REASON_DATA_CORRUPT, f"leaf {row.leaf_index}: {error}"
-        ) from error
+        raise _corrupt(f"leaf {row.leaf_index}", error) from error
+
+
+def _corrupt(what: str, error: ValueError) -> RemitError:
+    return RemitError(error_reason_pb2.ERROR_REASON_DATA_CORRUPT, f"{what}: {error}")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from remit import telemetry
-from remit.api.audit.v1 import audit_query_service_pb2_grpc, audit_service_pb2_grpc
+from remit.api.audit.v1 import (
+    audit_query_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    privacy_service_pb2_grpc,
+)
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.audit.admission import Limits
 from remit.audit.checkpoints import CheckpointSigner
+from remit.audit.erasing import Eraser
 from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
 from remit.audit.own_events import record_rotations
+from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
 from remit.audit.sealing import Pseudonyms
@@ -24,6 +31,7 @@ from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.audit.tile_files import TileFiles
 from remit.audit.tile_writer import TileWriter
+from remit.audit.wrapping import FileKeyWrapper
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -51,10 +59,13 @@ async def open_service(
     async with (
         Database.of(settings, "audit") as database,
         Database.of(settings, "audit_keys", settings.keys_dsn) as keys_database,
+        _destroyer(settings) as destroyer,
     ):
         store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
         keyring = _keyring(settings, keys_database, keys, clock, ids)
-        audit_log = AuditLog(store, keyring, Pseudonyms(keys.pseudonym), ids)
+        pseudonyms = Pseudonyms(keys.pseudonym)
+        audit_log = AuditLog(store, keyring, pseudonyms, ids)
+        eraser = Eraser(database, audit_log, keyring, pseudonyms, destroyer, clock=clock)
         checkpoints = CheckpointSigner(
             database,
             store,
@@ -78,12 +89,17 @@ async def open_service(
                     audit_query_service_pb2_grpc.add_AuditQueryServiceServicer_to_server,
                     AuditQueryService(audit_log, checkpoints, reads, _page_sizes(settings)),
                 ),
+                (
+                    privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,
+                    PrivacyService(eraser, clock),
+                ),
             ],
             verifier=verifier,
             background=[
                 checkpoints.run,
                 _partition_keeper(store, settings.partition_check_s),
                 *_tile_writers(settings, store, checkpoints),
+                functools.partial(eraser.run, settings.erasure_check_s),
             ],
             ready=[store.ping, keyring.ping],
         )
@@ -94,12 +110,28 @@ def _keyring(
 ) -> SubjectKeyring:
     return SubjectKeyring(
         database,
-        keys.master,
+        FileKeyWrapper(keys.master, ids),
         clock=clock,
         ids=ids,
         cache_size=settings.subject_key_cache_size,
         cache_ttl_s=settings.subject_key_cache_s,
     )
+
+
+@contextlib.asynccontextmanager
+async def _destroyer(settings: AuditSettings) -> AsyncIterator[Database | None]:
+    """Connections of the role that may delete keys and nothing else; none where it is not set."""
+    if not settings.keys_eraser_dsn:
+        yield None
+        return
+    # One connection: what is seldom done needs no pool, and this one is worth guarding.
+    async with Database.open(
+        settings.keys_eraser_dsn,
+        pool_size=1,
+        statement_timeout_s=settings.statement_timeout_s,
+        allow_unsafe_durability=settings.allow_unsafe_durability,
+    ) as database:
+        yield database
 
 
 def _limits(settings: AuditSettings) -> Limits:

@@ -21,7 +21,8 @@ from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.ids import IdSource
 from remit.rpc.parties import caller_label
 
-_REPORTER: Final = "audit"
+REPORTER: Final = "audit"
+"""Who reports what audit itself does."""
 _DIGEST_HEX: Final = 16
 _MAX_INDEX_DIGITS: Final = 18
 
@@ -58,7 +59,7 @@ class ReadRecorder:
             ),
         )
         event.event_time.FromDatetime(self._clock.now())
-        [place] = await self._log.append([event], _REPORTER)
+        [place] = await self._log.append([event], REPORTER)
         if isinstance(place, RemitError):
             raise place
         return place

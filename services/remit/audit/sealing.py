@@ -12,6 +12,10 @@ and the payload is AES-256-GCM under the payload key, bound to the leaf's hash. 
 salt can check one commitment and learns nothing of any other event. Without the subject's key the
 payload is noise and no guess can be tested against a commitment, so deleting that key erases the
 person's data while leaf, tree and proofs stay as they are.
+
+A payload begins with its form and the id of its key: ``02 key_id[8] nonce[12] encrypted``. One
+whose key is not the subject's current one was erased. Payloads of the form ``01 nonce[12]
+encrypted`` are older than ids are; their key is key zero.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -32,14 +36,27 @@ from remit.audit.merkle import leaf_hash
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-PAYLOAD_VERSION = b"\x01"
+KEY_ID_BYTES = 8
+FIRST_KEY_ID = bytes(KEY_ID_BYTES)
+"""Of the keys that were made before keys had ids."""
+_FORM = b"\x02"
+_FORM_WITHOUT_ID = b"\x01"
 _KIND_PREFIX = "EVENT_KIND_"
 _OUTCOME_PREFIX = "OUTCOME_"
 _USER = re.compile(r"(^|/)users/([^/]+)")
+_PSEUDONYM = re.compile(r"~[A-Za-z0-9_-]{43}")  # no user's name begins so
 
 
 class SealError(ValueError):
     """A payload does not open with its subject's key, or does not fit its leaf."""
+
+
+@dataclass(frozen=True)
+class SubjectKey:
+    """The key of a subject: 32 random bytes, and the id of 8 that tells it from one before."""
+
+    key_id: bytes
+    secret: bytes
 
 
 @dataclass(frozen=True)
@@ -80,17 +97,24 @@ class Pseudonyms:
         owner = "/".join(resource.split("/")[:2]) if resource.startswith("orgs/") else org
 
         def hide(match: re.Match[str]) -> str:
+            if _PSEUDONYM.fullmatch(match[2]):
+                return match[0]
             pseudonym = self.of(f"{owner}/users/{match[2]}")
-            return f"{match[1]}users/~{base64.urlsafe_b64encode(pseudonym).decode().rstrip('=')}"
+            return f"{match[1]}users/{shown(pseudonym)}"
 
         return _USER.sub(hide, resource)
+
+
+def shown(pseudonym: bytes) -> str:
+    """Return a pseudonym as it stands in a resource's name."""
+    return "~" + base64.urlsafe_b64encode(pseudonym).decode().rstrip("=")
 
 
 def seal(
     event: event_pb2.Event,
     *,
     reporter: str,
-    subject_key: bytes,
+    subject_key: SubjectKey,
     pseudonyms: Pseudonyms,
     nonce: bytes,
 ) -> SealedEvent:
@@ -100,7 +124,7 @@ def seal(
     again has the same leaf, which is how a replay is told from another event with the same id.
     The nonce is 12 random bytes, new for each sealing.
     """
-    keyed = _Keyed(subject_key)
+    keyed = _Keyed(subject_key.secret)
     leaf = _leaf(event, reporter, _salted(keyed, event.event_id), pseudonyms)
     leaf_bytes = leaf.encode()
     hashed = leaf_hash(leaf_bytes)
@@ -109,11 +133,14 @@ def seal(
     )
     key = _derived(keyed, b"remit/payload/v1", event.event_id)
     encrypted = AESGCM(key).encrypt(nonce, clear, hashed)
-    return SealedEvent(leaf, leaf_bytes, hashed, PAYLOAD_VERSION + nonce + encrypted)
+    payload = _FORM + subject_key.key_id + nonce + encrypted
+    return SealedEvent(leaf, leaf_bytes, hashed, payload)
 
 
-def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> event_pb2.Event:
-    """Return the event of a leaf; without its subject's key, only what the leaf itself says.
+def unseal(leaf_bytes: bytes, payload: bytes, subject_key: SubjectKey | None) -> event_pb2.Event:
+    """Return the event of a leaf; without the key of its payload, only what the leaf itself says.
+
+    The key of a payload is gone when the subject has none, or has another one.
 
     Raises:
         LeafError: the leaf is malformed.
@@ -122,10 +149,11 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> even
     """
     leaf = Leaf.decode(leaf_bytes)
     event = _public_part(leaf)
-    if subject_key is None:
+    key_id, encrypted = _split(leaf, payload)
+    if subject_key is None or subject_key.key_id != key_id:
         return event
-    keyed = _Keyed(subject_key)
-    clear = _opened(leaf, leaf_hash(leaf_bytes), payload, keyed)
+    keyed = _Keyed(subject_key.secret)
+    clear = _opened(leaf, leaf_hash(leaf_bytes), encrypted, keyed)
     event.subject, event.resource = clear["subject"], clear["resource"]
     event.detail_json = clear["detail_json"]
     salted = _salted(keyed, leaf.event_id)
@@ -136,6 +164,26 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: bytes | None) -> even
     if committed != (leaf.subject_hash, leaf.detail_hash):
         raise SealError(f"the payload of {leaf.event_id} is not what its leaf commits to")
     return event
+
+
+def is_replay(sealed: SealedEvent, leaf_bytes: bytes, payload: bytes) -> bool:
+    """Whether a stored event of the same id is the same, as far as it can be told.
+
+    Where both have one key, the leaves must be equal. Of an event whose key was destroyed nobody
+    can say what was committed to: it is the same if all that its leaf shows is.
+
+    Raises:
+        LeafError: the stored leaf is malformed.
+        SealError: the stored payload has an unknown form.
+
+    """
+    if sealed.leaf_bytes == leaf_bytes:
+        return True
+    stored = Leaf.decode(leaf_bytes)
+    if _split(stored, payload)[0] == _split(sealed.leaf, sealed.payload)[0]:
+        return False
+    public = (replace(leaf, subject_hash=b"", detail_hash=b"") for leaf in (stored, sealed.leaf))
+    return next(public) == next(public)
 
 
 def commitment(subject_key: bytes, event_id: str, field: str, value: str) -> bytes:
@@ -195,13 +243,21 @@ def _public_part(leaf: Leaf) -> event_pb2.Event:
     return event
 
 
-def _opened(leaf: Leaf, hashed: bytes, payload: bytes, subject: _Keyed) -> dict[str, str]:
-    nonce, encrypted = payload[1 : 1 + NONCE_BYTES], payload[1 + NONCE_BYTES :]
-    if payload[:1] != PAYLOAD_VERSION or len(nonce) != NONCE_BYTES:
-        raise SealError(f"the payload of {leaf.event_id} has an unknown form")
+def _split(leaf: Leaf, payload: bytes) -> tuple[bytes, bytes]:
+    """Return the id of a payload's key, and nonce and ciphertext."""
+    start = 1 + KEY_ID_BYTES
+    if payload[:1] == _FORM and len(payload) > start + NONCE_BYTES:
+        return payload[1:start], payload[start:]
+    if payload[:1] == _FORM_WITHOUT_ID and len(payload) > 1 + NONCE_BYTES:
+        return FIRST_KEY_ID, payload[1:]
+    raise SealError(f"the payload of {leaf.event_id} has an unknown form")
+
+
+def _opened(leaf: Leaf, hashed: bytes, encrypted: bytes, subject: _Keyed) -> dict[str, str]:
+    nonce, ciphertext = encrypted[:NONCE_BYTES], encrypted[NONCE_BYTES:]
     key = _derived(subject, b"remit/payload/v1", leaf.event_id)
     try:
-        clear: dict[str, str] = json.loads(AESGCM(key).decrypt(nonce, encrypted, hashed))
+        clear: dict[str, str] = json.loads(AESGCM(key).decrypt(nonce, ciphertext, hashed))
     except InvalidTag as error:
         raise SealError(f"the payload of {leaf.event_id} does not open with its key") from error
     return clear

@@ -18,6 +18,11 @@ class AuditSettings(ServiceSettings):
     keys_dsn: str = Field(
         default="", description="PostgreSQL DSN of the database of subjects' keys, service role."
     )
+    keys_eraser_dsn: str = Field(
+        default="",
+        description="PostgreSQL DSN of the same database for the role that may delete keys and do"
+        " nothing else. Without it nobody can be erased.",
+    )
     keys_dir: Path = Field(
         default=Path("audit-keys"),
         description="Folder with log.key, log.pub, subject_master.key and pseudonym.key.",
@@ -74,8 +79,14 @@ class AuditSettings(ServiceSettings):
         default=60.0,
         ge=0,
         le=3600,
-        description="Seconds that a subject's key is remembered: the bound within which the"
-        " deletion of a key takes effect on every replica.",
+        description="Seconds that a subject's key is remembered, here and, as far as it is derived"
+        " from it, by every service: the bound within which an erasure takes effect everywhere.",
+    )
+    erasure_check_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Seconds between looks for erasures that are in the log and were not finished.",
     )
     default_page_size: int = Field(
         default=50, ge=1, le=200, description="Events of a page when the request states no number."

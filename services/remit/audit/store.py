@@ -78,6 +78,10 @@ _APPEND = """
            known.event_id, known.leaf_index, known.leaf_hash
     FROM lock CROSS JOIN head LEFT JOIN known ON true
 """
+_FIND = """
+    SELECT leaf_index, append_time, subject_pseudonym, leaf, payload
+    FROM leaves JOIN events USING (leaf_index) WHERE event_id = $1
+"""
 _LIST = """
     SELECT leaf_index, append_time, subject_pseudonym, leaf, payload FROM events
     WHERE org = $1 AND leaf_index < $2
@@ -189,16 +193,17 @@ class LogStore:
             wanted.end_time,
             limit,
         )
-        return [
-            StoredEvent(
-                leaf_index=row["leaf_index"],
-                append_time=row["append_time"],
-                subject_pseudonym=row["subject_pseudonym"],
-                leaf=_unpacked(row["leaf_index"], row["leaf"]),
-                payload=row["payload"],
-            )
-            for row in rows
-        ]
+        return [_stored(row) for row in rows]
+
+    async def find(self, event_id: str) -> StoredEvent | None:
+        """Return the event of an id, or None.
+
+        Raises:
+            RemitError: DATA_CORRUPT when its leaf was changed beyond reading.
+
+        """
+        rows = await self._database.fetch(_FIND, event_id)
+        return _stored(rows[0]) if rows else None
 
     async def range_hashes(self, ranges: Sequence[LeafRange]) -> list[bytes]:
         """Return the Merkle tree hashes of ranges of leaves, all of which must be in the log.
@@ -388,6 +393,16 @@ async def _level(connection: Connection, level: int, positions: list[int]) -> li
     if level == 0:
         return await connection.fetch(_LEAF_HASHES, positions)
     return await connection.fetch(_NODE_HASHES, level, positions)
+
+
+def _stored(row: asyncpg.Record) -> StoredEvent:
+    return StoredEvent(
+        leaf_index=row["leaf_index"],
+        append_time=row["append_time"],
+        subject_pseudonym=row["subject_pseudonym"],
+        leaf=_unpacked(row["leaf_index"], row["leaf"]),
+        payload=row["payload"],
+    )
 
 
 def _unpacked(leaf_index: int, stored: bytes) -> bytes:

@@ -12,7 +12,7 @@ import click
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.export import ExportError, ExportSummary, write_export
-from remit.cli import documents
+from remit.cli import audit_erase, documents
 from remit.cli.audit_keys import rotate_key
 from remit.cli.audit_verify import verify
 from remit.cli.audit_witness import witness
@@ -63,10 +63,10 @@ _COLUMNS: Final = (
     "  remit audit verify log.export --key audit.pub"
 )
 def command() -> None:
-    """List, export, verify and witness the audit log."""
+    """List, export, verify and witness the audit log; erase subjects."""
 
 
-for _other in (rotate_key, verify, witness):
+for _other in (audit_erase.command, rotate_key, verify, witness):
     command.add_command(_other)
 
 

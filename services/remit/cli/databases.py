@@ -49,7 +49,7 @@ def make(admin_dsn: str | None) -> None:
 
 def _passwords(environment: Mapping[str, str]) -> dict[str, str]:
     """The password of each role, from its DSN."""
-    from remit.local.databases import owner_of, service_role  # noqa: PLC0415 - slow
+    from remit.local.databases import FURTHER, owner_of, service_role  # noqa: PLC0415 - slow
     from remit.local.installation import (  # noqa: PLC0415 - slow
         owner_variable,
         password_of,
@@ -59,7 +59,7 @@ def _passwords(environment: Mapping[str, str]) -> dict[str, str]:
     from remit.settings import secret  # noqa: PLC0415 - slow
 
     variables = {owner_of(name): owner_variable(name) for name in DATABASES}
-    variables |= {service_role(name): service_variable(name) for name in DATABASES}
+    variables |= {service_role(name): service_variable(name) for name in (*DATABASES, *FURTHER)}
     return {
         role: password_of(secret(variable, environment), variable)
         for role, variable in variables.items()

@@ -1,8 +1,9 @@
 """The databases of a mesh and their roles, made by an administrator of a PostgreSQL server.
 
 Each database `remit_<name>` belongs to the role `remit_<name>_owner`, which migrates it; the
-service `remit_<name>` may connect and gets from the migrations what it needs. Nothing here needs
-a superuser: a role with CREATEROLE and CREATEDB, as managed PostgreSQL gives it, will do.
+service `remit_<name>` may connect and gets from the migrations what it needs. A further role,
+`remit_audit_keys_eraser`, may delete subjects' keys and nothing else. Nothing here needs a
+superuser: a role with CREATEROLE and CREATEDB, as managed PostgreSQL gives it, will do.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.postgres import DATABASES, translated, usable
 from remit.rpc.errors import RemitError
 
+KEYS_ERASER: Final = "audit_keys_eraser"
+FURTHER: Final = {KEYS_ERASER: "audit_keys"}
+"""Roles beside the owner and the service, by their short names, and the database each may enter."""
 _CONNECT_TIMEOUT_S: Final = 10.0
 _PASSWORD: Final = re.compile(r"[0-9A-Za-z_-]{16,200}")
 _MAKING_LOCK: Final = 0x6D616B65  # "make"
 
 
 def service_role(database: str) -> str:
-    """The role of the service that uses a database."""
+    """The role of the service that uses a database; also one of `FURTHER`, by its short name."""
     return f"remit_{database}"
 
 
@@ -36,6 +40,8 @@ def roles() -> Iterator[str]:
     """Every role, the owner before the service."""
     for name in DATABASES:
         yield owner_of(name)
+        yield service_role(name)
+    for name in FURTHER:
         yield service_role(name)
 
 
@@ -97,6 +103,8 @@ async def limit_access(admin: asyncpg.Connection[Any]) -> None:
         for name in DATABASES:
             await admin.execute(f"REVOKE ALL ON DATABASE remit_{name} FROM PUBLIC")
             await admin.execute(f"GRANT CONNECT ON DATABASE remit_{name} TO {service_role(name)}")
+        for role, name in FURTHER.items():
+            await admin.execute(f"GRANT CONNECT ON DATABASE remit_{name} TO {service_role(role)}")
 
 
 def _invalid(message: str) -> RemitError:

@@ -26,7 +26,7 @@ from urllib.parse import urlencode, urlsplit
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.local.certificates import ensure_leaves
-from remit.local.databases import owner_of, service_role
+from remit.local.databases import FURTHER, owner_of, service_role
 from remit.local.state import private_folder, read_small, write_private
 from remit.postgres import DATABASES
 from remit.rpc.clock import Clock
@@ -110,9 +110,19 @@ class Installation:
             ):
                 dsn = server.dsn(role, secrets.token_hex(_PASSWORD_BYTES), f"remit_{database}")
                 _keep(setup / variable, f"{dsn}\n")
-            area = next(area for area in AREAS if database.startswith(area))
-            own = self.secrets_folder(area) / service_variable(database)
-            _keep(own, read_small(setup / service_variable(database)))
+            self._hand_on(service_variable(database), database)
+        for name, database in FURTHER.items():
+            dsn = server.dsn(
+                service_role(name), secrets.token_hex(_PASSWORD_BYTES), f"remit_{database}"
+            )
+            _keep(setup / service_variable(name), f"{dsn}\n")
+            self._hand_on(service_variable(name), database)
+
+    def _hand_on(self, variable: str, database: str) -> None:
+        """Gives a DSN to the area whose database it is."""
+        area = next(area for area in AREAS if database.startswith(area))
+        kept = read_small(self.secrets_folder(SETUP) / variable)
+        _keep(self.secrets_folder(area) / variable, kept)
 
     def write_database_authority(self, certificates: bytes) -> None:
         """Gives everybody who connects the certificates that PostgreSQL's own is verified with."""

@@ -146,7 +146,7 @@ class EmbeddedPostgres:
     async def provision(self) -> Mapping[str, str]:
         """Makes databases and roles that are missing, gives every role a new password, migrates.
 
-        Returns the DSN of each database for its service role.
+        Returns the DSN of each database for its service role, and those of further roles.
 
         Raises:
             RemitError: a migration was changed after it was applied.
@@ -160,7 +160,11 @@ class EmbeddedPostgres:
             await databases.limit_access(admin)
         owners = {name: self._dsn(name, owner_of(name), passwords) for name in DATABASES}
         await asyncio.gather(*(migrate(owners[name], name) for name in DATABASES))
-        return {name: self._dsn(name, service_role(name), passwords) for name in DATABASES}
+        entered = {name: name for name in DATABASES} | databases.FURTHER
+        return {
+            name: self._dsn(database, service_role(name), passwords)
+            for name, database in entered.items()
+        }
 
     async def _make_database(self, name: str) -> None:
         """On a connection of its own: making them one after the other takes three times as long."""

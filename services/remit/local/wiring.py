@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from remit.gateway.topology import Replica, Topology
+from remit.local.databases import KEYS_ERASER
 from remit.local.probes import not_ready
 from remit.local.process import ProcessSpec
 from remit.local.state import StateDirectory, corrupt, private_folder
@@ -168,6 +169,7 @@ class Wiring:
         if area == "audit":
             audit: dict[str, object] = {
                 "keys_dsn": self._dsns["audit_keys"],
+                "keys_eraser_dsn": self._dsns[KEYS_ERASER],
                 "keys_dir": self._secrets.audit,
                 "tiles_dir": self._state.tiles,
             }
