@@ -222,7 +222,7 @@ StartReplica = Callable[..., Awaitable[Replica]]
 async def world(database: OpenDatabase) -> World:
     keys = Keys()
     policy = Policy(keys)
-    # What cost alone asks stays unimplemented in both.
+    # Lists of all attempts, which agent never asks for, stay unimplemented in both.
     return World(
         database=await database("agent"),
         keys=keys,

@@ -20,6 +20,7 @@ from google.protobuf import duration_pb2, json_format, struct_pb2
 from google.rpc import status_pb2
 
 from remit import names
+from remit.api.effects.v1 import attempt_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import (
     inference_service_pb2,
@@ -64,7 +65,9 @@ def client_remit(user: str = "orgs/acme/users/alice", *roles: str) -> Remit:
     return _remit(
         user,
         presenter=options_pb2.CALLER_PUBLIC,
-        audience=frozenset({options_pb2.CALLER_AGENT, options_pb2.CALLER_POLICY}),
+        audience=frozenset(
+            {options_pb2.CALLER_AGENT, options_pb2.CALLER_AUDIT, options_pb2.CALLER_POLICY}
+        ),
         roles=frozenset(roles or ("member",)),
     )
 
@@ -240,7 +243,9 @@ class Effects:
     acknowledged: set[str] = field(default_factory=set)
     """Claims whose results the agent said to have recorded: they are kept no more."""
     away: bool = False
-    """Whether acknowledgements fail."""
+    """Whether acknowledgements fail, and attempts are not told."""
+    attempts: dict[tuple[str, int], attempt_pb2.Attempt] = field(default_factory=dict)
+    """What is told of attempts."""
 
     async def perform(self, key: str, body: bytes, effect: Callable[[], Any]) -> tuple[Any, bool]:
         """The answer, and whether it is a recorded one."""
@@ -260,6 +265,16 @@ class Effects:
             self.held += 1
             await self.hold.wait()
         return answer, False
+
+    def these(self, keys: Sequence[attempt_pb2.AttemptKey]) -> list[attempt_pb2.Attempt]:
+        """Where attempts stand."""
+        if self.away:
+            raise away("the gate")
+        unknown = attempt_pb2.Attempt.STATE_UNKNOWN
+        return [
+            self.attempts.get((key.claim, key.attempt), attempt_pb2.Attempt(key=key, state=unknown))
+            for key in keys
+        ]
 
     def acknowledge(self, claims: Sequence[str]) -> list[status_pb2.Status]:
         """Keeps these results no more; one that was never given is refused."""
@@ -329,6 +344,12 @@ class Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         results = self.effects.acknowledge(request.claims)
         return inference_service_pb2.AcknowledgeResultsResponse(results=results)
 
+    async def BatchGetAttempts(
+        self, request: Any, context: Any
+    ) -> inference_service_pb2.BatchGetAttemptsResponse:
+        attempts = self.effects.these(request.keys)
+        return inference_service_pb2.BatchGetAttemptsResponse(attempts=attempts)
+
     async def _texts(self, turn: Turn) -> AsyncIterator[str]:
         if self.pieces is not None:
             async for text in self.pieces:
@@ -372,6 +393,12 @@ class Tools(tool_service_pb2_grpc.ToolServiceServicer):
     ) -> tool_service_pb2.AcknowledgeResultsResponse:
         results = self.effects.acknowledge(request.claims)
         return tool_service_pb2.AcknowledgeResultsResponse(results=results)
+
+    async def BatchGetAttempts(
+        self, request: Any, context: Any
+    ) -> tool_service_pb2.BatchGetAttemptsResponse:
+        attempts = self.effects.these(request.keys)
+        return tool_service_pb2.BatchGetAttemptsResponse(attempts=attempts)
 
     async def GetWebhookKeys(self, request: Any, context: Any) -> Any:
         raise not_asked_for("GetWebhookKeys")

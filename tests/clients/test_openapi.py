@@ -55,7 +55,9 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 """Path and query parameters of every read that needs no more than a run before it."""
 
-OF_A_RUN = {f"{AGENTS}/{name}" for name in ("StreamRun", "GetRun", "WatchRun", "GetArtifact")}
+OF_A_RUN = {
+    f"{AGENTS}/{name}" for name in ("StreamRun", "GetRun", "WatchRun", "GetArtifact", "ExplainRun")
+}
 OF_A_CONVERSATION = {f"{TALK}/{name}Conversation" for name in ("Create", "Get", "Delete")} | {
     f"{TALK}/ListConversations"
 }
@@ -129,6 +131,8 @@ async def test_a_run_its_stream_and_its_file(rest: Rest) -> None:
     name = {"run": run["name"].removeprefix("runs/")}
     read = fits(f"{AGENTS}/GetRun", await rest(f"{AGENTS}/GetRun", name))
     assert read["run"] == run
+    told = fits(f"{AGENTS}/ExplainRun", await rest(f"{AGENTS}/ExplainRun", name))
+    assert [entry["kind"] for entry in told["entries"]].count("KIND_TOOL_CALL") == 1
     made = {"artifact": run["artifacts"][0]["name"]}
     assert "/" in made["artifact"]
     file = fits(f"{AGENTS}/GetArtifact", await rest(f"{AGENTS}/GetArtifact", name | made))

@@ -212,11 +212,11 @@ class CostWorld:
         """The hot path, as a service of the mesh."""
         return self.mesh.as_caller(caller).stub(cost_service_pb2_grpc.CostServiceStub)
 
-    def reports(self) -> cost_report_service_pb2_grpc.CostReportServiceStub:
-        """The admin side, as a client; send a remit with `remit_token`."""
-        return self.mesh.as_caller(options_pb2.CALLER_PUBLIC).stub(
-            cost_report_service_pb2_grpc.CostReportServiceStub
-        )
+    def reports(
+        self, caller: Caller.ValueType = options_pb2.CALLER_PUBLIC
+    ) -> cost_report_service_pb2_grpc.CostReportServiceStub:
+        """The admin side, as a client unless told otherwise; send a remit with `remit_token`."""
+        return self.mesh.as_caller(caller).stub(cost_report_service_pb2_grpc.CostReportServiceStub)
 
     def prices(self) -> price_service_pb2_grpc.PriceServiceStub:
         """What things cost, as a client; send a remit with `remit_token`."""

@@ -67,6 +67,9 @@ async def test_a_settled_effect_says_what_it_was_billed(
     assert (told.state, told.outcome) == (Attempt.STATE_CLOSED, event_pb2.OUTCOME_SUCCEEDED)
     assert (told.hold_nanos, told.cost_nanos, told.org) == (100, 100, "orgs/acme")
     assert told.used == usage_pb2.Usage(calls=1)
+    assert (told.run, told.action, told.resource) == ("", "tools.call", "tools/send_email")
+    assert told.decision == f"decisions/{key.claim}-1"
+    assert told.HasField("intent_leaf_index")
     assert told.HasField("closed_for")
     assert told.HasField("ended_for")
     assert not told.HasField("lapsed_for")
@@ -77,11 +80,13 @@ async def test_a_refused_effect_held_nothing(
     one: Replica, world: World, reader: AttemptReader
 ) -> None:
     world.denied = True
-    with a_call(), pytest.raises(RemitError):
+    with a_call(), pytest.raises(RemitError) as caught:
         await one.gate.perform(a_request(), world.effect)
     await settled_down(one)
     (told,) = (await reader.between(ALL, ALL, 0)).attempts
     assert told.state == Attempt.STATE_REFUSED
+    assert caught.value.metadata["claim"] == told.key.claim
+    assert not told.HasField("intent_leaf_index")
     assert not told.HasField("hold_nanos")
     assert not told.HasField("used")
 

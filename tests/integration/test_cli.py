@@ -115,6 +115,43 @@ async def test_the_bill_of_a_run_is_its_cost(
     assert only["own"]["usage"]["output_tokens"] == run_summary["usage"]["output_tokens"]
 
 
+async def test_a_run_is_explained_with_all_that_stands_behind_it(
+    mesh: RunningMesh, run_summary: dict[str, Any]
+) -> None:
+    name = run_summary["run"]
+
+    def explained() -> dict[str, Any]:
+        (document,) = documents(mesh, "explain", name)
+        return document
+
+    def is_closed() -> bool:
+        told = explained()
+        bill = told["bill"]
+        leaves = [a["outcomes"] for entry in told["entries"] for a in entry["attempts"]]
+        return bill["posted_nanos"] == run_summary["cost_nanos"] and all(leaves)
+
+    await eventually(is_closed)
+    told = explained()
+    assert (told["missing"], told["bill"]["differences"]) == ([], [])
+    effects = [entry for entry in told["entries"] if entry["attempts"]]
+    assert [e["resource"] for e in effects] == [
+        "models/builtin-rules",
+        "tools/calculator",
+        "models/builtin-rules",
+    ]
+    attempts = [attempt for entry in effects for attempt in entry["attempts"]]
+    assert all(a["decision"]["allowed"] and a["decision"]["name"] for a in attempts)
+    assert sum(a["reservation"]["posted_nanos"] for a in attempts) == run_summary["cost_nanos"]
+    (listed,) = documents(mesh, "audit", "list", "--run", name)
+    in_log = {e["leaf_index"] for e in listed["events"]}
+    leaves = {leaf["leaf_index"] for a in attempts for leaf in [a["intent"], *a["outcomes"]]}
+    assert leaves == in_log
+    assert max(a["intent"]["leaf_index"] for a in attempts) == run_summary["last_leaf_index"]
+    assert {a["trace_id"] for a in attempts} == set(told["trace_ids"])
+    story = mesh.run("explain", name)
+    assert (story.returncode, story.stdout.splitlines()[-1]) == (0, "that adds up to the nano")
+
+
 async def test_what_is_exported_in_focus_is_what_was_spent(
     mesh: RunningMesh, run_summary: dict[str, Any]
 ) -> None:

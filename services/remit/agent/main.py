@@ -14,6 +14,7 @@ from remit.agent.conversation_service import ConversationService
 from remit.agent.conversation_store import ConversationStore
 from remit.agent.creation import Creator
 from remit.agent.definitions import AgentCatalog, load_catalog
+from remit.agent.explaining import Explainer, Neighbours
 from remit.agent.feed import Feed, Listener
 from remit.agent.forking import Forker
 from remit.agent.household import Household
@@ -39,6 +40,8 @@ from remit.api.agent.v1 import (
     agent_service_pb2_grpc,
     conversation_service_pb2_grpc,
 )
+from remit.api.audit.v1 import audit_query_service_pb2_grpc
+from remit.api.cost.v1 import cost_report_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
@@ -154,7 +157,16 @@ async def open_parts(
         reader, books.standing, definitions, catalog, clock, settings.max_doubt_attempts
     )
     return AgentParts(
-        runs=AgentService(creator, canceller, pauser, forker, replayer, reader, books.feed),
+        runs=AgentService(
+            creator,
+            canceller,
+            pauser,
+            forker,
+            replayer,
+            Explainer(books.standing, _neighbours(mesh)),
+            reader,
+            books.feed,
+        ),
         conversations=ConversationService(conversations, clock, ids),
         catalog=AgentCatalogService(catalog),
         pool=pool,
@@ -211,6 +223,15 @@ def _outside(
         offers=Offers(
             tools, catalog, clock, size=settings.offer_cache_size, lifetime_s=settings.offer_cache_s
         ),
+    )
+
+
+def _neighbours(mesh: StubSource) -> Neighbours:
+    return Neighbours(
+        audit=mesh.stub(audit_query_service_pb2_grpc.AuditQueryServiceStub),
+        cost=mesh.stub(cost_report_service_pb2_grpc.CostReportServiceStub),
+        inference=mesh.stub(inference_service_pb2_grpc.InferenceServiceStub),
+        tools=mesh.stub(tool_service_pb2_grpc.ToolServiceStub),
     )
 
 

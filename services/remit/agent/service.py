@@ -14,6 +14,7 @@ from remit import names
 from remit.agent.cancellation import Canceller
 from remit.agent.creation import Creator
 from remit.agent.definitions import did_you_mean
+from remit.agent.explaining import Explainer
 from remit.agent.feed import Feed
 from remit.agent.forking import Forker
 from remit.agent.journal import TERMINAL
@@ -46,6 +47,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     pauser: Pauser
     forker: Forker
     replayer: Replayer
+    explainer: Explainer
     reader: RunReader
     feed: Feed
 
@@ -177,6 +179,15 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """Compares a run with what it would be now."""
         await self._visible(request.name, "name")
         return await self.replayer.replay(request)
+
+    async def ExplainRun(
+        self,
+        request: agent_service_pb2.ExplainRunRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ExplainRunResponse:
+        """Joins what journal, claims, ledger and log say of a run."""
+        stored = await self._visible(request.name, "name")
+        return await self.explainer.explain(request, stored, current_call().remit_token)
 
     async def GetArtifact(
         self,

@@ -24,6 +24,7 @@ from remit.audit.own_events import record_rotations
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
+from remit.audit.run_events import RunEvents
 from remit.audit.sealing import Pseudonyms
 from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
@@ -77,7 +78,7 @@ async def open_service(
         await checkpoints.covering_all()
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
-        reads = ReadRecorder(audit_log, clock, ids)
+        reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
         yield Service(
             "audit",
             servicers=[
@@ -87,7 +88,15 @@ async def open_service(
                 ),
                 (
                     audit_query_service_pb2_grpc.add_AuditQueryServiceServicer_to_server,
-                    AuditQueryService(audit_log, checkpoints, reads, _page_sizes(settings)),
+                    AuditQueryService(
+                        audit_log,
+                        checkpoints,
+                        reads,
+                        sizes,
+                        RunEvents(
+                            audit_log, reads, verifier, default=sizes.default, most=sizes.most
+                        ),
+                    ),
                 ),
                 (
                     privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,

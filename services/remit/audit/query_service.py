@@ -13,6 +13,7 @@ from remit.audit import merkle
 from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
 from remit.audit.log import AuditLog, LoggedEvent
 from remit.audit.reading import ReadRecorder, page_token, read_filter, read_page_token
+from remit.audit.run_events import RunEvents
 from remit.audit.store import EventFilter
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
@@ -34,13 +35,19 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     """Reads the log."""
 
     def __init__(
-        self, log: AuditLog, checkpoints: CheckpointSigner, reads: ReadRecorder, sizes: PageSizes
+        self,
+        log: AuditLog,
+        checkpoints: CheckpointSigner,
+        reads: ReadRecorder,
+        sizes: PageSizes,
+        run_events: RunEvents,
     ) -> None:
         self._log = log
         self._store = log.store
         self._checkpoints = checkpoints
         self._reads = reads
         self._sizes = sizes
+        self._run_events = run_events
 
     async def ListEvents(
         self,
@@ -54,6 +61,18 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         read_index = await self._reads.record(asked)
         limit = min(request.page_size or self._sizes.default, self._sizes.most)
         return await self._page(wanted, read_index if before is None else before, limit)
+
+    async def ListRunEvents(
+        self,
+        request: audit_query_service_pb2.ListRunEventsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> audit_query_service_pb2.ListRunEventsResponse:
+        """List the events of a run that the agent service explains; see the contract."""
+        events, has_more = await self._run_events.page(request)
+        page = _fitting([_logged(event) for event in events])
+        return audit_query_service_pb2.ListRunEventsResponse(
+            events=page, has_more=has_more or len(page) < len(events)
+        )
 
     async def GetCheckpoint(
         self,

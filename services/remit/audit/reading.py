@@ -20,6 +20,7 @@ from remit.rpc.contracts import contract_of
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.ids import IdSource
 from remit.rpc.parties import caller_label
+from remit.rpc.remits import Remit
 
 REPORTER: Final = "audit"
 """Who reports what audit itself does."""
@@ -35,14 +36,16 @@ class ReadRecorder:
         self._clock = clock
         self._ids = ids
 
-    async def record(self, detail: Mapping[str, object]) -> int:
+    async def record(self, detail: Mapping[str, object], reader: Remit | None = None) -> int:
         """Record the read that the current call is, and return the index of its event.
+
+        `reader` is the remit of who reads where a service asks for them; else it is the call's own.
 
         Raises:
             RemitError: it cannot be recorded, so nothing may be read.
 
         """
-        call, remit = current_call(), current_remit()
+        call, remit = current_call(), reader or current_remit()
         contract = contract_of(call.method)
         event = event_pb2.Event(
             event_id=f"read-{self._ids.uuid7()}",

@@ -28,6 +28,9 @@ class Entry:
 COMMANDS: Final = {
     "run": Entry("remit.cli.run", "Run an agent on a task and follow it to its end."),
     "runs": Entry("remit.cli.runs", "List, show, watch and cancel runs."),
+    "explain": Entry(
+        "remit.cli.explain", "Explain a run: what it did, why it might, what it cost."
+    ),
     "conversations": Entry(
         "remit.cli.conversations", "Begin, list, read and delete conversations."
     ),

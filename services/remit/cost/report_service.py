@@ -23,6 +23,7 @@ from remit.cost.paging import (
     invalid_token,
     page_size_of,
 )
+from remit.cost.reservation_list import list_reservations
 from remit.cost.run_spend import select_run_spend
 from remit.cost.spend import SpendQuery, select_spend
 from remit.idempotency import AdminRecorder
@@ -129,6 +130,12 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
             place = (last.account, 0 if last.terms.is_default else int(last.period))
             response.next_page_token = encode_token(place, org)
         return response
+
+    async def ListReservations(
+        self, request: cost_report_service_pb2.ListReservationsRequest, context: Context
+    ) -> cost_report_service_pb2.ListReservationsResponse:
+        """List reservations by key, for services that compare them."""
+        return await list_reservations(self._database, request)
 
     async def ListBudgetAlerts(
         self, request: cost_report_service_pb2.ListBudgetAlertsRequest, context: Context

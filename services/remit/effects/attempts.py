@@ -1,6 +1,6 @@
-"""What an enforcement service tells of its attempts, for the ledger to compare its holds with.
+"""What an enforcement service tells of its attempts, for ledger and log to be compared with.
 
-Only claims say an effect's state, so whoever checks the ledger asks here. Reading changes nothing:
+Only claims say an effect's state, so whoever checks or explains asks here. Reading changes nothing:
 no look, however late, closes an attempt.
 """
 
@@ -29,7 +29,7 @@ _MAX_ATTEMPT: Final = 2**31 - 1
 
 _COLUMNS: Final = """
     a.claim, a.attempt, c.org, a.state, a.outcome, a.hold_nanos, a.cost_nanos, a.used,
-    a.create_time,
+    a.create_time, a.run, a.action, a.resource, a.intent_leaf, a.decision_id,
     clock_timestamp() - a.create_time AS age,
     CASE WHEN a.outcome IS NULL THEN clock_timestamp() - a.lease_expires END AS lapsed_for,
     CASE WHEN a.outcome IS NOT NULL THEN clock_timestamp() - a.update_time END AS ended_for,
@@ -115,6 +115,11 @@ def attempt_of(row: asyncpg.Record | Mapping[str, Any]) -> Attempt:
         hold_nanos=row["hold_nanos"],
         cost_nanos=row["cost_nanos"] or 0,
         used=usage_pb2.Usage.FromString(row["used"]) if row["used"] is not None else None,
+        run=row["run"],
+        action=row["action"],
+        resource=row["resource"],
+        intent_leaf_index=row["intent_leaf"],
+        decision=row["decision_id"] or "",
     )
     attempt.create_time.FromDatetime(row["create_time"])
     if row["outcome"] is not None:

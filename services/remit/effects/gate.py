@@ -217,6 +217,8 @@ class EffectGate:
             self._check_still_wanted(callers)
         except RemitError as error:
             await self._refuse(closing, error)
+            # Whoever records the refusal can say which attempt it was.
+            error.metadata.setdefault("claim", names.claim_name(attempt.claim))
             raise
         hold = RollingHold(
             self._permits, self._store, request, attempt, permits.reservation, callers

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from remit.api.agent.v1 import explanation_pb2 as remit_dot_api_dot_agent_dot_v1_dot_explanation__pb2
 from remit.api.agent.v1 import run_pb2 as remit_dot_api_dot_agent_dot_v1_dot_run__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&remit/api/agent/v1/agent_service.proto\x12\x12remit.api.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremit/api/agent/v1/run.proto\x1a\"remit/api/options/v1/options.proto\"\xe4\x02\n\x10\x43reateRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\x04task\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12H\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x31.remit.api.agent.v1.CreateRunRequest.ContextEntryB\x04\x90\xe7\x18\x01\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63onversation\x18\x08 \x01(\t\x12\x15\n\x07webhook\x18\t \x01(\tB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x11\x43reateRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"a\n\x10StreamRunRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.remit.api.agent.v1.CreateRunRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"R\n\x11StreamRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x0eGetRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9a\x01\n\x0fListRunsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x05 \x01(\t\x12\x0e\n\x06parent\x18\x06 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11\x43\x61ncelRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"3\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x10PauseRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11ResumeRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9e\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rfrom_sequence\x18\x02 \x01(\x03H\x00\x12\x13\n\tfrom_step\x18\x03 \x01(\x05H\x00\x12\x33\n\toverrides\x18\x04 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05point\"\xb9\x01\n\x0cRunOverrides\x12\x17\n\x04task\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x88\x01\x01\x12/\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunContext\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\tB\x07\n\x05_task\"\x80\x01\n\nRunContext\x12\x42\n\x07\x65ntries\x18\x01 \x03(\x0b\x32+.remit.api.agent.v1.RunContext.EntriesEntryB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x46orkRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"U\n\x10ReplayRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\toverrides\x18\x02 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\"\xad\x01\n\x11ReplayRunResponse\x12\x32\n\ndivergence\x18\x01 \x01(\x0b\x32\x1e.remit.api.agent.v1.Divergence\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x19\n\x11requests_compared\x18\x03 \x01(\x05\x12\x1b\n\x13requests_unrecorded\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\t\"k\n\nDivergence\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x08recorded\x18\x04 \x01(\tB\x04\x90\xe7\x18\x01\x12\x16\n\x08replayed\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\"3\n\x12GetArtifactRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"P\n\x13GetArtifactResponse\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\x07\x63ontent\x18\x03 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x32\x92\x10\n\x0c\x41gentService\x12\xaf\x01\n\tCreateRun\x12$.remit.api.agent.v1.CreateRunRequest\x1a%.remit.api.agent.v1.CreateRunResponse\"U\x8a\xe7\x18>\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x05\x61gentJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80 p\x80\x02\x82\xd3\xe4\x93\x02\r\"\x08/v1/runs:\x01*\x12\xe8\x01\n\tStreamRun\x12$.remit.api.agent.v1.StreamRunRequest\x1a%.remit.api.agent.v1.StreamRunResponse\"\x8b\x01\x8a\xe7\x18g\x08\x02\x10\x01\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\x0bruns.createB\rrequest.agentJ\x12request.request_idR\x19\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequenceX\x04`\x80\x80\x10h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\"\x0f/v1/runs:stream:\x07request0\x01\x12\xc4\x01\n\x08WatchRun\x12#.remit.api.agent.v1.WatchRunRequest\x1a$.remit.api.agent.v1.WatchRunResponse\"k\x8a\xe7\x18G\x08\x01\x10\x03\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\truns.readB\x04nameR\x19\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequenceX\x04`\x80 h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=runs/*}/events0\x01\x12\x9d\x01\n\x06GetRun\x12!.remit.api.agent.v1.GetRunRequest\x1a\".remit.api.agent.v1.GetRunResponse\"L\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80 h\x80\x80\x80\x02p\x80\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=runs/*}\x12\x93\x01\n\x08ListRuns\x12#.remit.api.agent.v1.ListRunsRequest\x1a$.remit.api.agent.v1.ListRunsResponse\"<\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\n\x12\x08/v1/runs\x12\xbd\x01\n\tCancelRun\x12$.remit.api.agent.v1.CancelRunRequest\x1a%.remit.api.agent.v1.CancelRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.cancelB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:cancel:\x01*\x12\xb8\x01\n\x08PauseRun\x12#.remit.api.agent.v1.PauseRunRequest\x1a$.remit.api.agent.v1.PauseRunResponse\"a\x8a\xe7\x18;\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nruns.pauseB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=runs/*}:pause:\x01*\x12\xbd\x01\n\tResumeRun\x12$.remit.api.agent.v1.ResumeRunRequest\x1a%.remit.api.agent.v1.ResumeRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.resumeB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:resume:\x01*\x12\xb6\x01\n\x07\x46orkRun\x12\".remit.api.agent.v1.ForkRunRequest\x1a#.remit.api.agent.v1.ForkRunResponse\"b\x8a\xe7\x18=\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x04nameJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/{name=runs/*}:fork:\x01*\x12\xaf\x01\n\tReplayRun\x12$.remit.api.agent.v1.ReplayRunRequest\x1a%.remit.api.agent.v1.ReplayRunResponse\"U\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80\x80\x10h\x80\x80\x04p\x10\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:replay:\x01*\x12\xc1\x01\n\x0bGetArtifact\x12&.remit.api.agent.v1.GetArtifactRequest\x1a\'.remit.api.agent.v1.GetArtifactResponse\"a\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\truns.readB\x03runX\x04`\x80 h\x80\x80\x80\x02p \x82\xd3\xe4\x93\x02*\x12(/v1/{run=runs/*}/artifacts/{artifact=**}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&remit/api/agent/v1/agent_service.proto\x12\x12remit.api.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$remit/api/agent/v1/explanation.proto\x1a\x1cremit/api/agent/v1/run.proto\x1a\"remit/api/options/v1/options.proto\"\xe4\x02\n\x10\x43reateRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\x04task\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12H\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x31.remit.api.agent.v1.CreateRunRequest.ContextEntryB\x04\x90\xe7\x18\x01\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63onversation\x18\x08 \x01(\t\x12\x15\n\x07webhook\x18\t \x01(\tB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x11\x43reateRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"a\n\x10StreamRunRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.remit.api.agent.v1.CreateRunRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"R\n\x11StreamRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x0eGetRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9a\x01\n\x0fListRunsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x05 \x01(\t\x12\x0e\n\x06parent\x18\x06 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11\x43\x61ncelRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"3\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x10PauseRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11ResumeRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9e\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rfrom_sequence\x18\x02 \x01(\x03H\x00\x12\x13\n\tfrom_step\x18\x03 \x01(\x05H\x00\x12\x33\n\toverrides\x18\x04 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05point\"\xb9\x01\n\x0cRunOverrides\x12\x17\n\x04task\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x88\x01\x01\x12/\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunContext\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\tB\x07\n\x05_task\"\x80\x01\n\nRunContext\x12\x42\n\x07\x65ntries\x18\x01 \x03(\x0b\x32+.remit.api.agent.v1.RunContext.EntriesEntryB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x46orkRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"U\n\x10ReplayRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\toverrides\x18\x02 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\"\xad\x01\n\x11ReplayRunResponse\x12\x32\n\ndivergence\x18\x01 \x01(\x0b\x32\x1e.remit.api.agent.v1.Divergence\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x19\n\x11requests_compared\x18\x03 \x01(\x05\x12\x1b\n\x13requests_unrecorded\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\t\"k\n\nDivergence\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x08recorded\x18\x04 \x01(\tB\x04\x90\xe7\x18\x01\x12\x16\n\x08replayed\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\"H\n\x11\x45xplainRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x95\x02\n\x12\x45xplainRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x33\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\".remit.api.agent.v1.ExplainedEntry\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12/\n\x04\x62ill\x18\x04 \x01(\x0b\x32!.remit.api.agent.v1.ExplainedBill\x12\x11\n\ttrace_ids\x18\x05 \x03(\t\x12\x30\n\x07missing\x18\x06 \x03(\x0b\x32\x1f.remit.api.agent.v1.MissingPart\x12\x15\n\rtotal_entries\x18\x07 \x01(\x05\"3\n\x12GetArtifactRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"P\n\x13GetArtifactResponse\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\x07\x63ontent\x18\x03 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x32\xc4\x11\n\x0c\x41gentService\x12\xaf\x01\n\tCreateRun\x12$.remit.api.agent.v1.CreateRunRequest\x1a%.remit.api.agent.v1.CreateRunResponse\"U\x8a\xe7\x18>\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x05\x61gentJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80 p\x80\x02\x82\xd3\xe4\x93\x02\r\"\x08/v1/runs:\x01*\x12\xe8\x01\n\tStreamRun\x12$.remit.api.agent.v1.StreamRunRequest\x1a%.remit.api.agent.v1.StreamRunResponse\"\x8b\x01\x8a\xe7\x18g\x08\x02\x10\x01\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\x0bruns.createB\rrequest.agentJ\x12request.request_idR\x19\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequenceX\x04`\x80\x80\x10h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\"\x0f/v1/runs:stream:\x07request0\x01\x12\xc4\x01\n\x08WatchRun\x12#.remit.api.agent.v1.WatchRunRequest\x1a$.remit.api.agent.v1.WatchRunResponse\"k\x8a\xe7\x18G\x08\x01\x10\x03\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\truns.readB\x04nameR\x19\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequenceX\x04`\x80 h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=runs/*}/events0\x01\x12\x9d\x01\n\x06GetRun\x12!.remit.api.agent.v1.GetRunRequest\x1a\".remit.api.agent.v1.GetRunResponse\"L\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80 h\x80\x80\x80\x02p\x80\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=runs/*}\x12\x93\x01\n\x08ListRuns\x12#.remit.api.agent.v1.ListRunsRequest\x1a$.remit.api.agent.v1.ListRunsResponse\"<\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\n\x12\x08/v1/runs\x12\xbd\x01\n\tCancelRun\x12$.remit.api.agent.v1.CancelRunRequest\x1a%.remit.api.agent.v1.CancelRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.cancelB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:cancel:\x01*\x12\xb8\x01\n\x08PauseRun\x12#.remit.api.agent.v1.PauseRunRequest\x1a$.remit.api.agent.v1.PauseRunResponse\"a\x8a\xe7\x18;\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nruns.pauseB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=runs/*}:pause:\x01*\x12\xbd\x01\n\tResumeRun\x12$.remit.api.agent.v1.ResumeRunRequest\x1a%.remit.api.agent.v1.ResumeRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.resumeB\x04nameJ\nrequest_idX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:resume:\x01*\x12\xb6\x01\n\x07\x46orkRun\x12\".remit.api.agent.v1.ForkRunRequest\x1a#.remit.api.agent.v1.ForkRunResponse\"b\x8a\xe7\x18=\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x04nameJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/{name=runs/*}:fork:\x01*\x12\xaf\x01\n\tReplayRun\x12$.remit.api.agent.v1.ReplayRunRequest\x1a%.remit.api.agent.v1.ReplayRunResponse\"U\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80\x80\x10h\x80\x80\x04p\x10\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:replay:\x01*\x12\xaf\x01\n\nExplainRun\x12%.remit.api.agent.v1.ExplainRunRequest\x1a&.remit.api.agent.v1.ExplainRunResponse\"R\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\naudit.readX\x03`\x80 h\x80\x80\x80\x02p\x10\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=runs/*}/explanation\x12\xc1\x01\n\x0bGetArtifact\x12&.remit.api.agent.v1.GetArtifactRequest\x1a\'.remit.api.agent.v1.GetArtifactResponse\"a\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\truns.readB\x03runX\x04`\x80 h\x80\x80\x80\x02p \x82\xd3\xe4\x93\x02*\x12(/v1/{run=runs/*}/artifacts/{artifact=**}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,62 +76,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSERVICE'].methods_by_name['ForkRun']._serialized_options = b'\212\347\030=\010\002\020\001\032\002\010\n\"\002\010\005*\001\0010\001:\013runs.createB\004nameJ\nrequest_idX\004`\200\200\020h\200\200\200\002p@\202\323\344\223\002\033\"\026/v1/{name=runs/*}:fork:\001*'
   _globals['_AGENTSERVICE'].methods_by_name['ReplayRun']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['ReplayRun']._serialized_options = b'\212\347\030.\010\001\020\003\032\002\010\036\"\002\010\017*\001\0010\001:\truns.readB\004nameX\004`\200\200\020h\200\200\004p\020\202\323\344\223\002\035\"\030/v1/{name=runs/*}:replay:\001*'
+  _globals['_AGENTSERVICE'].methods_by_name['ExplainRun']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['ExplainRun']._serialized_options = b'\212\347\030)\010\001\020\003\032\002\010\036\"\002\010\017*\001\0010\001:\naudit.readX\003`\200 h\200\200\200\002p\020\202\323\344\223\002\037\022\035/v1/{name=runs/*}/explanation'
   _globals['_AGENTSERVICE'].methods_by_name['GetArtifact']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\212\347\030-\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\truns.readB\003runX\004`\200 h\200\200\200\002p \202\323\344\223\002*\022(/v1/{run=runs/*}/artifacts/{artifact=**}'
-  _globals['_CREATERUNREQUEST']._serialized_start=192
-  _globals['_CREATERUNREQUEST']._serialized_end=548
-  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_start=502
-  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_end=548
-  _globals['_CREATERUNRESPONSE']._serialized_start=550
-  _globals['_CREATERUNRESPONSE']._serialized_end=607
-  _globals['_STREAMRUNREQUEST']._serialized_start=609
-  _globals['_STREAMRUNREQUEST']._serialized_end=706
-  _globals['_STREAMRUNRESPONSE']._serialized_start=708
-  _globals['_STREAMRUNRESPONSE']._serialized_end=790
-  _globals['_WATCHRUNREQUEST']._serialized_start=792
-  _globals['_WATCHRUNREQUEST']._serialized_end=847
-  _globals['_WATCHRUNRESPONSE']._serialized_start=849
-  _globals['_WATCHRUNRESPONSE']._serialized_end=930
-  _globals['_GETRUNREQUEST']._serialized_start=932
-  _globals['_GETRUNREQUEST']._serialized_end=961
-  _globals['_GETRUNRESPONSE']._serialized_start=963
-  _globals['_GETRUNRESPONSE']._serialized_end=1017
-  _globals['_LISTRUNSREQUEST']._serialized_start=1020
-  _globals['_LISTRUNSREQUEST']._serialized_end=1174
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1176
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1258
-  _globals['_CANCELRUNREQUEST']._serialized_start=1260
-  _globals['_CANCELRUNREQUEST']._serialized_end=1312
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1314
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1371
-  _globals['_PAUSERUNREQUEST']._serialized_start=1373
-  _globals['_PAUSERUNREQUEST']._serialized_end=1424
-  _globals['_PAUSERUNRESPONSE']._serialized_start=1426
-  _globals['_PAUSERUNRESPONSE']._serialized_end=1482
-  _globals['_RESUMERUNREQUEST']._serialized_start=1484
-  _globals['_RESUMERUNREQUEST']._serialized_end=1536
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1538
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1595
-  _globals['_FORKRUNREQUEST']._serialized_start=1598
-  _globals['_FORKRUNREQUEST']._serialized_end=1756
-  _globals['_RUNOVERRIDES']._serialized_start=1759
-  _globals['_RUNOVERRIDES']._serialized_end=1944
-  _globals['_RUNCONTEXT']._serialized_start=1947
-  _globals['_RUNCONTEXT']._serialized_end=2075
-  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_start=2029
-  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_end=2075
-  _globals['_FORKRUNRESPONSE']._serialized_start=2077
-  _globals['_FORKRUNRESPONSE']._serialized_end=2132
-  _globals['_REPLAYRUNREQUEST']._serialized_start=2134
-  _globals['_REPLAYRUNREQUEST']._serialized_end=2219
-  _globals['_REPLAYRUNRESPONSE']._serialized_start=2222
-  _globals['_REPLAYRUNRESPONSE']._serialized_end=2395
-  _globals['_DIVERGENCE']._serialized_start=2397
-  _globals['_DIVERGENCE']._serialized_end=2504
-  _globals['_GETARTIFACTREQUEST']._serialized_start=2506
-  _globals['_GETARTIFACTREQUEST']._serialized_end=2557
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=2559
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=2639
-  _globals['_AGENTSERVICE']._serialized_start=2642
-  _globals['_AGENTSERVICE']._serialized_end=4708
+  _globals['_CREATERUNREQUEST']._serialized_start=230
+  _globals['_CREATERUNREQUEST']._serialized_end=586
+  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_start=540
+  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_end=586
+  _globals['_CREATERUNRESPONSE']._serialized_start=588
+  _globals['_CREATERUNRESPONSE']._serialized_end=645
+  _globals['_STREAMRUNREQUEST']._serialized_start=647
+  _globals['_STREAMRUNREQUEST']._serialized_end=744
+  _globals['_STREAMRUNRESPONSE']._serialized_start=746
+  _globals['_STREAMRUNRESPONSE']._serialized_end=828
+  _globals['_WATCHRUNREQUEST']._serialized_start=830
+  _globals['_WATCHRUNREQUEST']._serialized_end=885
+  _globals['_WATCHRUNRESPONSE']._serialized_start=887
+  _globals['_WATCHRUNRESPONSE']._serialized_end=968
+  _globals['_GETRUNREQUEST']._serialized_start=970
+  _globals['_GETRUNREQUEST']._serialized_end=999
+  _globals['_GETRUNRESPONSE']._serialized_start=1001
+  _globals['_GETRUNRESPONSE']._serialized_end=1055
+  _globals['_LISTRUNSREQUEST']._serialized_start=1058
+  _globals['_LISTRUNSREQUEST']._serialized_end=1212
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1214
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1296
+  _globals['_CANCELRUNREQUEST']._serialized_start=1298
+  _globals['_CANCELRUNREQUEST']._serialized_end=1350
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1352
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1409
+  _globals['_PAUSERUNREQUEST']._serialized_start=1411
+  _globals['_PAUSERUNREQUEST']._serialized_end=1462
+  _globals['_PAUSERUNRESPONSE']._serialized_start=1464
+  _globals['_PAUSERUNRESPONSE']._serialized_end=1520
+  _globals['_RESUMERUNREQUEST']._serialized_start=1522
+  _globals['_RESUMERUNREQUEST']._serialized_end=1574
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1576
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1633
+  _globals['_FORKRUNREQUEST']._serialized_start=1636
+  _globals['_FORKRUNREQUEST']._serialized_end=1794
+  _globals['_RUNOVERRIDES']._serialized_start=1797
+  _globals['_RUNOVERRIDES']._serialized_end=1982
+  _globals['_RUNCONTEXT']._serialized_start=1985
+  _globals['_RUNCONTEXT']._serialized_end=2113
+  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_start=2067
+  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_end=2113
+  _globals['_FORKRUNRESPONSE']._serialized_start=2115
+  _globals['_FORKRUNRESPONSE']._serialized_end=2170
+  _globals['_REPLAYRUNREQUEST']._serialized_start=2172
+  _globals['_REPLAYRUNREQUEST']._serialized_end=2257
+  _globals['_REPLAYRUNRESPONSE']._serialized_start=2260
+  _globals['_REPLAYRUNRESPONSE']._serialized_end=2433
+  _globals['_DIVERGENCE']._serialized_start=2435
+  _globals['_DIVERGENCE']._serialized_end=2542
+  _globals['_EXPLAINRUNREQUEST']._serialized_start=2544
+  _globals['_EXPLAINRUNREQUEST']._serialized_end=2616
+  _globals['_EXPLAINRUNRESPONSE']._serialized_start=2619
+  _globals['_EXPLAINRUNRESPONSE']._serialized_end=2896
+  _globals['_GETARTIFACTREQUEST']._serialized_start=2898
+  _globals['_GETARTIFACTREQUEST']._serialized_end=2949
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=2951
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=3031
+  _globals['_AGENTSERVICE']._serialized_start=3034
+  _globals['_AGENTSERVICE']._serialized_end=5278
 # @@protoc_insertion_point(module_scope)

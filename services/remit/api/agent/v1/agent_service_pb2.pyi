@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from remit.api.agent.v1 import explanation_pb2 as _explanation_pb2
 from remit.api.agent.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
 import sys
@@ -772,6 +773,92 @@ class Divergence(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Divergence: _TypeAlias = Divergence  # noqa: Y015
+
+@_typing.final
+class ExplainRunRequest(_message.Message):
+    """ExplainRunRequest names a run to explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}`."""
+    page_size: _builtins.int
+    """At most this many entries; 0 means 200, more than 500 means 500."""
+    page_token: _builtins.str
+    """Where to go on; empty begins. Of a run that goes on, what comes between two pages may move an entry."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRunRequest: _TypeAlias = ExplainRunRequest  # noqa: Y015
+
+@_typing.final
+class ExplainRunResponse(_message.Message):
+    """ExplainRunResponse is a page of an explanation. All but its entries is of the whole run, on every page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    BILL_FIELD_NUMBER: _builtins.int
+    TRACE_IDS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    TOTAL_ENTRIES_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    total_entries: _builtins.int
+    """Entries on all pages."""
+    @_builtins.property
+    def run(self) -> _run_pb2.Run:
+        """The run, its task, context and result left out."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.ExplainedEntry]:
+        """What happened, in order."""
+
+    @_builtins.property
+    def bill(self) -> _explanation_pb2.ExplainedBill:
+        """What it cost, and how that adds up."""
+
+    @_builtins.property
+    def trace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Trace ids of its effects, 32 hex digits each, in the order in which they came."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.MissingPart]:
+        """What could not be asked: what it alone knows is not in this answer."""
+
+    def __init__(
+        self,
+        *,
+        run: _run_pb2.Run | None = ...,
+        entries: _abc.Iterable[_explanation_pb2.ExplainedEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+        bill: _explanation_pb2.ExplainedBill | None = ...,
+        trace_ids: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_explanation_pb2.MissingPart] | None = ...,
+        total_entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bill", b"bill", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bill", b"bill", "entries", b"entries", "missing", b"missing", "next_page_token", b"next_page_token", "run", b"run", "total_entries", b"total_entries", "trace_ids", b"trace_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRunResponse: _TypeAlias = ExplainRunResponse  # noqa: Y015
 
 @_typing.final
 class GetArtifactRequest(_message.Message):

@@ -85,6 +85,11 @@ class AgentServiceStub:
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.FromString,
                 _registered_method=True)
+        self.ExplainRun = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/ExplainRun',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/remit.api.agent.v1.AgentService/GetArtifact',
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.GetArtifactRequest.SerializeToString,
@@ -172,6 +177,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRun(self, request, context):
+        """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
+        policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
+        its own, what is away is named, and where the sums differ each difference is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """Returns the content of a file that a run made.
         """
@@ -231,6 +245,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReplayRun,
                     request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.SerializeToString,
+            ),
+            'ExplainRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRun,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -509,6 +528,33 @@ class AgentService:
             '/remit.api.agent.v1.AgentService/ReplayRun',
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunRequest.SerializeToString,
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ReplayRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/ExplainRun',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

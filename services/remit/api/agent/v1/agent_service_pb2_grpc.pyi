@@ -46,6 +46,11 @@ class AgentServiceStub:
     """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
     nothing is called, spent or written. Names the first difference from what was recorded.
     """
+    ExplainRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ExplainRunRequest, _agent_service_pb2.ExplainRunResponse]
+    """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
+    policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
+    its own, what is away is named, and where the sums differ each difference is.
+    """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
     """Returns the content of a file that a run made."""
 
@@ -140,6 +145,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_service_pb2.ReplayRunResponse]:
         """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
         nothing is called, spent or written. Names the first difference from what was recorded.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainRun(
+        self,
+        request: _agent_service_pb2.ExplainRunRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ExplainRunRequest, _abc.Awaitable[_agent_service_pb2.ExplainRunResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ExplainRunResponse]:
+        """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
+        policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
+        its own, what is away is named, and where the sums differ each difference is.
         """
 
     @_abc_1.abstractmethod

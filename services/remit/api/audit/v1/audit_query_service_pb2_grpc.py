@@ -40,6 +40,11 @@ class AuditQueryServiceStub:
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.ListRunEvents = channel.unary_unary(
+                '/remit.api.audit.v1.AuditQueryService/ListRunEvents',
+                request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.FromString,
+                _registered_method=True)
         self.GetCheckpoint = channel.unary_unary(
                 '/remit.api.audit.v1.AuditQueryService/GetCheckpoint',
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.GetCheckpointRequest.SerializeToString,
@@ -68,6 +73,14 @@ class AuditQueryServiceServicer:
 
     def ListEvents(self, request, context):
         """Lists events of the caller's org, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunEvents(self, request, context):
+        """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
+        as that of the subject whose remit the request holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +122,11 @@ def add_AuditQueryServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.FromString,
                     response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'ListRunEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunEvents,
+                    request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.SerializeToString,
             ),
             'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCheckpoint,
@@ -159,6 +177,33 @@ class AuditQueryService:
             '/remit.api.audit.v1.AuditQueryService/ListEvents',
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.SerializeToString,
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.audit.v1.AuditQueryService/ListRunEvents',
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.SerializeToString,
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,10 @@ class AuditQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListEvents: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.ListEventsRequest, _audit_query_service_pb2.ListEventsResponse]
     """Lists events of the caller's org, newest first."""
+    ListRunEvents: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.ListRunEventsRequest, _audit_query_service_pb2.ListRunEventsResponse]
+    """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
+    as that of the subject whose remit the request holds.
+    """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.GetCheckpointRequest, _audit_query_service_pb2.GetCheckpointResponse]
     """Returns a checkpoint that covers at least the given size, newly signed if need be."""
     GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.GetInclusionProofRequest, _audit_query_service_pb2.GetInclusionProofResponse]
@@ -39,6 +43,16 @@ class AuditQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_audit_query_service_pb2.ListEventsRequest, _abc.Awaitable[_audit_query_service_pb2.ListEventsResponse]],
     ) -> _abc.Awaitable[_audit_query_service_pb2.ListEventsResponse]:
         """Lists events of the caller's org, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListRunEvents(
+        self,
+        request: _audit_query_service_pb2.ListRunEventsRequest,
+        context: _aio.ServicerContext[_audit_query_service_pb2.ListRunEventsRequest, _abc.Awaitable[_audit_query_service_pb2.ListRunEventsResponse]],
+    ) -> _abc.Awaitable[_audit_query_service_pb2.ListRunEventsResponse]:
+        """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
+        as that of the subject whose remit the request holds.
+        """
 
     @_abc_1.abstractmethod
     def GetCheckpoint(

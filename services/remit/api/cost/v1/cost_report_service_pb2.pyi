@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from remit.api.cost.v1 import ledger_difference_pb2 as _ledger_difference_pb2
 from remit.api.cost.v1 import reservation_pb2 as _reservation_pb2
+from remit.api.effects.v1 import attempt_pb2 as _attempt_pb2
 from remit.api.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -835,3 +836,129 @@ class BudgetAlert(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetAlert: _TypeAlias = BudgetAlert  # noqa: Y015
+
+@_typing.final
+class ListReservationsRequest(_message.Message):
+    """ListReservationsRequest selects a span of keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Only of the effects of this run, `runs/{run}`; empty: all."""
+    org: _builtins.str
+    """Org of the run, `orgs/{org}`; stated with a run, and only then."""
+    page_size: _builtins.int
+    """At most this many; 0 means 256, more than 1,000 means 1,000."""
+    @_builtins.property
+    def after(self) -> _attempt_pb2.AttemptKey:
+        """Only reservations after this key; not set: from the first."""
+
+    @_builtins.property
+    def through(self) -> _attempt_pb2.AttemptKey:
+        """Only reservations up to this key, it included; not set: to the last."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        org: _builtins.str = ...,
+        after: _attempt_pb2.AttemptKey | None = ...,
+        through: _attempt_pb2.AttemptKey | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "through", b"through"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "org", b"org", "page_size", b"page_size", "run", b"run", "through", b"through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservationsRequest: _TypeAlias = ListReservationsRequest  # noqa: Y015
+
+@_typing.final
+class ListReservationsResponse(_message.Message):
+    """ListReservationsResponse is the reservations of a span."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more in the span: go on after the last of these."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationRecord]:
+        """The reservations, by key."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was read, by the clock of cost's database."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___ReservationRecord] | None = ...,
+        has_more: _builtins.bool = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "read_time", b"read_time", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReservationsResponse: _TypeAlias = ListReservationsResponse  # noqa: Y015
+
+@_typing.final
+class ReservationRecord(_message.Message):
+    """ReservationRecord is a reservation and whose effect it pays for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """The enforcement service that reserved, such as `tools`."""
+    price_source: _builtins.str
+    """Where its price came from, such as `file`; `unlisted`: the price is unknown."""
+    @_builtins.property
+    def key(self) -> _attempt_pb2.AttemptKey:
+        """The attempt that it belongs to."""
+
+    @_builtins.property
+    def reservation(self) -> _reservation_pb2.Reservation:
+        """The reservation. A tombstone has no account."""
+
+    @_builtins.property
+    def used(self) -> _usage_pb2.Usage:
+        """What was used; not set until settled, and where the whole hold was posted."""
+
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was settled or released."""
+
+    def __init__(
+        self,
+        *,
+        key: _attempt_pb2.AttemptKey | None = ...,
+        service: _builtins.str = ...,
+        reservation: _reservation_pb2.Reservation | None = ...,
+        price_source: _builtins.str = ...,
+        used: _usage_pb2.Usage | None = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "key", b"key", "reservation", b"reservation", "used", b"used"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time", "key", b"key", "price_source", b"price_source", "reservation", b"reservation", "service", b"service", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservationRecord: _TypeAlias = ReservationRecord  # noqa: Y015

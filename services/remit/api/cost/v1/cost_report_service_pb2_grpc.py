@@ -70,6 +70,11 @@ class CostReportServiceStub:
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.FromString,
                 _registered_method=True)
+        self.ListReservations = channel.unary_unary(
+                '/remit.api.cost.v1.CostReportService/ListReservations',
+                request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsResponse.FromString,
+                _registered_method=True)
         self.ListBudgetAlerts = channel.unary_unary(
                 '/remit.api.cost.v1.CostReportService/ListBudgetAlerts',
                 request_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetAlertsRequest.SerializeToString,
@@ -139,6 +144,14 @@ class CostReportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReservations(self, request, context):
+        """Lists reservations in the order of their keys, for services that compare them with what they know: of
+        one run, or of the whole ledger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBudgetAlerts(self, request, context):
         """Lists the alerts of the budgets of the caller's org, the latest first.
         """
@@ -183,6 +196,11 @@ def add_CostReportServiceServicer_to_server(servicer, server):
                     servicer.ListBudgets,
                     request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.FromString,
                     response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.SerializeToString,
+            ),
+            'ListReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservations,
+                    request_deserializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsResponse.SerializeToString,
             ),
             'ListBudgetAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBudgetAlerts,
@@ -380,6 +398,33 @@ class CostReportService:
             '/remit.api.cost.v1.CostReportService/ListBudgets',
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsRequest.SerializeToString,
             remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListBudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.cost.v1.CostReportService/ListReservations',
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsRequest.SerializeToString,
+            remit_dot_api_dot_cost_dot_v1_dot_cost__report__service__pb2.ListReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class CostReportServiceStub:
     """
     ListBudgets: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListBudgetsRequest, _cost_report_service_pb2.ListBudgetsResponse]
     """Lists the budgets of the caller's org, by account."""
+    ListReservations: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListReservationsRequest, _cost_report_service_pb2.ListReservationsResponse]
+    """Lists reservations in the order of their keys, for services that compare them with what they know: of
+    one run, or of the whole ledger.
+    """
     ListBudgetAlerts: _aio.UnaryUnaryMultiCallable[_cost_report_service_pb2.ListBudgetAlertsRequest, _cost_report_service_pb2.ListBudgetAlertsResponse]
     """Lists the alerts of the budgets of the caller's org, the latest first."""
 
@@ -121,6 +125,16 @@ class CostReportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_cost_report_service_pb2.ListBudgetsRequest, _abc.Awaitable[_cost_report_service_pb2.ListBudgetsResponse]],
     ) -> _abc.Awaitable[_cost_report_service_pb2.ListBudgetsResponse]:
         """Lists the budgets of the caller's org, by account."""
+
+    @_abc_1.abstractmethod
+    def ListReservations(
+        self,
+        request: _cost_report_service_pb2.ListReservationsRequest,
+        context: _aio.ServicerContext[_cost_report_service_pb2.ListReservationsRequest, _abc.Awaitable[_cost_report_service_pb2.ListReservationsResponse]],
+    ) -> _abc.Awaitable[_cost_report_service_pb2.ListReservationsResponse]:
+        """Lists reservations in the order of their keys, for services that compare them with what they know: of
+        one run, or of the whole ledger.
+        """
 
     @_abc_1.abstractmethod
     def ListBudgetAlerts(

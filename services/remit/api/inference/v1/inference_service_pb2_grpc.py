@@ -91,7 +91,7 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetAttempts(self, request, context):
-        """Says where attempts of this service's effects stand, for the ledger to compare its holds with.
+        """Says where attempts of this service's effects stand, for whoever compares them with the ledger or the log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,7 @@ class InferenceServiceStub:
     Saying it again changes nothing.
     """
     BatchGetAttempts: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.BatchGetAttemptsRequest, _inference_service_pb2.BatchGetAttemptsResponse]
-    """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+    """Says where attempts of this service's effects stand, for whoever compares them with the ledger or the log."""
     ListAttempts: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListAttemptsRequest, _inference_service_pb2.ListAttemptsResponse]
     """Lists the attempts of this service's effects in the order of their keys."""
 
@@ -70,7 +70,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.BatchGetAttemptsRequest,
         context: _aio.ServicerContext[_inference_service_pb2.BatchGetAttemptsRequest, _abc.Awaitable[_inference_service_pb2.BatchGetAttemptsResponse]],
     ) -> _abc.Awaitable[_inference_service_pb2.BatchGetAttemptsResponse]:
-        """Says where attempts of this service's effects stand, for the ledger to compare its holds with."""
+        """Says where attempts of this service's effects stand, for whoever compares them with the ledger or the log."""
 
     @_abc_1.abstractmethod
     def ListAttempts(
