@@ -71,7 +71,7 @@ class Components:
             ValueError: another message of ours has the same short name.
 
         """
-        name = found.name
+        name = _name_of(found)
         if self._owners.setdefault(name, found.full_name) != found.full_name:
             message = f"{found.full_name} and {self._owners[name]} share a name"
             raise ValueError(message)
@@ -145,6 +145,12 @@ def is_map(found: FieldDescriptor) -> bool:
 def is_nested(found: FieldDescriptor) -> bool:
     """Return whether the field holds a message whose fields are named by dots in a query."""
     return found.message_type is not None and found.message_type.full_name not in _WELL_KNOWN
+
+
+def _name_of(found: Descriptor | EnumDescriptor) -> str:
+    """Its short name, after that of the message in which it stands: several have a `State`."""
+    outer = found.containing_type
+    return found.name if outer is None else f"{_name_of(outer)}{found.name}"
 
 
 def message_of(found: FieldDescriptor) -> Descriptor:

@@ -189,7 +189,7 @@ def test_what_is_large_is_left_out() -> None:
 
 
 def test_a_call_stands_with_all_that_is_known_of_its_attempts() -> None:
-    key = {"claim": "claims/x", "attempt": 2}
+    key: dict[str, Any] = {"claim": "claims/x", "attempt": 2}
     known = Attempt(
         key=attempt_pb2.AttemptKey(**key),
         state=Attempt.STATE_CLOSED,

@@ -54,7 +54,7 @@ def explanation(**more: Any) -> ExplainRunResponse:
     run = run_pb2.Run(name=RUN, agent="agents/assistant", subject="orgs/local/users/alice")
     run.state, run.cost_nanos = run_pb2.RUN_STATE_SUCCEEDED, 391_000
     run.create_time.seconds = START_S
-    facts = {
+    facts: dict[str, Any] = {
         "run": run,
         "entries": [entry(1, Entry.KIND_CREATED, "alice started the run"), call()],
         "bill": explanation_pb2.ExplainedBill(run_nanos=391_000, posted_nanos=391_000),

@@ -78,7 +78,12 @@ CHANGES = {
     f"{INFERENCE}/GenerateText",
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
-STREAMS = {f"{AUDIT}/ExportLog", f"{COST}/CheckLedger", f"{INFERENCE}/StreamGenerateText"}
+STREAMS = {
+    f"{AUDIT}/ExportLog",
+    f"{AUDIT}/CheckCompleteness",
+    f"{COST}/CheckLedger",
+    f"{INFERENCE}/StreamGenerateText",
+}
 
 
 @pytest.fixture
@@ -345,7 +350,9 @@ async def test_streams_without_ids(rest: Rest) -> None:
     assert messages(f"{AUDIT}/ExportLog", exported)[0]["checkpoint"]["signedNote"]
     checked = await rest(f"{COST}/CheckLedger")
     assert messages(f"{COST}/CheckLedger", checked)[-1]["percent"] == 100
-    events = generated.events + exported.events + checked.events
+    compared = await rest(f"{AUDIT}/CheckCompleteness")
+    assert messages(f"{AUDIT}/CheckCompleteness", compared)[-1]["percent"] == 100
+    events = generated.events + exported.events + checked.events + compared.events
     assert all("id" not in event for event in events)
 
 

@@ -62,7 +62,10 @@ class InferenceAttempts(inference_service_pb2_grpc.InferenceServiceServicer):
         page = await self._reader.between(request.after, request.through, request.page_size)
         bound = self._reader.closing_bound
         return inference_service_pb2.ListAttemptsResponse(
-            attempts=page.attempts, has_more=page.has_more, closing_bound=bound
+            attempts=page.attempts,
+            has_more=page.has_more,
+            closing_bound=bound,
+            read_time=page.read_time,
         )
 
 
@@ -85,7 +88,10 @@ class ToolAttempts(tool_service_pb2_grpc.ToolServiceServicer):
         page = await self._reader.between(request.after, request.through, request.page_size)
         bound = self._reader.closing_bound
         return tool_service_pb2.ListAttemptsResponse(
-            attempts=page.attempts, has_more=page.has_more, closing_bound=bound
+            attempts=page.attempts,
+            has_more=page.has_more,
+            closing_bound=bound,
+            read_time=page.read_time,
         )
 
 

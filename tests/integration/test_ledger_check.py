@@ -1,6 +1,7 @@
-"""A model call dies with its process: its hold is closed within the bound, and the check agrees.
+"""A model call dies with its process: its hold is closed within the bound, and the checks agree.
 
-One mesh for all of it: `remit cost check` under load, after a kill -9, and with a fault by hand.
+One mesh for all of it: `remit cost check` and `remit audit verify --complete` under load, after a
+kill -9, and with faults by hand.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ _A_BILL: Final = """
     ) RETURNING 'claims/' || claim
 """
 
+_AN_EFFECT: Final = """
+    SELECT 'claims/' || claim, attempt, intent_leaf FROM effect_attempts
+    WHERE state = 'CLOSED' ORDER BY claim, attempt LIMIT 1
+"""
+_NO_OUTCOME: Final = """
+    DELETE FROM events WHERE claim = $1 AND kind = 'OUTCOME'
+        AND position('-' || $2::text || '-' IN (
+            SELECT event_id FROM leaves WHERE leaves.leaf_index = events.leaf_index)) > 0
+"""
+
 
 @pytest.mark.timeout(300)
 async def test_a_dead_effects_hold_is_closed_within_the_bound_and_the_check_agrees() -> None:
@@ -55,11 +66,25 @@ async def test_a_dead_effects_hold_is_closed_within_the_bound_and_the_check_agre
 
         code, told = await _check(world.mesh)
         assert (code, told["differences"]) == (0, []), "under load"
+        code, told = await _complete(world.mesh)
+        assert (code, told["differences"]) == (0, []), "under load"
         await crowd.leave(120)
         await eventually(lambda: nothing_is_open(world.mesh), 60)
         code, told = await _check(world.mesh)
         assert (code, told["agrees"], told["differences"]) == (0, True, [])
         assert told["attempts"] >= told["reservations"] > CLIENTS
+
+        code, told = await _complete(world.mesh)
+        assert (code, told["complete"]) == (0, True)
+        assert told["attempts"] >= told["reservations"] > CLIENTS
+        assert min(told["events"], told["calls"]) > CLIENTS
+        ((claim, attempt, leaf),) = await rows(world.mesh, "remit_inference", _AN_EFFECT)
+        await rows(world.mesh, "remit_audit", _NO_OUTCOME, claim, str(attempt))
+        code, told = await _complete(world.mesh)
+        assert (code, told["complete"]) == (9, False)
+        (found,) = told["differences"]
+        named = (found["kind"], found["claim"], found["attempt"], found["leaf_index"])
+        assert named == ("KIND_OUTCOME_MISSING", claim, attempt, leaf)
 
         ((claim,),) = await rows(world.mesh, "remit_tools", _A_BILL, 1)
         code, told = await _check(world.mesh)
@@ -83,7 +108,16 @@ async def _lag_s(mesh: RunningMesh, killed: datetime) -> float:
 
 async def _check(mesh: RunningMesh) -> tuple[int, dict[str, Any]]:
     """Exit code and document of `remit cost check`."""
-    ended = await asyncio.to_thread(mesh.run, "cost", "check", "--json")
+    return await _told(mesh, "cost", "check")
+
+
+async def _complete(mesh: RunningMesh) -> tuple[int, dict[str, Any]]:
+    """Exit code and document of `remit audit verify --complete`."""
+    return await _told(mesh, "audit", "verify", "--complete")
+
+
+async def _told(mesh: RunningMesh, *command: str) -> tuple[int, dict[str, Any]]:
+    ended = await asyncio.to_thread(mesh.run, *command, "--json")
     assert ended.stdout, ended.stderr
     document: dict[str, Any] = json.loads(ended.stdout)
     return ended.returncode, document

@@ -46,6 +46,8 @@ def tool(who: Principal, permission_class: int, **arguments: object) -> Question
         (Question(MEMBER, "conversations.delete", CONVERSATION), True, "members-work"),
         (Question(NOBODY, "conversations.read", CONVERSATION), False, None),
         (Question(MEMBER, "audit.export", "orgs/acme"), False, None),
+        (Question(MEMBER, "audit.check", "orgs/acme"), False, None),
+        (Question(ADMIN, "audit.check", "orgs/acme"), True, "admins-do-everything"),
         (Question(MEMBER, "ledger.check", "orgs/acme"), False, None),
         (Question(ADMIN, "ledger.check", "orgs/acme"), True, "admins-do-everything"),
         (Question(MEMBER, "keys.create", "orgs/acme"), False, None),

@@ -52,6 +52,11 @@ class RunReader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """Where runs are, for those who read them in another order."""
+        return self._database
+
     async def run(self, name: str) -> StoredRun:
         """The run of a full name. Raises RUN_NOT_FOUND."""
         row = await self._database.fetchrow(f"{_SELECT_RUN} WHERE run = $1", run_id(name))

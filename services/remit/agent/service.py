@@ -21,6 +21,7 @@ from remit.agent.journal import TERMINAL
 from remit.agent.pausing import Pauser
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
 from remit.agent.replaying import Replayer
+from remit.agent.run_calls import list_run_calls
 from remit.agent.validation import check_name, check_request_id
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -188,6 +189,14 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """Joins what journal, claims, ledger and log say of a run."""
         stored = await self._visible(request.name, "name")
         return await self.explainer.explain(request, stored, current_call().remit_token)
+
+    async def ListRunCalls(
+        self,
+        request: agent_service_pb2.ListRunCallsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> agent_service_pb2.ListRunCallsResponse:
+        """Lists what journals record as called, for audit."""
+        return await list_run_calls(self.reader.database, request)
 
     async def GetArtifact(
         self,

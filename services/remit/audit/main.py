@@ -16,6 +16,7 @@ from remit.api.audit.v1 import (
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.audit.admission import Limits
 from remit.audit.checkpoints import CheckpointSigner
+from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.erasing import Eraser
 from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.keyring import SubjectKeyring
@@ -96,6 +97,7 @@ async def open_service(
                         RunEvents(
                             audit_log, reads, verifier, default=sizes.default, most=sizes.most
                         ),
+                        CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
                     ),
                 ),
                 (

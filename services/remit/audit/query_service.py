@@ -11,6 +11,7 @@ import grpc
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.audit import merkle
 from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
+from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.log import AuditLog, LoggedEvent
 from remit.audit.reading import ReadRecorder, page_token, read_filter, read_page_token
 from remit.audit.run_events import RunEvents
@@ -20,6 +21,9 @@ from remit.rpc.errors import Violation, invalid_request
 
 _MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Events of a page together; the contract lets a response have 4 MiB, frames included."""
+
+_MOST_TOKEN_CHARS: Final = 100
+"""Of a token that a read is recorded with; none that is one is longer."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         reads: ReadRecorder,
         sizes: PageSizes,
         run_events: RunEvents,
+        check: CompletenessCheck,
     ) -> None:
         self._log = log
         self._store = log.store
@@ -48,6 +53,7 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         self._reads = reads
         self._sizes = sizes
         self._run_events = run_events
+        self._check = check
 
     async def ListEvents(
         self,
@@ -73,6 +79,16 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         return audit_query_service_pb2.ListRunEventsResponse(
             events=page, has_more=has_more or len(page) < len(events)
         )
+
+    async def CheckCompleteness(
+        self,
+        request: audit_query_service_pb2.CheckCompletenessRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[audit_query_service_pb2.CheckCompletenessResponse]:
+        """Compare the log with all that happened; see the contract."""
+        await self._reads.record({"resume_token": request.resume_token[:_MOST_TOKEN_CHARS]})
+        async for step in self._check.run(current_remit().org, request.resume_token):
+            yield step
 
     async def GetCheckpoint(
         self,

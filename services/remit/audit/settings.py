@@ -68,6 +68,12 @@ class AuditSettings(ServiceSettings):
         le=86_400,
         description="Seconds by which an event's time may be ahead of this service's clock.",
     )
+    open_limit_s: float = Field(
+        default=900.0,
+        gt=0,
+        description="Age of an open effect in seconds from which a check of the log's completeness"
+        " names it; longer than any model or tool call lasts.",
+    )
     max_batch: int = Field(default=1024, ge=1, le=4096, description="Events of one commit at most.")
     max_queue: int = Field(
         default=16_384, ge=256, description="Events that wait for a commit at most."

@@ -15,6 +15,8 @@ from remit.audit.note import NoteError, Verifier
 from remit.audit.tile_verifier import verify_tiles
 from remit.audit.verifier import verify_lines
 from remit.cli import exit_codes
+from remit.cli.audit_complete import check_completeness, complete_option
+from remit.cli.client import Session, client_options
 from remit.cli.output import Output
 
 _MAX_SMALL_FILE_BYTES: Final = 1 << 16
@@ -25,15 +27,19 @@ _SMALL_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     "verify",
     epilog="\b\nExamples:\n  remit audit verify log.export --key audit.pub\n"
     "  remit audit verify /mirror/tiles --key audit.pub --checkpoint monday.checkpoint\n"
-    "  remit audit verify log.export --key audit.pub --checkpoint seen --witness witness.pub\n\n"
-    "\b\nExit codes:\n    0  every entry is what was signed\n"
-    "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong",
+    "  remit audit verify log.export --key audit.pub --checkpoint seen --witness witness.pub\n"
+    "  remit audit verify --complete\n\n"
+    "\b\nExit codes:\n    0  every entry is what was signed; with --complete, nothing is missing\n"
+    "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong\n"
+    "    9  with --complete: something is missing or differs; each is named and explained\n"
+    "    any other, with --complete: it could not be checked, for the reason that the error names",
 )
-@click.argument("log", metavar="FILE|DIR", type=click.Path(path_type=Path, exists=True))
+@click.argument(
+    "log", metavar="[FILE|DIR]", type=click.Path(path_type=Path, exists=True), required=False
+)
 @click.option(
     "--key",
     type=_SMALL_FILE,
-    required=True,
     help="A public key of the log, saved earlier: audit.pub of the state directory.",
 )
 @click.option(
@@ -50,17 +56,35 @@ _SMALL_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     multiple=True,
     help="Public key of a witness, which must have cosigned each --checkpoint, or else the log's.",
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")
+@complete_option
+@client_options
 def verify(
-    *, log: Path, key: Path, earlier: tuple[Path, ...], witnesses: tuple[Path, ...], as_json: bool
+    *,
+    session: Session,
+    log: Path | None,
+    key: Path | None,
+    earlier: tuple[Path, ...],
+    witnesses: tuple[Path, ...],
+    complete: bool,
 ) -> int:
     """Verify the export FILE, or the tiles in DIR, offline: no service, no database, no network.
 
     Every entry is hashed, the Merkle root (RFC 6962) computed and compared with the one that the
     log signed, and the tree at the size of each earlier checkpoint with what was signed then. Of
     tiles, each hash of each level is checked as well.
+
+    That shows that nothing was changed. Whether nothing is missing, --complete asks of a running
+    mesh; then alone are address, API key and state of use.
     """
-    output = Output(as_json=as_json)
+    if complete:
+        if log or key or earlier or witnesses:
+            raise click.UsageError("--complete asks a running mesh: it takes no file and no key")
+        return check_completeness(session)
+    if log is None:
+        raise click.UsageError("Missing argument 'FILE|DIR'; or ask a running mesh with --complete")
+    if key is None:
+        raise click.UsageError("Missing option '--key'")
+    output = session.output
     public_key = key_text(key, Verifier.parse, "a log")
     witness_keys = [key_text(file, WitnessKey.parse, "a witness") for file in witnesses]
     notes = [small_text(file) for file in earlier]

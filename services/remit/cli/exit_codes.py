@@ -106,7 +106,7 @@ MEANINGS: Final = (
         ),
     ),
     Meaning(ALREADY_RUNNING, "a mesh already runs on this state directory"),
-    Meaning(DIFFERENT, "a check was made, and the ledger and the claims differ"),
+    Meaning(DIFFERENT, "a check was made, and the ledger or the log differs from what happened"),
     Meaning(FORKED, "a witness refused: the audit log shows another past, or is another log"),
     Meaning(INTERRUPTED, "cancelled or interrupted", ("CANCELLED",)),
 )

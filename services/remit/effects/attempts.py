@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from remit import names
 from remit.api.audit.v1 import event_pb2
@@ -53,10 +54,11 @@ AttemptKey = attempt_pb2.AttemptKey
 
 
 class Page(NamedTuple):
-    """Attempts of a span, and whether it has more."""
+    """Attempts of a span, whether it has more, and when it was read."""
 
     attempts: list[Attempt]
     has_more: bool
+    read_time: Timestamp
 
 
 class AttemptReader:
@@ -90,8 +92,10 @@ class AttemptReader:
         if page_size < 0:
             raise invalid_request([Violation("page_size", f"is {page_size}; it is at least 0")])
         size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        read_time = Timestamp()
+        read_time.FromDatetime(await self._database.fetchval("SELECT clock_timestamp()"))
         rows = await self._database.fetch(_SELECT_SPAN, *first, *last, size + 1)
-        return Page([attempt_of(row) for row in rows[:size]], len(rows) > size)
+        return Page([attempt_of(row) for row in rows[:size]], len(rows) > size, read_time)
 
 
 def checked_keys(keys: Sequence[AttemptKey]) -> list[tuple[UUID, int]]:

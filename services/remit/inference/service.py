@@ -120,6 +120,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             attempts=page.attempts,
             has_more=page.has_more,
             closing_bound=self._gate.attempts.closing_bound,
+            read_time=page.read_time,
         )
 
     async def _texts(

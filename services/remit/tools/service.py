@@ -104,6 +104,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             attempts=page.attempts,
             has_more=page.has_more,
             closing_bound=self._gate.attempts.closing_bound,
+            read_time=page.read_time,
         )
 
     async def ListTools(

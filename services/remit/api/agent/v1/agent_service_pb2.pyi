@@ -861,6 +861,148 @@ class ExplainRunResponse(_message.Message):
 Global___ExplainRunResponse: _TypeAlias = ExplainRunResponse  # noqa: Y015
 
 @_typing.final
+class RunEventKey(_message.Message):
+    """RunEventKey names an event of a journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """`runs/{run}`."""
+    sequence: _builtins.int
+    """Its sequence, from 1."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEventKey: _TypeAlias = RunEventKey  # noqa: Y015
+
+@_typing.final
+class ListRunCallsRequest(_message.Message):
+    """ListRunCallsRequest says where to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Looks at no more events than this; 0 means 500, more than 1,000 means 1,000."""
+    @_builtins.property
+    def after(self) -> Global___RunEventKey:
+        """Only what comes after this event; not set: from the first."""
+
+    def __init__(
+        self,
+        *,
+        after: Global___RunEventKey | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunCallsRequest: _TypeAlias = ListRunCallsRequest  # noqa: Y015
+
+@_typing.final
+class ListRunCallsResponse(_message.Message):
+    """ListRunCallsResponse is the calls among the events that were looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more events."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunCall]:
+        """The calls that ended and had an effect, by run and sequence."""
+
+    @_builtins.property
+    def last(self) -> Global___RunEventKey:
+        """The last event that was looked at: go on after it."""
+
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was read, by the clock of agent's database."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___RunCall] | None = ...,
+        has_more: _builtins.bool = ...,
+        last: Global___RunEventKey | None = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "has_more", b"has_more", "last", b"last", "read_time", b"read_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunCallsResponse: _TypeAlias = ListRunCallsResponse  # noqa: Y015
+
+@_typing.final
+class RunCall(_message.Message):
+    """RunCall is a call as a journal records its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ORG_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    INTENT_LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    org: _builtins.str
+    """Org of the run, `orgs/{org}`."""
+    resource: _builtins.str
+    """`models/{model}` or `tools/{tool}`."""
+    claim: _builtins.str
+    """`claims/{claim}`."""
+    intent_leaf_index: _builtins.int
+    """Index of its intent in the log; not set where the journal does not say it."""
+    @_builtins.property
+    def key(self) -> Global___RunEventKey:
+        """The event."""
+
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When the event was committed."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___RunEventKey | None = ...,
+        org: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        claim: _builtins.str = ...,
+        intent_leaf_index: _builtins.int | None = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_intent_leaf_index", b"_intent_leaf_index", "event_time", b"event_time", "intent_leaf_index", b"intent_leaf_index", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_intent_leaf_index", b"_intent_leaf_index", "claim", b"claim", "event_time", b"event_time", "intent_leaf_index", b"intent_leaf_index", "key", b"key", "org", b"org", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__intent_leaf_index: _TypeAlias = _typing.Literal["intent_leaf_index"]  # noqa: Y015
+    _WhichOneofArgType__intent_leaf_index: _TypeAlias = _typing.Literal["_intent_leaf_index", b"_intent_leaf_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__intent_leaf_index) -> _WhichOneofReturnType__intent_leaf_index | None: ...
+
+Global___RunCall: _TypeAlias = RunCall  # noqa: Y015
+
+@_typing.final
 class GetArtifactRequest(_message.Message):
     """GetArtifactRequest names a file of a run."""
 

@@ -90,6 +90,11 @@ class AgentServiceStub:
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.FromString,
                 _registered_method=True)
+        self.ListRunCalls = channel.unary_unary(
+                '/remit.api.agent.v1.AgentService/ListRunCalls',
+                request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/remit.api.agent.v1.AgentService/GetArtifact',
                 request_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.GetArtifactRequest.SerializeToString,
@@ -186,6 +191,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRunCalls(self, request, context):
+        """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
+        with the log. It tells no content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """Returns the content of a file that a run made.
         """
@@ -250,6 +263,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ExplainRun,
                     request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.SerializeToString,
+            ),
+            'ListRunCalls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunCalls,
+                    request_deserializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -555,6 +573,33 @@ class AgentService:
             '/remit.api.agent.v1.AgentService/ExplainRun',
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunRequest.SerializeToString,
             remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ExplainRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.agent.v1.AgentService/ListRunCalls',
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsRequest.SerializeToString,
+            remit_dot_api_dot_agent_dot_v1_dot_agent__service__pb2.ListRunCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class AgentServiceStub:
     policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
     its own, what is away is named, and where the sums differ each difference is.
     """
+    ListRunCalls: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListRunCallsRequest, _agent_service_pb2.ListRunCallsResponse]
+    """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
+    with the log. It tells no content.
+    """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
     """Returns the content of a file that a run made."""
 
@@ -156,6 +160,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
         policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
         its own, what is away is named, and where the sums differ each difference is.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRunCalls(
+        self,
+        request: _agent_service_pb2.ListRunCallsRequest,
+        context: _aio.ServicerContext[_agent_service_pb2.ListRunCallsRequest, _abc.Awaitable[_agent_service_pb2.ListRunCallsResponse]],
+    ) -> _abc.Awaitable[_agent_service_pb2.ListRunCallsResponse]:
+        """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
+        with the log. It tells no content.
         """
 
     @_abc_1.abstractmethod

@@ -25,18 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from remit.api.audit.v1 import event_pb2 as remit_dot_api_dot_audit_dot_v1_dot_event__pb2
+from remit.api.audit.v1 import log_difference_pb2 as remit_dot_api_dot_audit_dot_v1_dot_log__difference__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/audit/v1/audit_query_service.proto\x12\x12remit.api.audit.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremit/api/audit/v1/event.proto\x1a\"remit/api/options/v1/options.proto\"\xb4\x01\n\x11ListEventsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x63laim\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"^\n\x12ListEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.remit.api.audit.v1.LoggedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x0bLoggedEvent\x12\x12\n\nleaf_index\x18\x01 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x19.remit.api.audit.v1.Event\"-\n\x14GetCheckpointRequest\x12\x15\n\rmin_tree_size\x18\x01 \x01(\x03\"b\n\x15GetCheckpointResponse\x12\x32\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1e.remit.api.audit.v1.Checkpoint\x12\x15\n\rkey_rotations\x18\x02 \x03(\t\"A\n\x18GetInclusionProofRequest\x12\x12\n\nleaf_index\x18\x01 \x01(\x03\x12\x11\n\ttree_size\x18\x02 \x01(\x03\">\n\x19GetInclusionProofResponse\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\"O\n\x1aGetConsistencyProofRequest\x12\x17\n\x0f\x66irst_tree_size\x18\x01 \x01(\x03\x12\x18\n\x10second_tree_size\x18\x02 \x01(\x03\"-\n\x1bGetConsistencyProofResponse\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\":\n\x10\x45xportLogRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x03\x12\x11\n\ttree_size\x18\x02 \x01(\x03\"\x80\x01\n\x11\x45xportLogResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x1e.remit.api.audit.v1.Checkpoint\x12\x0e\n\x06leaves\x18\x03 \x03(\x0c\x12\x15\n\rkey_rotations\x18\x04 \x03(\t2\xbe\x07\n\x11\x41uditQueryService\x12\xa2\x01\n\nListEvents\x12%.remit.api.audit.v1.ListEventsRequest\x1a&.remit.api.audit.v1.ListEventsResponse\"E\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\naudit.readX\x03`\x80 h\x80\x80\x80\x02p\x10\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/audit/events\x12\xb5\x01\n\rGetCheckpoint\x12(.remit.api.audit.v1.GetCheckpointRequest\x1a).remit.api.audit.v1.GetCheckpointResponse\"O\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x08p@\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/audit/checkpoint\x12\xc4\x01\n\x11GetInclusionProof\x12,.remit.api.audit.v1.GetInclusionProofRequest\x1a-.remit.api.audit.v1.GetInclusionProofResponse\"R\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x01p \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/audit/inclusionProof\x12\xcc\x01\n\x13GetConsistencyProof\x12..remit.api.audit.v1.GetConsistencyProofRequest\x1a/.remit.api.audit.v1.GetConsistencyProofResponse\"T\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x01p \x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/audit/consistencyProof\x12\xb5\x01\n\tExportLog\x12$.remit.api.audit.v1.ExportLogRequest\x1a%.remit.api.audit.v1.ExportLogResponse\"Y\x8a\xe7\x18@\x08\x01\x10\x03\x1a\x03\x08\xd8\x04*\x01\x01\x30\x01:\x0c\x61udit.exportR\x16\n\x02\x08\x1e\x12\x03\x08\xd8\x04\x1a\x0bstart_indexX\x03`\x80 h\x80\x80\x80\x02p\x04\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/audit/log0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/audit/v1/audit_query_service.proto\x12\x12remit.api.audit.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremit/api/audit/v1/event.proto\x1a\'remit/api/audit/v1/log_difference.proto\x1a\"remit/api/options/v1/options.proto\"\xb4\x01\n\x11ListEventsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x63laim\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"^\n\x12ListEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.remit.api.audit.v1.LoggedEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x14ListRunEventsRequest\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x1e\n\x11\x62\x65\x66ore_leaf_index\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x42\x14\n\x12_before_leaf_index\"Z\n\x15ListRunEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1f.remit.api.audit.v1.LoggedEvent\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"|\n\x0bLoggedEvent\x12\x12\n\nleaf_index\x18\x01 \x01(\x03\x12/\n\x0b\x61ppend_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x19.remit.api.audit.v1.Event\"-\n\x14GetCheckpointRequest\x12\x15\n\rmin_tree_size\x18\x01 \x01(\x03\"b\n\x15GetCheckpointResponse\x12\x32\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1e.remit.api.audit.v1.Checkpoint\x12\x15\n\rkey_rotations\x18\x02 \x03(\t\"A\n\x18GetInclusionProofRequest\x12\x12\n\nleaf_index\x18\x01 \x01(\x03\x12\x11\n\ttree_size\x18\x02 \x01(\x03\">\n\x19GetInclusionProofResponse\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\"O\n\x1aGetConsistencyProofRequest\x12\x17\n\x0f\x66irst_tree_size\x18\x01 \x01(\x03\x12\x18\n\x10second_tree_size\x18\x02 \x01(\x03\"-\n\x1bGetConsistencyProofResponse\x12\x0e\n\x06hashes\x18\x01 \x03(\x0c\":\n\x10\x45xportLogRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x03\x12\x11\n\ttree_size\x18\x02 \x01(\x03\"\x80\x01\n\x11\x45xportLogResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x32\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x1e.remit.api.audit.v1.Checkpoint\x12\x0e\n\x06leaves\x18\x03 \x03(\x0c\x12\x15\n\rkey_rotations\x18\x04 \x03(\t\"0\n\x18\x43heckCompletenessRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"\xc6\x02\n\x19\x43heckCompletenessResponse\x12\x0f\n\x07percent\x18\x01 \x01(\x05\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12,\n\x08\x63ut_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttree_size\x18\x05 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x07 \x01(\x03\x12\x14\n\x0creservations\x18\x08 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\t \x01(\x03\x12\x11\n\tafter_cut\x18\n \x01(\x03\x12\x36\n\x0b\x64ifferences\x18\x0b \x03(\x0b\x32!.remit.api.audit.v1.LogDifference\x12\x1d\n\x15\x64ifferences_elsewhere\x18\x0c \x01(\x03\x32\xad\n\n\x11\x41uditQueryService\x12\xa2\x01\n\nListEvents\x12%.remit.api.audit.v1.ListEventsRequest\x1a&.remit.api.audit.v1.ListEventsResponse\"E\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\naudit.readX\x03`\x80 h\x80\x80\x80\x02p\x10\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/audit/events\x12\x94\x01\n\rListRunEvents\x12(.remit.api.audit.v1.ListRunEventsRequest\x1a).remit.api.audit.v1.ListRunEventsResponse\".\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x02\x30\x02:\naudit.readX\x03`\x80\x80\x01h\x80\x80\x80\x02p\x10\x12\xd5\x01\n\x11\x43heckCompleteness\x12,.remit.api.audit.v1.CheckCompletenessRequest\x1a-.remit.api.audit.v1.CheckCompletenessResponse\"a\x8a\xe7\x18?\x08\x01\x10\x03\x1a\x03\x08\xd8\x04*\x01\x01\x30\x01:\x0b\x61udit.checkR\x17\n\x02\x08\x1e\x12\x03\x08\xd8\x04\x1a\x0cresume_tokenX\x03`\x80 h\x80\x80@p\x02\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/audit/completeness0\x01\x12\xb5\x01\n\rGetCheckpoint\x12(.remit.api.audit.v1.GetCheckpointRequest\x1a).remit.api.audit.v1.GetCheckpointResponse\"O\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x08p@\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/audit/checkpoint\x12\xc4\x01\n\x11GetInclusionProof\x12,.remit.api.audit.v1.GetInclusionProofRequest\x1a-.remit.api.audit.v1.GetInclusionProofResponse\"R\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x01p \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/audit/inclusionProof\x12\xcc\x01\n\x13GetConsistencyProof\x12..remit.api.audit.v1.GetConsistencyProofRequest\x1a/.remit.api.audit.v1.GetConsistencyProofResponse\"T\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x10\x61udit.checkpointX\x04`\x80 h\x80\x80\x01p \x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/audit/consistencyProof\x12\xb5\x01\n\tExportLog\x12$.remit.api.audit.v1.ExportLogRequest\x1a%.remit.api.audit.v1.ExportLogResponse\"Y\x8a\xe7\x18@\x08\x01\x10\x03\x1a\x03\x08\xd8\x04*\x01\x01\x30\x01:\x0c\x61udit.exportR\x16\n\x02\x08\x1e\x12\x03\x08\xd8\x04\x1a\x0bstart_indexX\x03`\x80 h\x80\x80\x80\x02p\x04\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/audit/log0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.audit.v1.audit_query_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTRUNEVENTSREQUEST'].fields_by_name['remit']._loaded_options = None
+  _globals['_LISTRUNEVENTSREQUEST'].fields_by_name['remit']._serialized_options = b'\220\347\030\001'
   _globals['_AUDITQUERYSERVICE'].methods_by_name['ListEvents']._loaded_options = None
   _globals['_AUDITQUERYSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\212\347\030)\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\naudit.readX\003`\200 h\200\200\200\002p\020\202\323\344\223\002\022\022\020/v1/audit/events'
+  _globals['_AUDITQUERYSERVICE'].methods_by_name['ListRunEvents']._loaded_options = None
+  _globals['_AUDITQUERYSERVICE'].methods_by_name['ListRunEvents']._serialized_options = b'\212\347\030*\010\001\020\003\032\002\010\n\"\002\010\005*\001\0020\002:\naudit.readX\003`\200\200\001h\200\200\200\002p\020'
+  _globals['_AUDITQUERYSERVICE'].methods_by_name['CheckCompleteness']._loaded_options = None
+  _globals['_AUDITQUERYSERVICE'].methods_by_name['CheckCompleteness']._serialized_options = b'\212\347\030?\010\001\020\003\032\003\010\330\004*\001\0010\001:\013audit.checkR\027\n\002\010\036\022\003\010\330\004\032\014resume_tokenX\003`\200 h\200\200@p\002\202\323\344\223\002\030\022\026/v1/audit/completeness'
   _globals['_AUDITQUERYSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
   _globals['_AUDITQUERYSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\212\347\030/\010\001\020\003\032\002\010\005\"\002\010\002*\002\001\0020\001:\020audit.checkpointX\004`\200 h\200\200\010p@\202\323\344\223\002\026\022\024/v1/audit/checkpoint'
   _globals['_AUDITQUERYSERVICE'].methods_by_name['GetInclusionProof']._loaded_options = None
@@ -45,28 +52,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITQUERYSERVICE'].methods_by_name['GetConsistencyProof']._serialized_options = b'\212\347\030.\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\020audit.checkpointX\004`\200 h\200\200\001p \202\323\344\223\002\034\022\032/v1/audit/consistencyProof'
   _globals['_AUDITQUERYSERVICE'].methods_by_name['ExportLog']._loaded_options = None
   _globals['_AUDITQUERYSERVICE'].methods_by_name['ExportLog']._serialized_options = b'\212\347\030@\010\001\020\003\032\003\010\330\004*\001\0010\001:\014audit.exportR\026\n\002\010\036\022\003\010\330\004\032\013start_indexX\003`\200 h\200\200\200\002p\004\202\323\344\223\002\017\022\r/v1/audit/log'
-  _globals['_LISTEVENTSREQUEST']._serialized_start=200
-  _globals['_LISTEVENTSREQUEST']._serialized_end=380
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=382
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=476
-  _globals['_LOGGEDEVENT']._serialized_start=478
-  _globals['_LOGGEDEVENT']._serialized_end=602
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=604
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=649
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=651
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=749
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=751
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=816
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=818
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=880
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=882
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=961
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=963
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=1008
-  _globals['_EXPORTLOGREQUEST']._serialized_start=1010
-  _globals['_EXPORTLOGREQUEST']._serialized_end=1068
-  _globals['_EXPORTLOGRESPONSE']._serialized_start=1071
-  _globals['_EXPORTLOGRESPONSE']._serialized_end=1199
-  _globals['_AUDITQUERYSERVICE']._serialized_start=1202
-  _globals['_AUDITQUERYSERVICE']._serialized_end=2160
+  _globals['_LISTEVENTSREQUEST']._serialized_start=241
+  _globals['_LISTEVENTSREQUEST']._serialized_end=421
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=423
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=517
+  _globals['_LISTRUNEVENTSREQUEST']._serialized_start=520
+  _globals['_LISTRUNEVENTSREQUEST']._serialized_end=649
+  _globals['_LISTRUNEVENTSRESPONSE']._serialized_start=651
+  _globals['_LISTRUNEVENTSRESPONSE']._serialized_end=741
+  _globals['_LOGGEDEVENT']._serialized_start=743
+  _globals['_LOGGEDEVENT']._serialized_end=867
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=869
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=914
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=916
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1014
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=1016
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=1081
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=1083
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=1145
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=1147
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=1226
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=1228
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=1273
+  _globals['_EXPORTLOGREQUEST']._serialized_start=1275
+  _globals['_EXPORTLOGREQUEST']._serialized_end=1333
+  _globals['_EXPORTLOGRESPONSE']._serialized_start=1336
+  _globals['_EXPORTLOGRESPONSE']._serialized_end=1464
+  _globals['_CHECKCOMPLETENESSREQUEST']._serialized_start=1466
+  _globals['_CHECKCOMPLETENESSREQUEST']._serialized_end=1514
+  _globals['_CHECKCOMPLETENESSRESPONSE']._serialized_start=1517
+  _globals['_CHECKCOMPLETENESSRESPONSE']._serialized_end=1843
+  _globals['_AUDITQUERYSERVICE']._serialized_start=1846
+  _globals['_AUDITQUERYSERVICE']._serialized_end=3171
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from remit.api.audit.v1 import event_pb2 as _event_pb2
+from remit.api.audit.v1 import log_difference_pb2 as _log_difference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -93,6 +94,70 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class ListRunEventsRequest(_message.Message):
+    """ListRunEventsRequest names a run and who asks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMIT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    BEFORE_LEAF_INDEX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    remit: _builtins.str
+    """The remit of who asks: a client's, of the run's org."""
+    run: _builtins.str
+    """`runs/{run}`."""
+    before_leaf_index: _builtins.int
+    """Only events before this leaf; not set begins at the newest."""
+    page_size: _builtins.int
+    """At most this many; 0 means 50, more than 200 means 200."""
+    def __init__(
+        self,
+        *,
+        remit: _builtins.str = ...,
+        run: _builtins.str = ...,
+        before_leaf_index: _builtins.int | None = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before_leaf_index", b"_before_leaf_index", "before_leaf_index", b"before_leaf_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before_leaf_index", b"_before_leaf_index", "before_leaf_index", b"before_leaf_index", "page_size", b"page_size", "remit", b"remit", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before_leaf_index: _TypeAlias = _typing.Literal["before_leaf_index"]  # noqa: Y015
+    _WhichOneofArgType__before_leaf_index: _TypeAlias = _typing.Literal["_before_leaf_index", b"_before_leaf_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before_leaf_index) -> _WhichOneofReturnType__before_leaf_index | None: ...
+
+Global___ListRunEventsRequest: _TypeAlias = ListRunEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListRunEventsResponse(_message.Message):
+    """ListRunEventsResponse is a page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """Whether there are more: go on after the last of these."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
+        """The events, newest first. What the read itself leaves in the log is not among them."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___LoggedEvent] | None = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunEventsResponse: _TypeAlias = ListRunEventsResponse  # noqa: Y015
 
 @_typing.final
 class LoggedEvent(_message.Message):
@@ -351,3 +416,95 @@ class ExportLogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportLogResponse: _TypeAlias = ExportLogResponse  # noqa: Y015
+
+@_typing.final
+class CheckCompletenessRequest(_message.Message):
+    """CheckCompletenessRequest begins a check, or goes on with one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """The token of the last message of a check that broke off; empty begins."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCompletenessRequest: _TypeAlias = CheckCompletenessRequest  # noqa: Y015
+
+@_typing.final
+class CheckCompletenessResponse(_message.Message):
+    """CheckCompletenessResponse is one step of a check. Its counts are of this step alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CUT_TIME_FIELD_NUMBER: _builtins.int
+    TREE_SIZE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    AFTER_CUT_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """How far the check is, in percent; 100 in the last message alone."""
+    resume_token: _builtins.str
+    """Resumes the check after this step. The steps since the last message with another token come again."""
+    sequence: _builtins.int
+    """Number of the message within this answer, from 1. A check is resumed by its token, not by this."""
+    tree_size: _builtins.int
+    """Leaves that the log had then."""
+    attempts: _builtins.int
+    """Attempts of effects compared."""
+    events: _builtins.int
+    """Events of effects compared."""
+    reservations: _builtins.int
+    """Reservations compared."""
+    calls: _builtins.int
+    """Calls of journals compared."""
+    after_cut: _builtins.int
+    """Attempts that began after the cut, and were left to the next check."""
+    differences_elsewhere: _builtins.int
+    """Differences that are not the caller's org's: the audit service's own log names them."""
+    @_builtins.property
+    def cut_time(self) -> _timestamp_pb2.Timestamp:
+        """The cut: what began before it is compared. Every store's own clock had passed it before anything was read."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[_log_difference_pb2.LogDifference]:
+        """Differences of the caller's org."""
+
+    def __init__(
+        self,
+        *,
+        percent: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        cut_time: _timestamp_pb2.Timestamp | None = ...,
+        tree_size: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        events: _builtins.int = ...,
+        reservations: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        after_cut: _builtins.int = ...,
+        differences: _abc.Iterable[_log_difference_pb2.LogDifference] | None = ...,
+        differences_elsewhere: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cut_time", b"cut_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_cut", b"after_cut", "attempts", b"attempts", "calls", b"calls", "cut_time", b"cut_time", "differences", b"differences", "differences_elsewhere", b"differences_elsewhere", "events", b"events", "percent", b"percent", "reservations", b"reservations", "resume_token", b"resume_token", "sequence", b"sequence", "tree_size", b"tree_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCompletenessResponse: _TypeAlias = CheckCompletenessResponse  # noqa: Y015

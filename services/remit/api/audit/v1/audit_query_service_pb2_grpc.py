@@ -45,6 +45,11 @@ class AuditQueryServiceStub:
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.FromString,
                 _registered_method=True)
+        self.CheckCompleteness = channel.unary_stream(
+                '/remit.api.audit.v1.AuditQueryService/CheckCompleteness',
+                request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessResponse.FromString,
+                _registered_method=True)
         self.GetCheckpoint = channel.unary_unary(
                 '/remit.api.audit.v1.AuditQueryService/GetCheckpoint',
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.GetCheckpointRequest.SerializeToString,
@@ -81,6 +86,15 @@ class AuditQueryServiceServicer:
     def ListRunEvents(self, request, context):
         """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
         as that of the subject whose remit the request holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckCompleteness(self, request, context):
+        """Checks that the log is complete: compares it with the claims of every effect, the ledger and the runs'
+        journals, step by step, up to a moment that all of them have passed. Differences of the caller's org are
+        told in full, those of others are counted. It reads alone: whatever it finds, it mends nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +141,11 @@ def add_AuditQueryServiceServicer_to_server(servicer, server):
                     servicer.ListRunEvents,
                     request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.FromString,
                     response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.SerializeToString,
+            ),
+            'CheckCompleteness': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckCompleteness,
+                    request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessRequest.FromString,
+                    response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessResponse.SerializeToString,
             ),
             'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCheckpoint,
@@ -204,6 +223,33 @@ class AuditQueryService:
             '/remit.api.audit.v1.AuditQueryService/ListRunEvents',
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.SerializeToString,
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckCompleteness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/remit.api.audit.v1.AuditQueryService/CheckCompleteness',
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessRequest.SerializeToString,
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.CheckCompletenessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,11 @@ class AuditQueryServiceStub:
     """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
     as that of the subject whose remit the request holds.
     """
+    CheckCompleteness: _aio.UnaryStreamMultiCallable[_audit_query_service_pb2.CheckCompletenessRequest, _audit_query_service_pb2.CheckCompletenessResponse]
+    """Checks that the log is complete: compares it with the claims of every effect, the ledger and the runs'
+    journals, step by step, up to a moment that all of them have passed. Differences of the caller's org are
+    told in full, those of others are counted. It reads alone: whatever it finds, it mends nothing.
+    """
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.GetCheckpointRequest, _audit_query_service_pb2.GetCheckpointResponse]
     """Returns a checkpoint that covers at least the given size, newly signed if need be."""
     GetInclusionProof: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.GetInclusionProofRequest, _audit_query_service_pb2.GetInclusionProofResponse]
@@ -52,6 +57,17 @@ class AuditQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_audit_query_service_pb2.ListRunEventsResponse]:
         """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
         as that of the subject whose remit the request holds.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckCompleteness(
+        self,
+        request: _audit_query_service_pb2.CheckCompletenessRequest,
+        context: _aio.ServicerContext[_audit_query_service_pb2.CheckCompletenessRequest, _abc.AsyncIterator[_audit_query_service_pb2.CheckCompletenessResponse]],
+    ) -> _abc.AsyncIterator[_audit_query_service_pb2.CheckCompletenessResponse]:
+        """Checks that the log is complete: compares it with the claims of every effect, the ledger and the runs'
+        journals, step by step, up to a moment that all of them have passed. Differences of the caller's org are
+        told in full, those of others are counted. It reads alone: whatever it finds, it mends nothing.
         """
 
     @_abc_1.abstractmethod

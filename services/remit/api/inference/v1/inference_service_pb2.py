@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remit.api.effects.v1 import attempt_pb2 as remit_dot_api_dot_effects_dot_v1_dot_attempt__pb2
 from remit.api.inference.v1 import message_pb2 as remit_dot_api_dot_inference_dot_v1_dot_message__pb2
@@ -31,7 +32,7 @@ from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/inference/v1/inference_service.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/effects/v1/attempt.proto\x1a$remit/api/inference/v1/message.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x83\x02\n\x13GenerateTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.remit.api.inference.v1.Message\x12\x35\n\x05tools\x18\x03 \x03(\x0b\x32&.remit.api.inference.v1.ToolDefinition\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\x05\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1a\n\x12measure_confidence\x18\x07 \x01(\x08\x42\x0e\n\x0c_temperature\"\xa7\x02\n\x14GenerateTextResponse\x12\x30\n\x07message\x18\x01 \x01(\x0b\x32\x1f.remit.api.inference.v1.Message\x12;\n\rfinish_reason\x18\x02 \x01(\x0e\x32$.remit.api.inference.v1.FinishReason\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x17\n\nconfidence\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_confidence\"Y\n\x19StreamGenerateTextRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.remit.api.inference.v1.GenerateTextRequest\"\x95\x01\n\x1aStreamGenerateTextResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x1a\n\ntext_delta\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x12@\n\x08response\x18\x03 \x01(\x0b\x32,.remit.api.inference.v1.GenerateTextResponseH\x00\x42\x07\n\x05piece\"+\n\x19\x41\x63knowledgeResultsRequest\x12\x0e\n\x06\x63laims\x18\x01 \x03(\t\"A\n\x1a\x41\x63knowledgeResultsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"I\n\x17\x42\x61tchGetAttemptsRequest\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .remit.api.effects.v1.AttemptKey\"}\n\x18\x42\x61tchGetAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x30\n\rclosing_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x01\n\x13ListAttemptsRequest\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x31\n\x07through\x18\x02 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"\x8b\x01\n\x14ListAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x30\n\rclosing_bound\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xea\x07\n\x10InferenceService\x12\xdc\x01\n\x0cGenerateText\x12+.remit.api.inference.v1.GenerateTextRequest\x1a,.remit.api.inference.v1.GenerateTextResponse\"q\x8a\xe7\x18\x41\x08\x02\x10\x01\x1a\x02\x08x*\x02\x01\x02\x30\x01:\x0fmodels.generateB\x05modelJ\nrequest_idX\x01`\x80\x80\x80\x02h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02&\"!/v1/{model=models/*}:generateText:\x01*\x12\xa1\x02\n\x12StreamGenerateText\x12\x31.remit.api.inference.v1.StreamGenerateTextRequest\x1a\x32.remit.api.inference.v1.StreamGenerateTextResponse\"\xa1\x01\x8a\xe7\x18]\x08\x02\x10\x01\x1a\x03\x08\xac\x02*\x02\x01\x02\x30\x01:\x0fmodels.generateB\rrequest.modelJ\x12request.request_idR\t\n\x02\x08\x1e\x12\x03\x08\xac\x02X\x01`\x80\x80\x80\x02h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02:\"//v1/{request.model=models/*}:streamGenerateText:\x07request0\x01\x12\xa6\x01\n\x12\x41\x63knowledgeResults\x12\x31.remit.api.inference.v1.AcknowledgeResultsRequest\x1a\x32.remit.api.inference.v1.AcknowledgeResultsResponse\")\x8a\xe7\x18%\x08\x02\x10\x02\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x02\x30\x02J\x06\x63laimsX\x04`\x80\x80\x04h\x80\x80\x10p@\x12\x9a\x01\n\x10\x42\x61tchGetAttempts\x12/.remit.api.inference.v1.BatchGetAttemptsRequest\x1a\x30.remit.api.inference.v1.BatchGetAttemptsResponse\"#\x8a\xe7\x18\x1f\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x03\x06\x02\x07\x30\x02X\x04`\x80\x80\x04h\x80\x80\x10p\x08\x12\x8c\x01\n\x0cListAttempts\x12+.remit.api.inference.v1.ListAttemptsRequest\x1a,.remit.api.inference.v1.ListAttemptsResponse\"!\x8a\xe7\x18\x1d\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x06\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/inference/v1/inference_service.proto\x12\x16remit.api.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/effects/v1/attempt.proto\x1a$remit/api/inference/v1/message.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x83\x02\n\x13GenerateTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.remit.api.inference.v1.Message\x12\x35\n\x05tools\x18\x03 \x03(\x0b\x32&.remit.api.inference.v1.ToolDefinition\x12\x19\n\x11max_output_tokens\x18\x04 \x01(\x05\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1a\n\x12measure_confidence\x18\x07 \x01(\x08\x42\x0e\n\x0c_temperature\"\xa7\x02\n\x14GenerateTextResponse\x12\x30\n\x07message\x18\x01 \x01(\x0b\x32\x1f.remit.api.inference.v1.Message\x12;\n\rfinish_reason\x18\x02 \x01(\x0e\x32$.remit.api.inference.v1.FinishReason\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\x12\x17\n\nconfidence\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_confidence\"Y\n\x19StreamGenerateTextRequest\x12<\n\x07request\x18\x01 \x01(\x0b\x32+.remit.api.inference.v1.GenerateTextRequest\"\x95\x01\n\x1aStreamGenerateTextResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x1a\n\ntext_delta\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x12@\n\x08response\x18\x03 \x01(\x0b\x32,.remit.api.inference.v1.GenerateTextResponseH\x00\x42\x07\n\x05piece\"+\n\x19\x41\x63knowledgeResultsRequest\x12\x0e\n\x06\x63laims\x18\x01 \x03(\t\"A\n\x1a\x41\x63knowledgeResultsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"I\n\x17\x42\x61tchGetAttemptsRequest\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .remit.api.effects.v1.AttemptKey\"}\n\x18\x42\x61tchGetAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x30\n\rclosing_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x01\n\x13ListAttemptsRequest\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x31\n\x07through\x18\x02 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"\xba\x01\n\x14ListAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x30\n\rclosing_bound\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xea\x07\n\x10InferenceService\x12\xdc\x01\n\x0cGenerateText\x12+.remit.api.inference.v1.GenerateTextRequest\x1a,.remit.api.inference.v1.GenerateTextResponse\"q\x8a\xe7\x18\x41\x08\x02\x10\x01\x1a\x02\x08x*\x02\x01\x02\x30\x01:\x0fmodels.generateB\x05modelJ\nrequest_idX\x01`\x80\x80\x80\x02h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02&\"!/v1/{model=models/*}:generateText:\x01*\x12\xa1\x02\n\x12StreamGenerateText\x12\x31.remit.api.inference.v1.StreamGenerateTextRequest\x1a\x32.remit.api.inference.v1.StreamGenerateTextResponse\"\xa1\x01\x8a\xe7\x18]\x08\x02\x10\x01\x1a\x03\x08\xac\x02*\x02\x01\x02\x30\x01:\x0fmodels.generateB\rrequest.modelJ\x12request.request_idR\t\n\x02\x08\x1e\x12\x03\x08\xac\x02X\x01`\x80\x80\x80\x02h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02:\"//v1/{request.model=models/*}:streamGenerateText:\x07request0\x01\x12\xa6\x01\n\x12\x41\x63knowledgeResults\x12\x31.remit.api.inference.v1.AcknowledgeResultsRequest\x1a\x32.remit.api.inference.v1.AcknowledgeResultsResponse\")\x8a\xe7\x18%\x08\x02\x10\x02\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x02\x30\x02J\x06\x63laimsX\x04`\x80\x80\x04h\x80\x80\x10p@\x12\x9a\x01\n\x10\x42\x61tchGetAttempts\x12/.remit.api.inference.v1.BatchGetAttemptsRequest\x1a\x30.remit.api.inference.v1.BatchGetAttemptsResponse\"#\x8a\xe7\x18\x1f\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x03\x06\x02\x07\x30\x02X\x04`\x80\x80\x04h\x80\x80\x10p\x08\x12\x8c\x01\n\x0cListAttempts\x12+.remit.api.inference.v1.ListAttemptsRequest\x1a,.remit.api.inference.v1.ListAttemptsResponse\"!\x8a\xe7\x18\x1d\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x06\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,26 +51,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCESERVICE'].methods_by_name['BatchGetAttempts']._serialized_options = b'\212\347\030\037\010\001\020\003\032\002\010\005\"\002\010\002*\003\006\002\0070\002X\004`\200\200\004h\200\200\020p\010'
   _globals['_INFERENCESERVICE'].methods_by_name['ListAttempts']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['ListAttempts']._serialized_options = b'\212\347\030\035\010\001\020\003\032\002\010\005\"\002\010\002*\002\006\0070\002X\004`\200 h\200\200@p\010'
-  _globals['_GENERATETEXTREQUEST']._serialized_start=304
-  _globals['_GENERATETEXTREQUEST']._serialized_end=563
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=566
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=861
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=863
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=952
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=955
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1104
-  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_start=1106
-  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_end=1149
-  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_start=1151
-  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_end=1216
-  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_start=1218
-  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_end=1291
-  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_start=1293
-  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_end=1418
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1421
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1561
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1564
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1703
-  _globals['_INFERENCESERVICE']._serialized_start=1706
-  _globals['_INFERENCESERVICE']._serialized_end=2708
+  _globals['_GENERATETEXTREQUEST']._serialized_start=337
+  _globals['_GENERATETEXTREQUEST']._serialized_end=596
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=599
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=894
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=896
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=985
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=988
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1137
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_start=1139
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_end=1182
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_start=1184
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_end=1249
+  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_start=1251
+  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_end=1324
+  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_start=1326
+  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_end=1451
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1454
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1594
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1597
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1783
+  _globals['_INFERENCESERVICE']._serialized_start=1786
+  _globals['_INFERENCESERVICE']._serialized_end=2788
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from remit.api.effects.v1 import attempt_pb2 as _attempt_pb2
@@ -391,6 +392,7 @@ class ListAttemptsResponse(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     HAS_MORE_FIELD_NUMBER: _builtins.int
     CLOSING_BOUND_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
     has_more: _builtins.bool
     """Whether there are more in the span: go on after the last of these."""
     @_builtins.property
@@ -401,16 +403,21 @@ class ListAttemptsResponse(_message.Message):
     def closing_bound(self) -> _duration_pb2.Duration:
         """As of BatchGetAttempts."""
 
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was read, by the clock of the service's database."""
+
     def __init__(
         self,
         *,
         attempts: _abc.Iterable[_attempt_pb2.Attempt] | None = ...,
         has_more: _builtins.bool = ...,
         closing_bound: _duration_pb2.Duration | None = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closing_bound", b"closing_bound"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closing_bound", b"closing_bound", "read_time", b"read_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closing_bound", b"closing_bound", "has_more", b"has_more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "closing_bound", b"closing_bound", "has_more", b"has_more", "read_time", b"read_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
