@@ -10,9 +10,9 @@ import pytest
 
 from remit.api.audit.v1 import event_pb2
 from remit.audit.erasing import Erased, Eraser, ErasureRequest
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.leaf import Leaf
 from remit.audit.sealing import Pseudonyms, shown
-from remit.audit.store import EventFilter
 from remit.postgres import Database, unavailable
 from remit.rpc.errors import RemitError
 from tests.audit.events import (
@@ -42,7 +42,7 @@ def eraser(log: Log, destroyer: Database) -> Eraser:
 
 async def details(log: Log) -> dict[str, str]:
     """What a reader is shown, by event id."""
-    events = await log.log.list_events(EventFilter(ORG), before_index=1 << 40, limit=200)
+    events = await log.log.list_events(EventFilter(ORG), Walk(1 << 40, most=10_000), limit=200)
     return {one.event.event_id: one.event.detail_json for one in events}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -30,7 +32,7 @@ from remit.api.audit.v1 import (
     privacy_service_pb2_grpc,
 )
 from remit.api.options.v1 import options_pb2
-from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
 from remit.audit import merkle
 from remit.audit.export import write_export
 from remit.audit.key_chain import KeyChain
@@ -62,8 +64,20 @@ POLICY_KEY = Ed25519PrivateKey.generate()
 Entry = audit_service_pb2.Entry
 
 
-class Keys(policy_service_pb2_grpc.PolicyServiceServicer):
-    """Policy as far as audit knows it: the list of its keys."""
+class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
+    """Policy as far as audit knows it: the list of its keys, and whether a reader may read on."""
+
+    def __init__(self) -> None:
+        self.answer = permission_pb2.DECISION_ALLOW
+        self.questions: list[policy_service_pb2.CheckPermissionRequest] = []
+
+    async def CheckPermission(
+        self,
+        request: policy_service_pb2.CheckPermissionRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> policy_service_pb2.CheckPermissionResponse:
+        self.questions.append(request)
+        return policy_service_pb2.CheckPermissionResponse(decision=self.answer, decision_id="d-1")
 
     async def ListRemitKeys(
         self,
@@ -76,6 +90,11 @@ class Keys(policy_service_pb2_grpc.PolicyServiceServicer):
 
 def token(subject: str = ALICE, run: str = RUN, **changes: Any) -> str:
     """A signed remit: a run's, or with `run=""` a client's."""
+    return encode_remit(verified(subject, run, **changes), POLICY_KEY)
+
+
+def verified(subject: str = ALICE, run: str = "", **changes: Any) -> Remit:
+    """The content of a remit."""
     now = datetime.now(UTC)
     agent = "agents/assistant" if run else ""
     fields: dict[str, Any] = {
@@ -97,7 +116,7 @@ def token(subject: str = ALICE, run: str = RUN, **changes: Any) -> str:
         "issue_time": now,
         "expire_time": now + timedelta(minutes=5),
     }
-    return encode_remit(Remit(**(fields | changes)), POLICY_KEY)
+    return Remit(**(fields | changes))
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,7 @@ class Audit:
 
     mesh: MemoryMesh
     settings: AuditSettings
+    policy: Policy
 
     async def append(
         self, *entries: Entry, caller: options_pb2.Caller.ValueType = TOOLS
@@ -120,16 +140,14 @@ class Audit:
         return read_results((await stub.AppendOutcomes(request)).results)
 
     @contextlib.contextmanager
-    def query(self, subject: str = ALICE) -> Any:
-        with remit_token(token(subject, run="")):
+    def query(self, reader: str = ALICE) -> Any:
+        with remit_token(token(reader, run="")):
             yield self.mesh.as_caller(PUBLIC).stub(
                 audit_query_service_pb2_grpc.AuditQueryServiceStub
             )
 
-    async def list_events(
-        self, subject: str = ALICE, **fields: Any
-    ) -> query_pb2.ListEventsResponse:
-        with self.query(subject) as stub:
+    async def list_events(self, reader: str = ALICE, **fields: Any) -> query_pb2.ListEventsResponse:
+        with self.query(reader) as stub:
             return await stub.ListEvents(query_pb2.ListEventsRequest(**fields))  # type: ignore[no-any-return]
 
     async def ask(self, method: str, **fields: Any) -> Any:
@@ -167,6 +185,10 @@ async def audit(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[Audit]:
         pool_size=4,
         subject_key_cache_s=0,
         export_leaves_per_message=4,
+        page_looked_at_events=256,
+        tail_look_ms=10,
+        heartbeat_s=0.05,
+        permission_recheck_s=0.05,
     )
     async with serving(settings) as running:
         yield running
@@ -182,13 +204,18 @@ async def serving(settings: AuditSettings) -> AsyncIterator[Audit]:
         clock=CLOCK,
         ids=SystemIds(),
     ) as service:
+        policy = Policy()  # type: ignore[abstract]
         guard = Guard(audience=AUDIT, verifier=service.verifier, clock=CLOCK, max_in_flight=1024)
-        mesh.add(guard, policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, Keys())  # type: ignore[abstract]
+        mesh.add(guard, policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, policy)
         for add, servicer in service.servicers:
             mesh.add(guard, add, servicer)
         for check in service.ready:
             await check()
-        yield Audit(mesh, settings)
+        working = [asyncio.ensure_future(work()) for work in service.background]
+        yield Audit(mesh, settings, policy)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
 
 
 def event(event_id: str = "e-1", **changes: Any) -> event_pb2.Event:
@@ -204,7 +231,13 @@ def intent(event_id: str = "e-1", remit: str | None = None, **changes: Any) -> E
 
 
 def admin(event_id: str, **changes: Any) -> Entry:
-    fields = {"kind": event_pb2.EVENT_KIND_ADMIN, "claim": "", "run": "", "attempt": 0}
+    fields = {
+        "action": "budgets.set",
+        "kind": event_pb2.EVENT_KIND_ADMIN,
+        "claim": "",
+        "run": "",
+        "attempt": 0,
+    }
     return Entry(event=event(event_id, **(fields | changes)))
 
 
@@ -338,6 +371,45 @@ async def test_filters(audit: Audit) -> None:
     assert len((await audit.list_events(end_time=future, claim="")).events) >= 2
 
 
+async def test_events_of_a_user_an_action_an_outcome_a_kind(audit: Audit) -> None:
+    await audit.append(intent("e-1"), outcome("e-1-end"), admin("a-1", subject=BOB, action="x.set"))
+    await audit.append_outcomes(outcome("e-2-end", outcome=event_pb2.OUTCOME_REFUSED, subject=BOB))
+
+    async def found(**wanted: Any) -> list[str]:
+        listed = await audit.list_events(EVE.replace("other", "acme"), **wanted)
+        return [e.event.event_id for e in listed.events]
+
+    assert await found(subject=BOB) == await found(subject="users/bob") == ["e-2-end", "a-1"]
+    assert await found(action="x.set") == ["a-1"]
+    assert await found(outcome=event_pb2.OUTCOME_REFUSED) == ["e-2-end"]
+    assert await found(outcome=event_pb2.OUTCOME_SUCCEEDED, run=RUN) == ["e-1-end"]
+    assert await found(kind=event_pb2.EVENT_KIND_INTENT) == ["e-1"]
+    assert await found(kind=event_pb2.EVENT_KIND_ADMIN, subject=BOB) == ["a-1"]
+    assert await found(kind=event_pb2.EVENT_KIND_ADMIN, subject=ALICE) == []
+
+
+async def test_the_entry_of_a_read_names_another_user_by_pseudonym(audit: Audit) -> None:
+    await audit.list_events(subject=BOB, kind=event_pb2.EVENT_KIND_ADMIN)
+    read = (await audit.list_events()).events[0].event
+    assert "bob" not in read.detail_json
+    detail = json.loads(read.detail_json)
+    assert detail["kind"] == "ADMIN"
+    assert re.fullmatch(rf"{ORG}/users/~[\w-]{{43}}", detail["subject"])
+
+
+async def test_a_page_of_rare_events_goes_on_behind_what_was_looked_at(audit: Audit) -> None:
+    await audit.append(admin("old", action="tools.call"), *(admin(f"a-{n}") for n in range(255)))
+    await audit.append(*(admin(f"b-{n}") for n in range(50)))
+    future = await audit.list_events(start_time=datetime(2099, 1, 1, tzinfo=UTC), page_size=9)
+    assert (list(future.events), future.next_page_token) == ([], "")
+    wanted: dict[str, Any] = {"action": "tools.call", "end_time": datetime.now(UTC)}
+    first = await audit.list_events(**wanted)
+    assert list(first.events) == []
+    second = await audit.list_events(**wanted, page_token=first.next_page_token)
+    assert [e.event.event_id for e in second.events] == ["old"]
+    assert second.next_page_token == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -347,6 +419,12 @@ async def test_filters(audit: Audit) -> None:
         ({"page_size": -1}, "page_size"),
         ({"run": "r"}, "run"),
         ({"claim": "c"}, "claim"),
+        ({"subject": "alice"}, "subject"),
+        ({"subject": EVE}, "subject"),
+        ({"action": "x" * 129}, "action"),
+        ({"action": "\n"}, "action"),
+        ({"outcome": 99}, "outcome"),
+        ({"kind": 99}, "kind"),
         ({"start_time": {"seconds": 2**60}}, "start_time"),
     ],
 )

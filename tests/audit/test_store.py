@@ -15,9 +15,10 @@ from asyncpg.connection import LoggedQuery
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
 from remit.audit import store as store_module
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.merkle import Frontier
 from remit.audit.sealing import SealedEvent
-from remit.audit.store import APPEND_LOCK, EventFilter, LogStore, _Appended
+from remit.audit.store import APPEND_LOCK, LogStore, _Appended
 from remit.postgres import Connection, Database
 from remit.rpc.errors import RemitError
 from tests.audit.events import ALICE, NOW, ORG, RUN, claim_name, make_event, sealed
@@ -330,7 +331,7 @@ async def test_listing_filters_and_orders(audit_database: Database) -> None:
     async def listed(**wanted: object) -> list[int]:
         found = await store.list_events(
             EventFilter(**({"org": ORG} | wanted)),  # type: ignore[arg-type]
-            before_index=10,
+            Walk(10, most=100),
             limit=10,
         )
         return [event.leaf_index for event in found]
@@ -341,9 +342,8 @@ async def test_listing_filters_and_orders(audit_database: Database) -> None:
     assert await listed(org="orgs/other") == [3]
     assert await listed(start_time=NOW) == [2, 1, 0]
     assert await listed(end_time=NOW) == []
-    assert [
-        e.leaf_index for e in await store.list_events(EventFilter(ORG), before_index=2, limit=1)
-    ] == [1]
+    [only] = await store.list_events(EventFilter(ORG), Walk(2, most=100), limit=1)
+    assert only.leaf_index == 1
 
 
 async def test_no_row_holds_a_name_or_a_detail(audit_database: Database) -> None:

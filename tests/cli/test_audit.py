@@ -74,9 +74,13 @@ def test_events_are_listed_with_their_place(remit: Remit, edge: EdgeServer) -> N
     edge.answers["ListEvents"] = lambda _: audit_query_service_pb2.ListEventsResponse(
         events=[logged]
     )
-    out = remit("audit", "list", "--run", "r", "--claim", "c").out
+    sought = ["--subject", "bob", "--action", "tools.call", "--kind", "outcome"]
+    out = remit("audit", "list", "--run", "r", "--claim", "c", *sought, "--outcome", "refused").out
     request = edge.requests("ListEvents")[0]
     assert (request.run, request.claim) == ("runs/r", "claims/c")
+    assert (request.subject, request.action) == ("users/bob", "tools.call")
+    assert request.kind == event_pb2.EVENT_KIND_OUTCOME
+    assert request.outcome == event_pb2.OUTCOME_REFUSED
     row = out.splitlines()[1].split()
     assert row == [
         "7",
@@ -88,6 +92,23 @@ def test_events_are_listed_with_their_place(remit: Remit, edge: EdgeServer) -> N
         "orgs/local/users/bob",
         "-",
     ]
+
+
+def test_an_empty_page_is_not_the_end(remit: Remit, edge: EdgeServer) -> None:
+    pages = iter(
+        [
+            audit_query_service_pb2.ListEventsResponse(next_page_token="2"),
+            audit_query_service_pb2.ListEventsResponse(events=[{"leaf_index": 3}]),
+        ]
+    )
+    edge.answers["ListEvents"] = lambda _: next(pages)
+    assert remit("audit", "list", "--json", "--kind", "admin").documents[0]["events"]
+
+
+def test_a_kind_that_is_none(remit: Remit) -> None:
+    done = remit("audit", "list", "--kind", "unspecified")
+    assert done.code == 2
+    assert "unspecified" in done.err
 
 
 def test_an_export_verifies(exported: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,7 @@ OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPri
 STREAMS = {
     f"{AUDIT}/ExportLog",
     f"{AUDIT}/CheckCompleteness",
+    f"{AUDIT}/TailEvents",
     f"{COST}/CheckLedger",
     f"{INFERENCE}/StreamGenerateText",
 }
@@ -348,6 +349,12 @@ async def test_streams_without_ids(rest: Rest) -> None:
     assert told[-1]["response"]["message"]["role"] == "ROLE_ASSISTANT"
     exported = await rest(f"{AUDIT}/ExportLog")
     assert messages(f"{AUDIT}/ExportLog", exported)[0]["checkpoint"]["signedNote"]
+    tailed = await rest(
+        f"{AUDIT}/TailEvents", query={"untilNow": "true", "kind": "EVENT_KIND_READ"}
+    )
+    told = messages(f"{AUDIT}/TailEvents", tailed)
+    assert [int(event["id"]) for event in tailed.events[:-1]] == [int(m["sequence"]) for m in told]
+    assert told[-1]["events"][-1]["event"]["action"] == "audit.export"
     checked = await rest(f"{COST}/CheckLedger")
     assert messages(f"{COST}/CheckLedger", checked)[-1]["percent"] == 100
     compared = await rest(f"{AUDIT}/CheckCompleteness")

@@ -19,6 +19,7 @@ from tests.contracts.test_method_contracts import METHODS
 CONTRACTS = all_contracts()
 WATCH = CONTRACTS["/remit.api.agent.v1.AgentService/WatchRun"]
 EXPORT = CONTRACTS["/remit.api.audit.v1.AuditQueryService/ExportLog"]
+TAIL = CONTRACTS["/remit.api.audit.v1.AuditQueryService/TailEvents"]
 GENERATE = CONTRACTS["/remit.api.inference.v1.InferenceService/StreamGenerateText"]
 
 
@@ -57,8 +58,9 @@ def test_the_first_piece_says_what_it_is() -> None:
         (WATCH, agent_service_pb2.WatchRunResponse(sequence=3)),
         (GENERATE, inference_service_pb2.StreamGenerateTextResponse(sequence=3)),
         (EXPORT, audit_query_service_pb2.ExportLogResponse(sequence=3)),
+        (TAIL, audit_query_service_pb2.TailEventsResponse(sequence=3)),
     ],
-    ids=["empty", "watch", "generate", "export"],
+    ids=["empty", "watch", "generate", "export", "tail"],
 )
 def test_a_heartbeat_is_a_comment(contract: Any, beat: message.Message) -> None:
     assert text_of(Events(contract).message(beat)) == ": heartbeat\n\n"
@@ -74,7 +76,9 @@ def test_an_error_says_when_to_come_again() -> None:
 
 def test_every_stream_that_an_id_resumes_has_the_fields_for_it() -> None:
     resumed = {path for path, c in CONTRACTS.items() if resumes_by_id(c)}
-    assert {path.rpartition("/")[2] for path in resumed} == {"StreamRun", "WatchRun"}
+    assert {path.rpartition("/")[2] for path in resumed} == {
+        *("StreamRun", "WatchRun", "TailEvents")
+    }
     for path, contract in CONTRACTS.items():
         if contract.stream is not None and contract.is_public:
             assert METHODS[path].output_type.fields_by_name[SEQUENCE]

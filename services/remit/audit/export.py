@@ -49,7 +49,7 @@ async def write_export(
         OSError: the file cannot be written.
 
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
         writer = _Writer(file)
         async for message in messages:
             writer.write(message)
@@ -102,7 +102,7 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the name of `path` when the body ends without an error."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:

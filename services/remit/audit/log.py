@@ -9,6 +9,7 @@ from datetime import datetime
 
 from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.leaf import LeafError
 from remit.audit.metrics import count_appends
@@ -22,7 +23,7 @@ from remit.audit.sealing import (
     seal,
     unseal,
 )
-from remit.audit.store import EventFilter, LogStore, StoredEvent
+from remit.audit.store import LogStore, StoredEvent
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
 
@@ -69,10 +70,18 @@ class AuditLog:
         count_appends(events, places)
         return places
 
+    def pseudonym_of(self, subject: str) -> bytes:
+        """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""
+        return self._pseudonyms.of(subject)
+
+    def hiding_users(self, resource: str, org: str) -> str:
+        """Return a resource name with every user in it replaced by a pseudonym."""
+        return self._pseudonyms.in_resource(resource, org)
+
     async def list_events(
-        self, wanted: EventFilter, *, before_index: int, limit: int
+        self, wanted: EventFilter, walk: Walk, *, limit: int
     ) -> list[LoggedEvent]:
-        """Return matching events with an index below `before_index`, newest first.
+        """Return the events that are wanted among those that a walk looks at, in its order.
 
         Of a subject whose key is gone, an event shows what its leaf says: no subject, no detail.
 
@@ -80,7 +89,7 @@ class AuditLog:
             RemitError: DATA_CORRUPT for an event that does not fit its leaf.
 
         """
-        rows = await self.store.list_events(wanted, before_index=before_index, limit=limit)
+        rows = await self.store.list_events(wanted, walk, limit=limit)
         keys = await self._keyring.for_reading({row.subject_pseudonym for row in rows})
         return [_opened(row, keys.get(row.subject_pseudonym)) for row in rows]
 

@@ -22,6 +22,7 @@ from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
 from remit.audit.own_events import record_rotations
+from remit.audit.permission import StreamPermission
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
@@ -31,6 +32,7 @@ from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
+from remit.audit.tail import LogHead, Tail
 from remit.audit.tile_files import TileFiles
 from remit.audit.tile_writer import TileWriter
 from remit.audit.wrapping import FileKeyWrapper
@@ -42,6 +44,9 @@ from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import Mesh
 from remit.rpc.remits import RemitVerifier
+
+_RECHECK_SHARE = 2 / 3
+"""Of the time that a permission counts for: a stream looks at it once a heartbeat at least."""
 
 log = telemetry.logger(__name__)
 
@@ -80,6 +85,7 @@ async def open_service(
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
+        head = LogHead(store, every_s=settings.tail_look_ms / 1000)
         yield Service(
             "audit",
             servicers=[
@@ -98,6 +104,10 @@ async def open_service(
                             audit_log, reads, verifier, default=sizes.default, most=sizes.most
                         ),
                         CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
+                        tail=_tail(settings, audit_log, head),
+                        permission_of_call=lambda: StreamPermission(
+                            policy, clock, recheck_s=_RECHECK_SHARE * settings.permission_recheck_s
+                        ),
                     ),
                 ),
                 (
@@ -108,11 +118,13 @@ async def open_service(
             verifier=verifier,
             background=[
                 checkpoints.run,
+                head.run,
                 _partition_keeper(store, settings.partition_check_s),
                 *_tile_writers(settings, store, checkpoints),
                 functools.partial(eraser.run, settings.erasure_check_s),
             ],
             ready=[store.ping, keyring.ping],
+            drain=[head.close],
         )
 
 
@@ -154,10 +166,21 @@ def _limits(settings: AuditSettings) -> Limits:
     )
 
 
+def _tail(settings: AuditSettings, audit_log: AuditLog, head: LogHead) -> Tail:
+    return Tail(
+        audit_log,
+        head,
+        page=settings.max_page_size,
+        looked_at=settings.page_looked_at_events,
+        heartbeat_s=settings.heartbeat_s,
+    )
+
+
 def _page_sizes(settings: AuditSettings) -> PageSizes:
     return PageSizes(
         default=settings.default_page_size,
         most=settings.max_page_size,
+        looked_at=settings.page_looked_at_events,
         export_leaves=settings.export_leaves_per_message,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +12,20 @@ from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_
 from remit.audit import merkle
 from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
 from remit.audit.completeness_check import CompletenessCheck
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.log import AuditLog, LoggedEvent
-from remit.audit.reading import ReadRecorder, page_token, read_filter, read_page_token
+from remit.audit.permission import StreamPermission
+from remit.audit.reading import (
+    ReadRecorder,
+    asked,
+    page_token,
+    place_asked,
+    place_of,
+    read_filter,
+    read_page_token,
+)
 from remit.audit.run_events import RunEvents
-from remit.audit.store import EventFilter
+from remit.audit.tail import Tail
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
 
@@ -28,17 +38,21 @@ _MOST_TOKEN_CHARS: Final = 100
 
 @dataclass(frozen=True)
 class PageSizes:
-    """Events of a page: when nothing is asked, and at most. Leaves of one message of an export."""
+    """Events of a page: when nothing is asked, at most, and looked at for it at most.
+
+    Leaves of one message of an export.
+    """
 
     default: int
     most: int
+    looked_at: int
     export_leaves: int
 
 
 class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     """Reads the log."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, each used
         self,
         log: AuditLog,
         checkpoints: CheckpointSigner,
@@ -46,6 +60,9 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         sizes: PageSizes,
         run_events: RunEvents,
         check: CompletenessCheck,
+        *,
+        tail: Tail,
+        permission_of_call: Callable[[], StreamPermission],
     ) -> None:
         self._log = log
         self._store = log.store
@@ -54,6 +71,8 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         self._sizes = sizes
         self._run_events = run_events
         self._check = check
+        self._tail = tail
+        self._permission_of_call = permission_of_call
 
     async def ListEvents(
         self,
@@ -61,10 +80,13 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> audit_query_service_pb2.ListEventsResponse:
         """List events of the caller's org, newest first; see the contract."""
-        wanted = read_filter(request, current_remit().org)
+        org = current_remit().org
+        wanted = read_filter(request, org, self._log.pseudonym_of)
+        if request.page_size < 0:
+            raise invalid_request([Violation("page_size", "must not be negative")])
         before = read_page_token(request.page_token, wanted) if request.page_token else None
-        asked = {"run": request.run, "claim": request.claim, "page_token": request.page_token}
-        read_index = await self._reads.record(asked)
+        detail = asked(request, org, self._log.hiding_users) | {"page_token": request.page_token}
+        read_index = await self._reads.record(detail)
         limit = min(request.page_size or self._sizes.default, self._sizes.most)
         return await self._page(wanted, read_index if before is None else before, limit)
 
@@ -89,6 +111,29 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         await self._reads.record({"resume_token": request.resume_token[:_MOST_TOKEN_CHARS]})
         async for step in self._check.run(current_remit().org, request.resume_token):
             yield step
+
+    async def TailEvents(
+        self,
+        request: audit_query_service_pb2.TailEventsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[audit_query_service_pb2.TailEventsResponse]:
+        """Follow events of the caller's org; see the contract."""
+        org = current_remit().org
+        wanted = read_filter(request, org, self._log.pseudonym_of)
+        permission = self._permission_of_call()
+        detail = asked(request, org, self._log.hiding_users)
+        now = await self._reads.record(detail | place_asked(request))
+        start = place_of(request, now)
+        async for piece in self._tail.follow(wanted, start, end=now if request.until_now else None):
+            events = [_logged(event) for event in piece.events]
+            part = _fitting(events)
+            while len(part) < len(events):
+                await permission.renew()
+                yield _told(part[-1].leaf_index + 1, part)
+                events = events[len(part) :]
+                part = _fitting(events)
+            await permission.renew()
+            yield _told(piece.size, part)
 
     async def GetCheckpoint(
         self,
@@ -161,13 +206,15 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     async def _page(
         self, wanted: EventFilter, before_index: int, limit: int
     ) -> audit_query_service_pb2.ListEventsResponse:
-        events = await self._log.list_events(wanted, before_index=before_index, limit=limit + 1)
+        walk = Walk(before_index, self._sizes.looked_at)
+        events = await self._log.list_events(wanted, walk, limit=limit + 1)
         page = _fitting([_logged(event) for event in events[:limit]])
+        goes_on = page[-1].leaf_index if len(page) < len(events) else None
+        if len(events) <= limit and goes_on is None:
+            goes_on = await self._store.walked_to(wanted, walk)
         return audit_query_service_pb2.ListEventsResponse(
             events=page,
-            next_page_token=page_token(page[-1].leaf_index, wanted)
-            if len(page) < len(events)
-            else "",
+            next_page_token="" if goes_on is None else page_token(goes_on, wanted),
         )
 
     async def _check_size(self, field: str, tree_size: int) -> None:
@@ -216,6 +263,12 @@ def _checkpoint(checkpoint: SignedCheckpoint) -> event_pb2.Checkpoint:
         root_hash=checkpoint.root_hash,
         signed_note=checkpoint.signed_note,
     )
+
+
+def _told(
+    sequence: int, events: list[audit_query_service_pb2.LoggedEvent]
+) -> audit_query_service_pb2.TailEventsResponse:
+    return audit_query_service_pb2.TailEventsResponse(sequence=sequence, events=events)
 
 
 def _logged(logged: LoggedEvent) -> audit_query_service_pb2.LoggedEvent:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from google.protobuf import timestamp_pb2
 
 from remit import names
 from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
+from remit.audit.admission import MAX_EVENT_ID_CHARS
+from remit.audit.filters import EventFilter
 from remit.audit.log import AuditLog
-from remit.audit.store import EventFilter
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.contracts import contract_of
@@ -24,8 +24,21 @@ from remit.rpc.remits import Remit
 
 REPORTER: Final = "audit"
 """Who reports what audit itself does."""
-_DIGEST_HEX: Final = 16
 _MAX_INDEX_DIGITS: Final = 18
+KINDS: Final = {
+    value: name.removeprefix("EVENT_KIND_") if value else ""
+    for name, value in event_pb2.EventKind.items()
+}
+OUTCOMES: Final = {
+    value: name.removeprefix("OUTCOME_") if value else ""
+    for name, value in event_pb2.Outcome.items()
+}
+"""The words of leaves; unspecified is no filter."""
+
+Filters: TypeAlias = (
+    audit_query_service_pb2.ListEventsRequest | audit_query_service_pb2.TailEventsRequest
+)
+"""A request that states which events are wanted."""
 
 
 class ReadRecorder:
@@ -68,20 +81,14 @@ class ReadRecorder:
         return place
 
 
-def read_filter(request: audit_query_service_pb2.ListEventsRequest, org: str) -> EventFilter:
+def read_filter(request: Filters, org: str, pseudonym_of: Callable[[str], bytes]) -> EventFilter:
     """Return what a request asks for, within the reader's own org.
 
     Raises:
         RemitError: INVALID_REQUEST with every fault.
 
     """
-    violations = [
-        Violation(kind, f"is not the name of a {kind}")
-        for kind, name in (("run", request.run), ("claim", request.claim))
-        if name and not names.is_name(kind, name)
-    ]
-    if request.page_size < 0:
-        violations.append(Violation("page_size", "must not be negative"))
+    violations = _faults(request, org)
     times: list[datetime | None] = []
     for field in ("start_time", "end_time"):
         stated: timestamp_pb2.Timestamp = getattr(request, field)
@@ -92,12 +99,86 @@ def read_filter(request: audit_query_service_pb2.ListEventsRequest, org: str) ->
     if violations:
         raise invalid_request(violations)
     start, end = times
-    return EventFilter(org, request.run, request.claim, start, end)
+    return EventFilter(
+        org,
+        request.run,
+        request.claim,
+        start,
+        end,
+        subject_pseudonym=pseudonym_of(_subject(request, org)) if request.subject else b"",
+        action=request.action,
+        outcome=OUTCOMES[request.outcome],
+        kind=KINDS[request.kind],
+    )
+
+
+def asked(request: Filters, org: str, hiding_users: Callable[[str, str], str]) -> dict[str, str]:
+    """Return the filters of a request for the entry of its reading.
+
+    The entry is encrypted under the reader's key, so another user stands in it by pseudonym.
+    """
+    stated = {
+        "run": request.run,
+        "claim": request.claim,
+        "subject": hiding_users(_subject(request, org), org),
+        "action": request.action,
+        "outcome": OUTCOMES[request.outcome],
+        "kind": KINDS[request.kind],
+    }
+    for field in ("start_time", "end_time"):
+        if request.HasField(field):
+            stated[field] = getattr(request, field).ToJsonString()
+    return {name: value for name, value in stated.items() if value}
+
+
+def _subject(request: Filters, org: str) -> str:
+    """Return the full name of the user asked for; `users/{user}` is one of the reader's org."""
+    return f"{org}/{request.subject}" if request.subject.startswith("users/") else request.subject
+
+
+def _faults(request: Filters, org: str) -> list[Violation]:
+    violations = [
+        Violation(kind, f"is not the name of a {kind}")
+        for kind, name in (("run", request.run), ("claim", request.claim))
+        if name and not names.is_name(kind, name)
+    ]
+    subject = _subject(request, org)
+    if subject and not (names.is_name("user", subject) and names.org_of(subject) == org):
+        violations.append(Violation("subject", f"is not the name of a user of {org}"))
+    if len(request.action) > MAX_EVENT_ID_CHARS or not request.action.isprintable():
+        fault = f"must have at most {MAX_EVENT_ID_CHARS} printable characters"
+        violations.append(Violation("action", fault))
+    for field, known in (("outcome", OUTCOMES), ("kind", KINDS)):
+        if getattr(request, field) not in known:
+            violations.append(Violation(field, f"{getattr(request, field)} is not known"))
+    return violations
+
+
+def place_asked(request: audit_query_service_pb2.TailEventsRequest) -> dict[str, object]:
+    """Return where a tail begins and ends, for the entry of its reading."""
+    return {
+        "after_sequence": request.after_sequence,
+        "new_only": request.new_only,
+        "until_now": request.until_now,
+    }
+
+
+def place_of(request: audit_query_service_pb2.TailEventsRequest, now: int) -> int:
+    """Return the index at which a tail begins, when the log has `now` leaves.
+
+    Raises:
+        RemitError: INVALID_REQUEST: it is not a place in this log.
+
+    """
+    if not 0 <= request.after_sequence <= now:
+        fault = f"is {request.after_sequence}; the log has {now} leaves"
+        raise invalid_request([Violation("after_sequence", fault)])
+    return now if request.new_only and not request.after_sequence else request.after_sequence
 
 
 def page_token(before_index: int, wanted: EventFilter) -> str:
     """Return the token of the page that goes on below an index."""
-    return f"{before_index}-{_digest(wanted)}"
+    return f"{before_index}-{wanted.digest()}"
 
 
 def read_page_token(token: str, wanted: EventFilter) -> int:
@@ -110,11 +191,6 @@ def read_page_token(token: str, wanted: EventFilter) -> int:
     index, _, digest = token.partition("-")
     if not index.isascii() or not index.isdigit() or len(index) > _MAX_INDEX_DIGITS:
         raise invalid_request([Violation("page_token", "is not a token of this RPC")])
-    if digest != _digest(wanted):
+    if digest != wanted.digest():
         raise invalid_request([Violation("page_token", "belongs to a list with other filters")])
     return int(index)
-
-
-def _digest(wanted: EventFilter) -> str:
-    stated = [wanted.org, wanted.run, wanted.claim, str(wanted.start_time), str(wanted.end_time)]
-    return hashlib.sha256("\x00".join(stated).encode()).hexdigest()[:_DIGEST_HEX]

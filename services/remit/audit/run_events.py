@@ -12,9 +12,9 @@ from remit import names
 from remit.api.audit.v1 import audit_query_service_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.log import AuditLog, LoggedEvent
 from remit.audit.reading import ReadRecorder
-from remit.audit.store import EventFilter
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.remits import Remit, RemitVerifier
 
@@ -47,7 +47,8 @@ class RunEvents:
         size = min(request.page_size or self._default, self._most)
         found = await self._log.list_events(
             EventFilter(org=reader.org, run=request.run),
-            before_index=read_index if before is None else before,
+            # A run is of one org, so each event of the run that is looked at is wanted.
+            Walk(read_index if before is None else before, most=size + 1),
             limit=size + 1,
         )
         return found[:size], len(found) > size

@@ -98,6 +98,31 @@ class AuditSettings(ServiceSettings):
         default=50, ge=1, le=200, description="Events of a page when the request states no number."
     )
     max_page_size: int = Field(default=200, ge=1, le=200, description="Events of a page at most.")
+    page_looked_at_events: int = Field(
+        default=10_000,
+        ge=256,
+        le=100_000,
+        description="Events looked at for one page at most; a page of rare events is short, and its"
+        " token goes on behind them.",
+    )
+    tail_look_ms: int = Field(
+        default=200,
+        ge=10,
+        le=5000,
+        description="Milliseconds between looks at whether the log grew, while somebody tails it.",
+    )
+    heartbeat_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=10,
+        description="Seconds without an event after which a tail sends a heartbeat.",
+    )
+    permission_recheck_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=30,
+        description="Seconds after which a tail whose permission was not confirmed sends nothing.",
+    )
     export_leaves_per_message: int = Field(
         default=256, ge=1, le=512, description="Leaves of one message of an export at most."
     )

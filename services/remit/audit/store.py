@@ -21,6 +21,7 @@ import asyncpg
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
+from remit.audit.filters import EventFilter, Walk
 from remit.audit.merkle import Frontier, LeafRange, Node
 from remit.audit.packing import PackingError, pack, unpack
 from remit.audit.sealing import SealedEvent
@@ -30,6 +31,8 @@ from remit.rpc.errors import RemitError
 APPEND_LOCK: Final = 0x6175646974  # "audit"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_US: Final = 1000
+MOST_AHEAD: Final = timedelta(days=1)
+"""The bound of `AuditSettings.max_future_s`, whatever it was when an event was appended."""
 
 # A statement of its own: the next one must not see the world before it.
 _LOCK = "SELECT pg_advisory_xact_lock($1)"
@@ -82,29 +85,10 @@ _FIND = """
     SELECT leaf_index, append_time, subject_pseudonym, leaf, payload
     FROM leaves JOIN events USING (leaf_index) WHERE event_id = $1
 """
-_LIST = """
-    SELECT leaf_index, append_time, subject_pseudonym, leaf, payload FROM events
-    WHERE org = $1 AND leaf_index < $2
-      AND ($3 = '' OR run = $3) AND ($4 = '' OR claim = $4)
-      AND ($5::timestamptz IS NULL OR event_time >= $5)
-      AND ($6::timestamptz IS NULL OR event_time < $6)
-    ORDER BY leaf_index DESC LIMIT $7
-"""
 
 
 _Appended: TypeAlias = "tuple[list[int | RemitError], Frontier]"
 """Where events are, and the tree's right edge after them."""
-
-
-@dataclass(frozen=True)
-class EventFilter:
-    """Which events are wanted. Empty and None leave a field open; `end_time` is exclusive."""
-
-    org: str
-    run: str = ""
-    claim: str = ""
-    start_time: datetime | None = None
-    end_time: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -175,24 +159,16 @@ class LogStore:
         return [_unpacked(row["leaf_index"], row["leaf"]) for row in rows]
 
     async def list_events(
-        self, wanted: EventFilter, *, before_index: int, limit: int
+        self, wanted: EventFilter, walk: Walk, *, limit: int
     ) -> list[StoredEvent]:
-        """Return matching events with an index below `before_index`, newest first.
+        """Return the events that are wanted among those that a walk looks at, in its order.
 
         Raises:
             RemitError: DATA_CORRUPT when a leaf was changed beyond reading.
 
         """
-        rows = await self._database.fetch(
-            _LIST,
-            wanted.org,
-            before_index,
-            wanted.run,
-            wanted.claim,
-            wanted.start_time,
-            wanted.end_time,
-            limit,
-        )
+        statement = walk.found(wanted, limit)
+        rows = await self._database.fetch(statement.text, *statement.arguments)
         return [_stored(row) for row in rows]
 
     async def find(self, event_id: str) -> StoredEvent | None:
@@ -204,6 +180,21 @@ class LogStore:
         """
         rows = await self._database.fetch(_FIND, event_id)
         return _stored(rows[0]) if rows else None
+
+    async def walked_to(self, wanted: EventFilter, walk: Walk) -> int | None:
+        """Return the index of the last event that a walk looks at; None if it comes to the end.
+
+        A walk back in time ends where events are a day older than what is wanted: no event can be
+        dated further ahead of its appending than that.
+        """
+        statement = walk.last(wanted)
+        rows = await self._database.fetch(statement.text, *statement.arguments)
+        if not rows:
+            return None
+        begin = wanted.start_time if walk.is_backward else None
+        if begin is not None and rows[0]["append_time"] < begin - MOST_AHEAD:
+            return None
+        return int(rows[0]["leaf_index"])
 
     async def range_hashes(self, ranges: Sequence[LeafRange]) -> list[bytes]:
         """Return the Merkle tree hashes of ranges of leaves, all of which must be in the log.

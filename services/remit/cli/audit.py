@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -13,49 +12,20 @@ from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.export import ExportError, ExportSummary, write_export
 from remit.cli import audit_erase, documents
+from remit.cli.audit_events import events
 from remit.cli.audit_keys import rotate_key
+from remit.cli.audit_list import list_events
+from remit.cli.audit_tail import tail
 from remit.cli.audit_verify import verify
 from remit.cli.audit_witness import witness
-from remit.cli.client import Edge, Listing, Session, client_options, collect
-from remit.cli.output import Column
-from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
-from remit.cli.wording import last_part, local_time
+from remit.cli.client import Edge, Session, client_options
 from remit.client import is_break
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import reading
 
-LoggedEvent = audit_query_service_pb2.LoggedEvent
 Query = audit_query_service_pb2_grpc.AuditQueryServiceStub
 MOST_RESUMES: Final = 5
 """How often in a row an export that broke off without a new leaf is taken up again."""
-
-
-def _word(name: str | None, prefix: str) -> str:
-    return (name or "unknown").removeprefix(prefix).lower()
-
-
-def _kind(logged: LoggedEvent) -> str:
-    known = event_pb2.EventKind.DESCRIPTOR.values_by_number.get(logged.event.kind)
-    return _word(known.name if known else None, "EVENT_KIND_")
-
-
-def _outcome(logged: LoggedEvent) -> str:
-    if logged.event.outcome == event_pb2.OUTCOME_UNSPECIFIED:
-        return "-"
-    known = event_pb2.Outcome.DESCRIPTOR.values_by_number.get(logged.event.outcome)
-    return _word(known.name if known else None, "OUTCOME_")
-
-
-_COLUMNS: Final = (
-    Column[LoggedEvent]("leaf", lambda e: str(e.leaf_index), "right", keep=True),
-    Column[LoggedEvent]("time", lambda e: local_time(e.append_time), keep=True),
-    Column[LoggedEvent]("kind", _kind, keep=True),
-    Column[LoggedEvent]("outcome", _outcome, keep=True),
-    Column[LoggedEvent]("action", lambda e: e.event.action, keep=True),
-    Column[LoggedEvent]("resource", lambda e: e.event.resource),
-    Column[LoggedEvent]("by", lambda e: e.event.subject),
-    Column[LoggedEvent]("run", lambda e: last_part(e.event.run) or "-"),
-)
 
 
 @click.group(
@@ -63,42 +33,11 @@ _COLUMNS: Final = (
     "  remit audit verify log.export --key audit.pub"
 )
 def command() -> None:
-    """List, export, verify and witness the audit log; erase subjects."""
+    """List, follow, export, verify and witness the audit log; erase subjects."""
 
 
-for _other in (audit_erase.command, rotate_key, verify, witness):
+for _other in (audit_erase.command, events, list_events, rotate_key, tail, verify, witness):
     command.add_command(_other)
-
-
-@command.command(
-    "list",
-    epilog="\b\nExamples:\n  remit audit list --since 1h\n  remit audit list --run 01981a2b-...\n"
-    "  remit audit list --json | jq '.events[] | select(.event.outcome == \"OUTCOME_REFUSED\")'",
-)
-@click.option("--run", default="", help="Only of this run.")
-@click.option("--claim", default="", help="Only of this effect.")
-@since_option
-@until_option
-@limit_option
-@client_options
-def list_events(
-    *,
-    session: Session,
-    run: str,
-    claim: str,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-) -> None:
-    """List the events of your org, newest first: what was intended, and how it ended."""
-    request = audit_query_service_pb2.ListEventsRequest(
-        run=full_name("runs", run) if run else "",
-        claim=full_name("claims", claim) if claim else "",
-        start_time=timestamp(since),
-        end_time=timestamp(until),
-    )
-    listing = session.run(lambda edge: _events(edge, request, limit))
-    session.output.listing("events", listing.items, _COLUMNS, more=listing.more)
 
 
 @command.command(
@@ -190,18 +129,6 @@ def _advance(
         request.tree_size = message.checkpoint.tree_size
     if message.leaves:
         request.start_index = message.sequence + len(message.leaves)
-
-
-async def _events(
-    edge: Edge, request: audit_query_service_pb2.ListEventsRequest, limit: int
-) -> Listing[LoggedEvent]:
-    stub = edge.stub(Query)
-
-    async def fetch(size: int, token: str) -> audit_query_service_pb2.ListEventsResponse:
-        request.page_size, request.page_token = size, token
-        return await stub.ListEvents(request, metadata=edge.metadata)
-
-    return await collect(fetch, lambda page: page.events, limit)
 
 
 async def _checkpoint(edge: Edge) -> event_pb2.Checkpoint:

@@ -40,7 +40,7 @@ COMMANDS: Final = {
     "spend": Entry("remit.cli.spend", "Show what was spent."),
     "budgets": Entry("remit.cli.budgets", "Set, list and delete budgets; list their alerts."),
     "prices": Entry("remit.cli.prices", "List and set what models and tools cost."),
-    "audit": Entry("remit.cli.audit", "List, export, verify and witness the audit log."),
+    "audit": Entry("remit.cli.audit", "List, follow, export, verify and witness the audit log."),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

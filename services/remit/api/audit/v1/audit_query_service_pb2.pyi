@@ -33,6 +33,10 @@ class ListEventsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Only of this run; empty: all."""
     claim: _builtins.str
@@ -40,7 +44,17 @@ class ListEventsRequest(_message.Message):
     page_size: _builtins.int
     """At most this many; 0 means 50, more than 200 means 200."""
     page_token: _builtins.str
-    """Where to go on; empty begins."""
+    """Where to go on; empty begins. A token belongs to the filters that it was made with."""
+    subject: _builtins.str
+    """Only of this user, `orgs/{org}/users/{user}` or, in the caller's own org, `users/{user}`; empty: all. What an
+    erased user left is found, too.
+    """
+    action: _builtins.str
+    """Only of this action, such as `tools.call`; empty: all."""
+    outcome: _event_pb2.Outcome.ValueType
+    """Only with this outcome; UNSPECIFIED: all."""
+    kind: _event_pb2.EventKind.ValueType
+    """Only of this kind; UNSPECIFIED: all."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only from this time."""
@@ -58,10 +72,14 @@ class ListEventsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        action: _builtins.str = ...,
+        outcome: _event_pb2.Outcome.ValueType = ...,
+        kind: _event_pb2.EventKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "run", b"run", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "claim", b"claim", "end_time", b"end_time", "kind", b"kind", "outcome", b"outcome", "page_size", b"page_size", "page_token", b"page_token", "run", b"run", "start_time", b"start_time", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -79,7 +97,7 @@ class ListEventsResponse(_message.Message):
     """Token of the next page; empty at the end."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
-        """The events."""
+        """The events. Fewer than asked for, or none, do not mean that there are no more: the token says so."""
 
     def __init__(
         self,
@@ -192,6 +210,100 @@ class LoggedEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoggedEvent: _TypeAlias = LoggedEvent  # noqa: Y015
+
+@_typing.final
+class TailEventsRequest(_message.Message):
+    """TailEventsRequest says where to begin, where to end, and filters events as ListEventsRequest does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    NEW_ONLY_FIELD_NUMBER: _builtins.int
+    UNTIL_NOW_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    after_sequence: _builtins.int
+    """Only what the log holds behind its first so many leaves; 0 begins with its first event."""
+    new_only: _builtins.bool
+    """Only what comes from now on. Counts where `after_sequence` is 0."""
+    until_now: _builtins.bool
+    """Ends with what the log holds when the call begins; without it the stream follows what comes."""
+    run: _builtins.str
+    """Only of this run; empty: all."""
+    claim: _builtins.str
+    """Only of this claim; empty: all."""
+    subject: _builtins.str
+    """Only of this user, `orgs/{org}/users/{user}` or, in the caller's own org, `users/{user}`; empty: all."""
+    action: _builtins.str
+    """Only of this action, such as `tools.call`; empty: all."""
+    outcome: _event_pb2.Outcome.ValueType
+    """Only with this outcome; UNSPECIFIED: all."""
+    kind: _event_pb2.EventKind.ValueType
+    """Only of this kind; UNSPECIFIED: all."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only from this time."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only before this time."""
+
+    def __init__(
+        self,
+        *,
+        after_sequence: _builtins.int = ...,
+        new_only: _builtins.bool = ...,
+        until_now: _builtins.bool = ...,
+        run: _builtins.str = ...,
+        claim: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        action: _builtins.str = ...,
+        outcome: _event_pb2.Outcome.ValueType = ...,
+        kind: _event_pb2.EventKind.ValueType = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after_sequence", b"after_sequence", "claim", b"claim", "end_time", b"end_time", "kind", b"kind", "new_only", b"new_only", "outcome", b"outcome", "run", b"run", "start_time", b"start_time", "subject", b"subject", "until_now", b"until_now"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailEventsRequest: _TypeAlias = TailEventsRequest  # noqa: Y015
+
+@_typing.final
+class TailEventsResponse(_message.Message):
+    """TailEventsResponse is a piece of the log, or a heartbeat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """How many of the log's leaves have been looked at: the stream goes on after it."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
+        """The events that are wanted among them and were not sent before, oldest first; none in a heartbeat."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[Global___LoggedEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailEventsResponse: _TypeAlias = TailEventsResponse  # noqa: Y015
 
 @_typing.final
 class GetCheckpointRequest(_message.Message):

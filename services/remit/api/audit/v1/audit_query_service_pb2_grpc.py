@@ -40,6 +40,11 @@ class AuditQueryServiceStub:
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.TailEvents = channel.unary_stream(
+                '/remit.api.audit.v1.AuditQueryService/TailEvents',
+                request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsResponse.FromString,
+                _registered_method=True)
         self.ListRunEvents = channel.unary_unary(
                 '/remit.api.audit.v1.AuditQueryService/ListRunEvents',
                 request_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListRunEventsRequest.SerializeToString,
@@ -78,6 +83,14 @@ class AuditQueryServiceServicer:
 
     def ListEvents(self, request, context):
         """Lists events of the caller's org, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TailEvents(self, request, context):
+        """Follows the events of the caller's org in the order of the log, from the past into the present. While it
+        waits it sends heartbeats, and permission is asked for again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +149,11 @@ def add_AuditQueryServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.FromString,
                     response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'TailEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.TailEvents,
+                    request_deserializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsResponse.SerializeToString,
             ),
             'ListRunEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRunEvents,
@@ -196,6 +214,33 @@ class AuditQueryService:
             '/remit.api.audit.v1.AuditQueryService/ListEvents',
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsRequest.SerializeToString,
             remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TailEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/remit.api.audit.v1.AuditQueryService/TailEvents',
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsRequest.SerializeToString,
+            remit_dot_api_dot_audit_dot_v1_dot_audit__query__service__pb2.TailEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

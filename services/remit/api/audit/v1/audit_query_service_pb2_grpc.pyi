@@ -18,6 +18,10 @@ class AuditQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListEvents: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.ListEventsRequest, _audit_query_service_pb2.ListEventsResponse]
     """Lists events of the caller's org, newest first."""
+    TailEvents: _aio.UnaryStreamMultiCallable[_audit_query_service_pb2.TailEventsRequest, _audit_query_service_pb2.TailEventsResponse]
+    """Follows the events of the caller's org in the order of the log, from the past into the present. While it
+    waits it sends heartbeats, and permission is asked for again.
+    """
     ListRunEvents: _aio.UnaryUnaryMultiCallable[_audit_query_service_pb2.ListRunEventsRequest, _audit_query_service_pb2.ListRunEventsResponse]
     """Lists the events of one run, newest first, for the agent service to explain the run. The read is recorded
     as that of the subject whose remit the request holds.
@@ -48,6 +52,16 @@ class AuditQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_audit_query_service_pb2.ListEventsRequest, _abc.Awaitable[_audit_query_service_pb2.ListEventsResponse]],
     ) -> _abc.Awaitable[_audit_query_service_pb2.ListEventsResponse]:
         """Lists events of the caller's org, newest first."""
+
+    @_abc_1.abstractmethod
+    def TailEvents(
+        self,
+        request: _audit_query_service_pb2.TailEventsRequest,
+        context: _aio.ServicerContext[_audit_query_service_pb2.TailEventsRequest, _abc.AsyncIterator[_audit_query_service_pb2.TailEventsResponse]],
+    ) -> _abc.AsyncIterator[_audit_query_service_pb2.TailEventsResponse]:
+        """Follows the events of the caller's org in the order of the log, from the past into the present. While it
+        waits it sends heartbeats, and permission is asked for again.
+        """
 
     @_abc_1.abstractmethod
     def ListRunEvents(
