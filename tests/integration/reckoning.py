@@ -235,15 +235,18 @@ async def take_checkpoint(mesh: RunningMesh, file: Path) -> None:
 
 
 async def verify_log(mesh: RunningMesh, folder: Path, checkpoint: Path) -> None:
-    """The log verifies offline, and goes on where the checkpoint ends."""
+    """The log verifies offline, and goes on where the checkpoint ends; so do its tiles, soon."""
     exported = await asyncio.to_thread(mesh.run, "audit", "export", str(folder / "log"))
     assert exported.returncode == 0, exported.stderr
-    verified = await asyncio.to_thread(
-        mesh.run,
-        *("audit", "verify", str(folder / "log"), "--key", str(mesh.state / "audit.pub")),
-        *("--checkpoint", str(checkpoint)),
-    )
+    kept = ("--key", str(mesh.state / "audit.pub"), "--checkpoint", str(checkpoint))
+    verified = await asyncio.to_thread(mesh.run, "audit", "verify", str(folder / "log"), *kept)
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    async def mirrored() -> bool:
+        tiles = str(mesh.state / "tiles")
+        return (await asyncio.to_thread(mesh.run, "audit", "verify", tiles, *kept)).returncode == 0
+
+    await eventually(mirrored, 30)
 
 
 def postgres_socket(mesh: RunningMesh) -> str:

@@ -135,6 +135,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.audit.service", "AuditService.AppendEvents"),
         Step("remit.audit.service", "AuditService.AppendOutcomes"),
         Step("remit.audit.checkpoints", "CheckpointSigner._sign"),
+        Step("remit.audit.tile_files", "TileFiles.write"),
+        Step("remit.audit.tile_writer", "TileWriter._publish"),
     ),
 }
 
