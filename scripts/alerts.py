@@ -275,6 +275,15 @@ RECORD_KEEPING: Final = (
         " log does not extend what the folder has shown already.",
     ),
     Alert(
+        "RemitLogRolledBack",
+        "max(remit_audit_rolled_back) > 0",
+        "0m",
+        CRITICAL,
+        "the audit log lacks entries that it had signed; no effect starts",
+        "Its database was restored from a backup, or replaced. `remit audit reconcile` brings it"
+        " together again.",
+    ),
+    Alert(
         "RemitCommitsFail",
         'sum by (writer) (rate(remit_commit_failures_total{writer!="audit_log"}[5m])) > 0',
         "5m",

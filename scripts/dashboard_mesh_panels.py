@@ -248,6 +248,13 @@ AUDIT: Final = Row(
             ),
         ),
         Panel(
+            "Log rolled back",
+            "1 while a replica of audit appends nothing, because the log does not extend what it"
+            " had signed: no effect starts until `remit audit reconcile`.",
+            COUNT,
+            (Query("max(remit_audit_rolled_back)", "rolled back"),),
+        ),
+        Panel(
             "Decisions of policy",
             "ALLOW and DENY are answers. UNDECIDED: a policy failed, see `decision_failed` in"
             " policy's log. Any other name is why the policies were not asked.",

@@ -138,6 +138,8 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
         yield f"{area}: agents_dir {values['agents_dir']} is not mounted"
     if "workspace" in values and not _is_writable(values["workspace"], places):
         yield f"{area}: workspace {values['workspace']} cannot be written"
+    if "keys_dir" in values and not _is_writable(values.get("anchor_file", ""), places):
+        yield f"{area}: anchor_file {values.get('anchor_file')} cannot be written"
 
 
 def _secrets_faults(

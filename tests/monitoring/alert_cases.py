@@ -265,6 +265,12 @@ CASES: Final = (
         quiet={'remit_audit_tiles_failures_total{reason="ENOSPC"}': "9+0x60"},
     ),
     Case(
+        "RemitLogRolledBack",
+        fires={"remit_audit_rolled_back": "0x10 1x50"},
+        says="the audit log lacks entries that it had signed; no effect starts",
+        quiet={"remit_audit_rolled_back": "0+0x60"},
+    ),
+    Case(
         "RemitCommitsFail",
         fires={'remit_commit_failures_total{writer="claims"}': "0+1x60"},
         says="commits of claims fail",

@@ -65,6 +65,7 @@ STILL: Final = {
         "the disk takes what it is given", "tests/audit/test_tile_writer"
     ),
     "remit_ledger_holds_unclaimed": Elsewhere("no claim is lost", "tests/cost/test_hold_watch"),
+    "remit_audit_rolled_back": Elsewhere("no database is restored", "tests/audit/test_guard"),
 }
 """Metrics that may stay at 0 here."""
 EMPTY: Final = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit import merkle
+from remit.audit.guard import LogGuard
 from remit.audit.metrics import TREE_SIZE, note_checkpoint
 from remit.audit.note import Checkpoint
 from remit.audit.signing_keys import SigningKeys
@@ -33,7 +34,13 @@ _INSERT = """
     ON CONFLICT DO NOTHING
 """
 
-_UNKNOWN_KEY = error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID
+_WAITED_FOR = frozenset(
+    {
+        error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
+        error_reason_pb2.ERROR_REASON_LOG_ROLLED_BACK,
+    }
+)
+"""Reasons that an operator ends while the service runs."""
 
 log = telemetry.logger(__name__)
 
@@ -48,14 +55,21 @@ class SignedCheckpoint:
 
 
 class CheckpointSigner:
-    """Signs, keeps and returns checkpoints."""
+    """Signs, keeps and returns checkpoints; with a guard, outside of the database too."""
 
     def __init__(
-        self, database: Database, store: LogStore, keys: SigningKeys, *, interval_ms: int
+        self,
+        database: Database,
+        store: LogStore,
+        keys: SigningKeys,
+        *,
+        interval_ms: int,
+        guard: LogGuard | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._keys = keys
+        self._guard = guard
         self._interval_s = interval_ms / 1000
         self._lock = asyncio.Lock()
 
@@ -67,8 +81,8 @@ class CheckpointSigner:
     async def run(self) -> None:
         """Sign whenever the log grew, until cancelled.
 
-        A database that is away is waited for, and so are new key files once another replica has
-        them: this one still appends.
+        A database that is away is waited for, and so are one that was rolled back, an anchor that
+        cannot be written, and new key files once another replica has them: nothing is signed.
 
         Raises:
             RemitError: DATA_CORRUPT when the log does not extend its last checkpoint.
@@ -78,7 +92,7 @@ class CheckpointSigner:
             try:
                 await self.covering_all()
             except RemitError as error:
-                if not error.retryable and error.reason != _UNKNOWN_KEY:
+                if not error.retryable and error.reason not in _WAITED_FOR:
                     raise
                 log.warning("checkpoint_delayed", reason=error.reason_name, error=error.message)
             await asyncio.sleep(self._interval_s)
@@ -98,19 +112,33 @@ class CheckpointSigner:
             raise invalid_request([Violation("min_tree_size", fault)])
         return newest
 
+    async def check(self) -> None:
+        """Look whether the log is the one that was signed, without signing anything.
+
+        Raises:
+            RemitError: as `covering_all`.
+
+        """
+        async with self._lock:
+            await self._guarded()
+            await self._newest()
+
     async def covering_all(self) -> SignedCheckpoint:
         """Return a checkpoint of the log as it is now, newly signed if it grew.
 
         Raises:
-            RemitError: DATA_CORRUPT when the log does not extend its last checkpoint.
+            RemitError: LOG_ROLLED_BACK when the log does not extend the checkpoint that is kept
+                outside, DATA_CORRUPT when it does not extend its own last one.
 
         """
         async with self._lock:
+            await self._guarded()
             last = await self._newest()
             size = await self._store.size()
             TREE_SIZE.set(size)
             if last is None or last.tree_size != size:
                 last = await self._sign(size, last)
+            await self._keep(last)
             note_checkpoint(size)
             return last
 
@@ -126,6 +154,18 @@ class CheckpointSigner:
             fault = f"no checkpoint was signed at {tree_size} leaves"
             raise invalid_request([Violation("tree_size", fault)])
         return await self._checked(SignedCheckpoint(*row))
+
+    async def _guarded(self) -> None:
+        if self._guard is not None:
+            await self._guard.check()
+
+    async def _keep(self, signed: SignedCheckpoint) -> None:
+        """Keep a checkpoint of the whole log outside, whichever replica signed it."""
+        size = signed.tree_size
+        if self._guard is None or self._guard.keeps(size):
+            return
+        await self._check_extends(signed, size, await self._store.root(size))
+        await self._guard.keep(signed.signed_note)
 
     async def _newest(self) -> SignedCheckpoint | None:
         row = await self._database.fetchrow(_NEWEST)
@@ -169,3 +209,9 @@ class CheckpointSigner:
 
 def _corrupt(fault: str) -> RemitError:
     return RemitError(error_reason_pb2.ERROR_REASON_DATA_CORRUPT, fault)
+
+
+async def insert_checkpoint(database: Database, keys: SigningKeys, signed_note: str) -> None:
+    """Put a checkpoint that the log signed among those of its database, unless it is there."""
+    signer, stated = keys.chain.signer_of(signed_note), await keys.opened(signed_note)
+    await database.execute(_INSERT, stated.tree_size, signer.key_id, stated.root_hash, signed_note)

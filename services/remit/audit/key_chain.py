@@ -146,9 +146,20 @@ class KeyChain:
             NoteError: malformed, signed by another key, or the checkpoint of another log.
 
         """
+        return open_checkpoint(note, self.signer_of(note))
+
+    def signer_of(self, note: str) -> Verifier:
+        """Return the key that a note names as its signer; nothing is verified.
+
+        Of several it is the newest, and of none the newest of the chain, which then did not sign.
+
+        Raises:
+            NoteError: the note is malformed.
+
+        """
         named = signing_keys(note)
         signed = [key for key in self.keys if (key.name, key.key_id) in named]
-        return open_checkpoint(note, (signed or self.keys)[-1])
+        return (signed or self.keys)[-1]
 
 
 def _link(note: str, keys: Sequence[Verifier]) -> Rotation:

@@ -13,19 +13,24 @@ from remit.api.audit.v1 import (
     audit_service_pb2_grpc,
     privacy_service_pb2_grpc,
 )
+from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.audit.admission import Limits
+from remit.audit.anchor import ANCHOR_FILE, Anchor
 from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.erasing import Eraser
+from remit.audit.guard import LogGuard
 from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
-from remit.audit.own_events import record_rotations
+from remit.audit.lost_leaves import ExportFile
+from remit.audit.own_events import record_reconciliation, record_rotations
 from remit.audit.permission import StreamPermission
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
+from remit.audit.reconciliation import Reconciled, reconcile
 from remit.audit.run_events import RunEvents
 from remit.audit.sealing import Pseudonyms
 from remit.audit.service import AuditService
@@ -57,6 +62,8 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """Open the databases, check the log against its last checkpoint, and yield the wired service.
 
+    A log that was rolled back is served all the same: it takes nothing until it is whole again.
+
     Raises:
         RemitError: CONFIGURATION_INVALID for a missing or wrong key file, DEPENDENCY_UNAVAILABLE
             without a database, DATA_CORRUPT when the log does not extend its last checkpoint.
@@ -73,15 +80,9 @@ async def open_service(
         pseudonyms = Pseudonyms(keys.pseudonym)
         audit_log = AuditLog(store, keyring, pseudonyms, ids)
         eraser = Eraser(database, audit_log, keyring, pseudonyms, destroyer, clock=clock)
-        checkpoints = CheckpointSigner(
-            database,
-            store,
-            SigningKeys(keys.signer, keys.rotations, load=lambda: load_log_keys(settings.keys_dir)),
-            interval_ms=settings.checkpoint_interval_ms,
-        )
+        checkpoints = _checkpoints(settings, database, store, keys)
         await store.prepare_partitions()
-        await record_rotations(audit_log, keys.rotations)
-        await checkpoints.covering_all()
+        await _checked(checkpoints, audit_log, keys)
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
@@ -126,6 +127,61 @@ async def open_service(
             ready=[store.ping, keyring.ping],
             drain=[head.close],
         )
+
+
+async def reconciled(
+    settings: AuditSettings, source: ExportFile, *, clock: Clock, ids: IdSource
+) -> Reconciled | None:
+    """Reconcile the log with its checkpoints, and record that; None if nothing was missing.
+
+    Raises:
+        RemitError: as `open_service` and `reconcile`.
+
+    """
+    keys = load_log_keys(settings.keys_dir)
+    signing = SigningKeys(keys.signer, keys.rotations)
+    async with (
+        Database.of(settings, "audit") as database,
+        Database.of(settings, "audit_keys", settings.keys_dsn) as keys_database,
+    ):
+        store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        await store.prepare_partitions()
+        done = await reconcile(database, store, signing, _anchor(settings, signing), source)
+        if done is not None:
+            keyring = _keyring(settings, keys_database, keys, clock, ids)
+            audit_log = AuditLog(store, keyring, Pseudonyms(keys.pseudonym), ids)
+            await record_reconciliation(audit_log, keys.signer.name, done, clock.now())
+        return done
+
+
+def _anchor(settings: AuditSettings, keys: SigningKeys) -> Anchor:
+    return Anchor(settings.anchor_file or settings.keys_dir / ANCHOR_FILE, keys)
+
+
+def _checkpoints(
+    settings: AuditSettings, database: Database, store: LogStore, keys: LogKeys
+) -> CheckpointSigner:
+    signing = SigningKeys(
+        keys.signer, keys.rotations, load=lambda: load_log_keys(settings.keys_dir)
+    )
+    return CheckpointSigner(
+        database,
+        store,
+        signing,
+        interval_ms=settings.checkpoint_interval_ms,
+        guard=LogGuard(store, _anchor(settings, signing)),
+    )
+
+
+async def _checked(checkpoints: CheckpointSigner, audit_log: AuditLog, keys: LogKeys) -> None:
+    """Sign what there is. A log that was rolled back is served all the same, without appends."""
+    try:
+        await checkpoints.check()
+        await record_rotations(audit_log, keys.rotations)
+        await checkpoints.covering_all()
+    except RemitError as error:
+        if error.reason != error_reason_pb2.ERROR_REASON_LOG_ROLLED_BACK:
+            raise
 
 
 def _keyring(

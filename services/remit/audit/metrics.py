@@ -40,6 +40,11 @@ TILES_FAILURES: Final = Counter(
     ["reason"],
 )
 
+ROLLED_BACK: Final = Gauge(
+    "remit_audit_rolled_back",
+    "1 while this replica refuses to append because the log does not extend what it had signed.",
+)
+
 
 def count_appends(events: Sequence[event_pb2.Event], results: Sequence[int | RemitError]) -> None:
     """Counts a batch of events."""

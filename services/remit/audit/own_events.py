@@ -15,12 +15,14 @@ from typing import Final
 from remit.api.audit.v1 import event_pb2
 from remit.audit.key_chain import Rotation
 from remit.audit.log import AuditLog
+from remit.audit.reconciliation import Reconciled
 from remit.rpc.errors import RemitError
 
 REPORTER: Final = "audit"
 ORG: Final = "orgs/operator"
 SUBJECT: Final = "orgs/operator/users/audit"
 ROTATE_KEY: Final = "audit.rotate_key"
+RECONCILE: Final = "audit.reconcile"
 _ID_HEX: Final = 32
 
 
@@ -43,6 +45,31 @@ def rotation_event(rotation: Rotation) -> event_pb2.Event:
     event = _event(ROTATE_KEY, "rotation", rotation.new.name, keys)
     event.event_time.FromDatetime(datetime.fromisoformat(rotation.time))
     return event
+
+
+async def record_reconciliation(
+    log: AuditLog, log_name: str, done: Reconciled, now: datetime
+) -> int:
+    """Append the entry of a reconciliation; return its index.
+
+    Raises:
+        RemitError: it cannot be appended.
+
+    """
+    detail: dict[str, object] = {
+        "kept_size": done.kept_size,
+        "kept_root": done.kept_root.hex(),
+        "tree_size": done.tree_size,
+        "root": done.root_hash.hex(),
+        "put_back": done.count,
+        "time": now.isoformat(),
+    }
+    event = _event(RECONCILE, "reconcile", log_name, detail)
+    event.event_time.FromDatetime(now)
+    [place] = await log.append([event], REPORTER)
+    if isinstance(place, RemitError):
+        raise place
+    return place
 
 
 def _event(action: str, word: str, log_name: str, detail: Mapping[str, object]) -> event_pb2.Event:

@@ -41,6 +41,8 @@ FIRST_KEY_ID = bytes(KEY_ID_BYTES)
 """Of the keys that were made before keys had ids."""
 _FORM = b"\x02"
 _FORM_WITHOUT_ID = b"\x01"
+LOST_PAYLOAD = b"\x00"
+"""Stands where a leaf was put back after a loss: its payload is gone (`reconciliation`)."""
 _KIND_PREFIX = "EVENT_KIND_"
 _OUTCOME_PREFIX = "OUTCOME_"
 _USER = re.compile(r"(^|/)users/([^/]+)")
@@ -142,6 +144,8 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: SubjectKey | None) ->
 
     The key of a payload is gone when the subject has none, or has another one.
 
+    So it is with a payload that was lost, too.
+
     Raises:
         LeafError: the leaf is malformed.
         SealError: the payload does not open, or is not what the leaf commits to.
@@ -149,6 +153,8 @@ def unseal(leaf_bytes: bytes, payload: bytes, subject_key: SubjectKey | None) ->
     """
     leaf = Leaf.decode(leaf_bytes)
     event = _public_part(leaf)
+    if payload == LOST_PAYLOAD:
+        return event
     key_id, encrypted = _split(leaf, payload)
     if subject_key is None or subject_key.key_id != key_id:
         return event

@@ -27,6 +27,11 @@ class AuditSettings(ServiceSettings):
         default=Path("audit-keys"),
         description="Folder with log.key, log.pub, subject_master.key and pseudonym.key.",
     )
+    anchor_file: Path | None = Field(
+        default=None,
+        description="File outside the database that holds the newest checkpoint, which the log must"
+        " extend at the next start; log.anchor in the folder of keys without it.",
+    )
     checkpoint_interval_ms: int = Field(
         default=1000,
         ge=10,

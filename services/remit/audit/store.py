@@ -12,7 +12,7 @@ again in a transaction that waits for the lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
@@ -116,11 +116,18 @@ class LogStore:
             max_queue=max_queue,
         )
         self._edge = _Edge()
+        self.refusal: RemitError | None = None
+        """Why nothing may be appended now; None: all may."""
 
     @property
     def commits(self) -> int:
         """Transactions that this replica has committed."""
         return self._commits.commits
+
+    @property
+    def committed_size(self) -> int:
+        """Leaves that this replica knows to be committed: the log never has fewer again."""
+        return self._edge.size
 
     async def append(self, event: SealedEvent) -> int:
         """Append an event and return its index once it is durable.
@@ -129,9 +136,12 @@ class LogStore:
 
         Raises:
             RemitError: KEY_REUSED when its id belongs to another event, OVERLOADED when too many
-                events wait, DEPENDENCY_UNAVAILABLE when the commit is not known to have happened.
+                events wait, DEPENDENCY_UNAVAILABLE when the commit is not known to have happened,
+                or the refusal that is in force.
 
         """
+        if self.refusal is not None:
+            raise self.refusal
         return await self._commits.submit(event)
 
     async def prepare_partitions(self) -> None:
@@ -213,6 +223,27 @@ class LogStore:
             return merkle.EMPTY_ROOT
         return (await self.range_hashes([LeafRange(0, tree_size)]))[0]
 
+    async def put_back(
+        self, start: int, batches: Iterable[Sequence[SealedEvent]], root: bytes
+    ) -> None:
+        """Append leaves that were lost behind the first `start`: all of them, or none.
+
+        Raises:
+            RemitError: LOG_ROLLED_BACK: they do not lead from the log as it is to that root.
+
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute(_LOCK, APPEND_LOCK)
+            size = int(await connection.fetchval(_HEAD))
+            frontier = Frontier(size, await _edge_hashes(connection, size))
+            for events in batches if size == start else ():
+                guess = _Found(frontier.size, {})
+                _, found = await _append(connection, events, guess, frontier)
+                if found != guess:
+                    raise rolled_back(f"the log has entries at {guess.size} already")
+            if frontier.root() != root:
+                raise rolled_back(f"the log of {frontier.size} leaves is not what was signed")
+
     async def _write(
         self, connection: Connection, events: Sequence[SealedEvent]
     ) -> Sequence[int | RemitError]:
@@ -243,6 +274,8 @@ class LogStore:
             await connection.execute(_LOCK, APPEND_LOCK)
             known = await connection.fetch(_KNOWN, [event.leaf.event_id for event in events])
             size = int(await connection.fetchval(_HEAD))
+            if size < self._edge.size:
+                raise rolled_back(f"the log has {size} leaves, and had {self._edge.size}")
             found = _Found(size, {row[0]: (row[1], row[2]) for row in known})
             frontier = await self._edge.load(connection, size)
             places, last = await _append(connection, events, found, frontier)
@@ -260,6 +293,11 @@ class _Edge:
 
     def __init__(self) -> None:
         self._committed = Frontier()
+
+    @property
+    def size(self) -> int:
+        """Leaves of the last batch known to be committed."""
+        return self._committed.size
 
     def remembered(self) -> Frontier:
         """Return the edge of the last batch known to be committed, to grow a new one from."""
@@ -401,6 +439,15 @@ def _unpacked(leaf_index: int, stored: bytes) -> bytes:
         return unpack(stored)
     except PackingError as error:
         raise _corrupt(f"leaf {leaf_index} {error}") from error
+
+
+def rolled_back(fault: str) -> RemitError:
+    """LOG_ROLLED_BACK with what was seen and what it means."""
+    return RemitError(
+        error_reason_pb2.ERROR_REASON_LOG_ROLLED_BACK,
+        f"{fault}: its database was restored from a backup, or is another one; nothing is appended,"
+        " so no effect starts",
+    )
 
 
 def _corrupt(fault: str) -> RemitError:

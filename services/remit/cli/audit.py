@@ -15,6 +15,7 @@ from remit.cli import audit_erase, documents
 from remit.cli.audit_events import events
 from remit.cli.audit_keys import rotate_key
 from remit.cli.audit_list import list_events
+from remit.cli.audit_reconcile import reconcile
 from remit.cli.audit_tail import tail
 from remit.cli.audit_verify import verify
 from remit.cli.audit_witness import witness
@@ -36,7 +37,16 @@ def command() -> None:
     """List, follow, export, verify and witness the audit log; erase subjects."""
 
 
-for _other in (audit_erase.command, events, list_events, rotate_key, tail, verify, witness):
+for _other in (
+    audit_erase.command,
+    events,
+    list_events,
+    reconcile,
+    rotate_key,
+    tail,
+    verify,
+    witness,
+):
     command.add_command(_other)
 
 

@@ -60,7 +60,12 @@ MEANINGS: Final = (
     Meaning(
         UNHEALTHY,
         "the mesh, or something it needs, is not running, not healthy or too slow",
-        ("DEPENDENCY_UNAVAILABLE", "PROVIDER_UNAVAILABLE", "DEADLINE_EXCEEDED"),
+        (
+            "DEPENDENCY_UNAVAILABLE",
+            "PROVIDER_UNAVAILABLE",
+            "DEADLINE_EXCEEDED",
+            "LOG_ROLLED_BACK",
+        ),
     ),
     Meaning(
         NOT_ALLOWED,

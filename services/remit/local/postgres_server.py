@@ -338,6 +338,12 @@ def _unreachable(folder: Path, account: Account) -> Path | None:
     return None
 
 
+def operator_dsn(folder: Path, database: str) -> str:
+    """DSN of a database of the server in `folder`, for whoever runs the mesh, while it runs."""
+    socket_folder = _socket_folder(folder.parent, _account())
+    return f"postgresql://{_SUPERUSER}@/remit_{database}?host={socket_folder}"
+
+
 def _socket_folder(state_folder: Path, account: Account) -> Path:
     """A folder for the socket that only the server's user may enter.
 

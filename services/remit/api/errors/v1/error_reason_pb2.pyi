@@ -102,6 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
     ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 40
     """Nobody set a budget for this account and period."""
+    ERROR_REASON_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 49
+    """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -184,4 +186,6 @@ ERROR_REASON_RESULT_NOT_KEPT: ErrorReason.ValueType  # 37
 """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
 ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 40
 """Nobody set a budget for this account and period."""
+ERROR_REASON_LOG_ROLLED_BACK: ErrorReason.ValueType  # 49
+"""The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
