@@ -270,7 +270,7 @@ def fresh(honest: Honest) -> Log:
     old = honest.log
     store = LogStore(old.database, max_batch=1024, max_queue=16_384)
     checkpoints = CheckpointSigner(old.database, store, SigningKeys(KEYS.signer), interval_ms=10)
-    return Log(old.database, old.keys_database, store, old.log, checkpoints, old.clock)
+    return Log(old.database, old.keys_database, store, old.log, old.keyring, checkpoints, old.clock)
 
 
 async def rewrite(honest: Honest, leaves: Sequence[bytes]) -> None:
