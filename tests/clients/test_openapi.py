@@ -137,8 +137,8 @@ async def test_a_run_its_stream_and_its_file(rest: Rest) -> None:
     name = {"run": run["name"].removeprefix("runs/")}
     read = fits(f"{AGENTS}/GetRun", await rest(f"{AGENTS}/GetRun", name))
     assert read["run"] == run
-    told = fits(f"{AGENTS}/ExplainRun", await rest(f"{AGENTS}/ExplainRun", name))
-    assert [entry["kind"] for entry in told["entries"]].count("KIND_TOOL_CALL") == 1
+    explained = fits(f"{AGENTS}/ExplainRun", await rest(f"{AGENTS}/ExplainRun", name))
+    assert [entry["kind"] for entry in explained["entries"]].count("KIND_TOOL_CALL") == 1
     made = {"artifact": run["artifacts"][0]["name"]}
     assert "/" in made["artifact"]
     file = fits(f"{AGENTS}/GetArtifact", await rest(f"{AGENTS}/GetArtifact", name | made))
