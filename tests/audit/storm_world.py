@@ -30,7 +30,7 @@ from remit.local.progress import PlainReporter
 from remit.rpc.clock import SystemClock
 from remit.rpc.identity import TlsIdentity
 from tests.audit.storm_writer import Place
-from tests.audit.test_service import Keys, token
+from tests.audit.test_service import Policy, token
 from tests.ports import free_ports
 from tests.waiting import PATIENCE, eventually
 
@@ -130,7 +130,7 @@ async def _postgres(
 @contextlib.asynccontextmanager
 async def _policy(tls: Path, address: str) -> AsyncIterator[None]:
     server = grpc.aio.server()
-    policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(Keys(), server)  # type: ignore[abstract]
+    policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(Policy(), server)  # type: ignore[abstract]
     server.add_secure_port(address, TlsIdentity.load(tls / "mesh").server_credentials())
     await server.start()
     try:

@@ -98,7 +98,9 @@ def test_an_empty_page_is_not_the_end(remit: Remit, edge: EdgeServer) -> None:
     pages = iter(
         [
             audit_query_service_pb2.ListEventsResponse(next_page_token="2"),
-            audit_query_service_pb2.ListEventsResponse(events=[{"leaf_index": 3}]),
+            audit_query_service_pb2.ListEventsResponse(
+                events=[audit_query_service_pb2.LoggedEvent(leaf_index=3)]
+            ),
         ]
     )
     edge.answers["ListEvents"] = lambda _: next(pages)
