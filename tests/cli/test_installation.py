@@ -14,6 +14,7 @@ import yaml
 from cryptography import x509
 
 from remit.cli import main
+from remit.local.databases import FURTHER
 from remit.local.installation import Installation
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
@@ -41,11 +42,12 @@ def test_each_area_gets_its_own_secrets_and_nobody_elses(folder: Path) -> None:
     for area in AREAS:
         dsns = sorted(f.name for f in (folder / area / "secrets").glob("*DSN"))
         own = [f"REMIT_{area.upper()}_DSN"]
-        assert dsns == (["REMIT_AUDIT_DSN", "REMIT_AUDIT_KEYS_DSN"] if area == "audit" else own)
+        own += ["REMIT_AUDIT_KEYS_DSN", "REMIT_AUDIT_KEYS_ERASER_DSN"] if area == "audit" else []
+        assert dsns == own
     setup = {f.name for f in (folder / "setup" / "secrets").iterdir()}
     assert setup == {
         f"REMIT_{name.upper()}_{kind}" for name in DATABASES for kind in ("DSN", "OWNER_DSN")
-    }
+    } | {"REMIT_AUDIT_KEYS_ERASER_DSN"}
     assert not (folder / "postgres").exists()
     read_secret(folder / "policy" / "secrets" / "api-keys.pepper")
     for file in folder.rglob("*"):
@@ -59,7 +61,7 @@ def test_secrets_are_made_once(folder: Path) -> None:
     passwords = [data for name, data in before.items() if name.endswith("_DSN")]
     make_secrets(folder, "--superuser")
     assert contents(folder) == before
-    assert len(set(passwords)) == 2 * len(DATABASES) + 1
+    assert len(set(passwords)) == 2 * len(DATABASES) + len(FURTHER) + 1
 
 
 def test_connections_are_secured_as_asked(folder: Path) -> None:

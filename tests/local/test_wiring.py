@@ -100,7 +100,7 @@ def test_what_the_user_sets_reaches_the_services(
 
 
 def test_the_log_is_written_as_tiles_to_the_state(state: StateDirectory) -> None:
-    dsns = {name: f"postgresql://{name}" for name in DATABASES}
+    dsns = {name: f"postgresql://{name}" for name in (*DATABASES, *FURTHER)}
     wiring = Wiring(state, Topology.default(), dsns, ensure_secrets(state), drain_s=1)
     environment = dict(wiring.services())["audit"].environment or {}
     assert environment["REMIT_AUDIT_TILES_DIR"] == str(state.folder / "tiles")
