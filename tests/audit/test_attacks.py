@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -24,8 +24,10 @@ from remit.audit.cosignature import Cosigner
 from remit.audit.evidence import Auditor, Report, VerificationError
 from remit.audit.export import write_export
 from remit.audit.leaf import Leaf
+from remit.audit.log import AuditLog
 from remit.audit.note import Signer
 from remit.audit.packing import pack
+from remit.audit.sealing import Pseudonyms
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.audit.tile_files import TileFiles
@@ -40,6 +42,7 @@ from remit.audit.verifier import (
 )
 from remit.audit.witness import Sighting, WitnessRefusalError, first_sighting, next_sighting
 from remit.rpc.errors import RemitError
+from remit.rpc.ids import SystemIds
 from tests.audit.events import KEYS, Log, make_event, sealed
 from tests.audit.tile_trees import signed, tree, write_tiles
 from tests.conftest import PostgresCluster
@@ -270,7 +273,9 @@ def fresh(honest: Honest) -> Log:
     old = honest.log
     store = LogStore(old.database, max_batch=1024, max_queue=16_384)
     checkpoints = CheckpointSigner(old.database, store, SigningKeys(KEYS.signer), interval_ms=10)
-    return Log(old.database, old.keys_database, store, old.log, old.keyring, checkpoints, old.clock)
+    ids, pseudonyms = SystemIds(old.clock), Pseudonyms(KEYS.pseudonym)
+    log = AuditLog(store, old.keyring, pseudonyms, ids)  # it remembers no larger log
+    return replace(old, store=store, log=log, checkpoints=checkpoints)
 
 
 async def rewrite(honest: Honest, leaves: Sequence[bytes]) -> None:
