@@ -44,7 +44,7 @@ def test_a_script_is_not_asked_and_names_its_request(remit: Remit, edge: EdgeSer
     outcome = remit("audit", "erase", ALICE, "--yes", "--request-id", "ticket-4711")
     assert outcome.out.splitlines() == [
         f"{ALICE} is erased; leaf 7 of the log tells of it",
-        "every service forgets the key by 1970-01-01 00:01:00",
+        "every replica forgets the key by 1970-01-01 00:01:00",
     ]
     [request] = edge.requests("EraseSubject")
     assert (request.subject, request.request_id) == (ALICE, "ticket-4711")

@@ -90,8 +90,8 @@ class AuditSettings(ServiceSettings):
         default=60.0,
         ge=0,
         le=3600,
-        description="Seconds that a subject's key is remembered, here and, as far as it is derived"
-        " from it, by every service: the bound within which an erasure takes effect everywhere.",
+        description="Seconds that a subject's key is remembered: the bound within which an erasure"
+        " takes effect on every replica.",
     )
     erasure_check_s: float = Field(
         default=10.0,

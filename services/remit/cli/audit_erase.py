@@ -1,4 +1,4 @@
-"""`remit audit erase`: destroys the key of a subject, and with it all that it encrypted."""
+"""`remit audit erase`: destroys the key of a subject, and with it all that the log holds of it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ Erasure = privacy_service_pb2.Erasure
 @click.option("--request-id", default="", help="Names this request, so that it can be repeated.")
 @client_options
 def command(*, session: Session, subject: str, yes: bool, request_id: str) -> None:
-    """Erase SUBJECT, orgs/ORG/users/USER: destroy the key of all that was recorded about it.
+    """Erase SUBJECT, orgs/ORG/users/USER: destroy the key of what the log holds of it.
 
     Nobody can read that any more, and nothing brings it back. Entries, ledger and proofs stay as
-    they are; the erasure is an entry itself. A subject that acts again gets a new key.
+    they are; the erasure is an entry itself. A subject that acts again gets a new key. Journals of
+    runs and recorded results of effects are not encrypted: delete them in their databases.
     """
     if not yes:
         click.confirm(f"Erase {subject}? It cannot be undone.", abort=True, err=True)
@@ -37,7 +38,7 @@ def command(*, session: Session, subject: str, yes: bool, request_id: str) -> No
         session.output.document({"erasure": documents.of_message(erasure)})
         return
     session.output.line(f"{subject} is erased; leaf {erasure.leaf_index} of the log tells of it")
-    session.output.line(f"every service forgets the key by {local_time(erasure.forget_time)}")
+    session.output.line(f"every replica forgets the key by {local_time(erasure.forget_time)}")
 
 
 async def _erase(edge: Edge, request: privacy_service_pb2.EraseSubjectRequest) -> Erasure:
