@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from remit.agent.definitions import parse_definition
+from remit.audit.anchor import ANCHOR_FILE
 from remit.cost.price_files import _PriceFile
 from remit.gateway.stats import PAGES
 from remit.gateway.topology import Topology
@@ -138,8 +139,8 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
         yield f"{area}: agents_dir {values['agents_dir']} is not mounted"
     if "workspace" in values and not _is_writable(values["workspace"], places):
         yield f"{area}: workspace {values['workspace']} cannot be written"
-    if "keys_dir" in values and not _is_writable(values.get("anchor_file", ""), places):
-        yield f"{area}: anchor_file {values.get('anchor_file')} cannot be written"
+    if "keys_dir" in values:
+        yield from _anchor_faults(area, values.get("anchor_file", ""), places)
 
 
 def _secrets_faults(
@@ -224,6 +225,12 @@ def _is_mounted(path: str, places: Sequence[Place]) -> bool:
     if any(place.path == path for place in places):
         return True
     return bool(_files(path, places))
+
+
+def _anchor_faults(area: str, path: str, places: Sequence[Place]) -> Iterator[str]:
+    """Folders of keys are mounted to be read, so the anchor lies elsewhere, under its own name."""
+    if PurePosixPath(path).name != ANCHOR_FILE or not _is_writable(path, places):
+        yield f"{area}: anchor_file {path} is no {ANCHOR_FILE} that can be written"
 
 
 def _is_writable(path: str, places: Sequence[Place]) -> bool:
