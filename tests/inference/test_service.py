@@ -143,7 +143,7 @@ async def test_a_turn_that_a_journal_holds_is_kept_no_more(inference: InferenceW
     assert refused.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
 
 
-async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
+async def test_who_checks_the_books_asks_where_claims_stand_and_nobody_else_may(
     inference: InferenceWorld,
 ) -> None:
     turn = await inference.generate(a_prompt())
@@ -160,7 +160,7 @@ async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
         assert attempt.cost_nanos == turn.cost_nanos
         assert told.closing_bound.ToTimedelta().total_seconds() > 0
     assert not listed.has_more
-    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_AGENT):
+    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_POLICY):
         with pytest.raises(RemitError) as refused:
             await inference.stub(caller).BatchGetAttempts(batch)
         assert refused.value.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED

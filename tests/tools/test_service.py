@@ -207,7 +207,7 @@ async def test_a_run_says_what_its_journal_holds_and_a_client_may_not(tools: Too
     assert (await tools.call("tools/clock", {})).result == client.result
 
 
-async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
+async def test_who_checks_the_books_asks_where_claims_stand_and_nobody_else_may(
     tools: ToolsWorld,
 ) -> None:
     done = await tools.call("tools/clock", {})
@@ -224,7 +224,7 @@ async def test_the_ledger_asks_where_its_claims_stand_and_nobody_else_may(
         assert attempt.cost_nanos == done.cost_nanos
         assert told.closing_bound.ToTimedelta().total_seconds() > 0
     assert not listed.has_more
-    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_AGENT):
+    for caller in (options_pb2.CALLER_PUBLIC, options_pb2.CALLER_POLICY):
         error = await error_of(partial(tools.stub(caller).BatchGetAttempts, batch))
         assert error.reason == error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED
 
