@@ -139,6 +139,10 @@ async def tail_of(audit: Audit, remit: str = "", **fields: Any) -> AsyncIterator
             yield aiter(stream)
 
 
+ENDLESS = 1_000_000
+"""More events than there are: who reads so many comes to the end of a stream."""
+
+
 async def told(stream: Any, count: int) -> list[str]:
     found: list[str] = []
     while len(found) < count:
@@ -206,7 +210,7 @@ async def test_a_permission_that_is_taken_away_ends_a_tail(audit: Audit) -> None
         assert await eventually(lambda: _asked_on(stream, audit), 10)
         audit.policy.answer = permission_pb2.DECISION_DENY
         with pytest.raises(RemitError) as raised:
-            await in_time(told(stream, 1), 10)
+            await in_time(told(stream, ENDLESS), 10)
     assert raised.value.reason_name == "PERMISSION_DENIED"
     question = audit.policy.questions[-1]
     assert (question.action, question.resource) == ("audit.read", ORG)
