@@ -14,8 +14,9 @@ protoc -I protos -I "$googleapis" --plugin=protoc-gen-grpc="$(command -v grpc_cp
 # [stubs ends]
 
 # Only what the client reaches is compiled, two files at a time.
-sources=(client.cc remit/api/agent/v1/{agent_service.grpc,agent_service,confidence,run}.pb.cc
-    remit/api/{options/v1/options,policy/v1/permission,tools/v1/tool,usage/v1/usage}.pb.cc
+sources=(client.cc remit/api/agent/v1/{agent_service.grpc,agent_service,confidence,explanation,run}.pb.cc
+    remit/api/{audit/v1/event,cost/v1/reservation,effects/v1/attempt,options/v1/options}.pb.cc
+    remit/api/{policy/v1/permission,tools/v1/tool,usage/v1/usage}.pb.cc
     google/{rpc/error_details,rpc/status,rpc/code,api/http,api/annotations}.pb.cc)
 cp tests/clients/cpp/client.cc "$out/stubs"
 cd "$out/stubs"
