@@ -195,7 +195,10 @@ def test_spans_that_find_the_queue_full_are_counted_and_told() -> None:
         tracer.close(5.0)
     assert exporter.taken == 2 * QUEUE + 1
     told = [(line["event"], line["lost"]) for line in logs if line["event"] != "one"]
-    assert told == [("spans_lost", 1), ("spans_taken_again", 7)]
+    (said, lost_by_then), *then = told
+    # Told with the first; on a busy machine some of the others are lost before it is said.
+    assert (said, lost_by_then in range(1, 8)) == ("spans_lost", True)
+    assert then == [("spans_taken_again", 7)]
     assert not [line for line in logs if "trace_id" in line], "of no call's making"
 
 
