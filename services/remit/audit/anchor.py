@@ -22,7 +22,7 @@ from remit.audit.signing_keys import SigningKeys
 from remit.rpc.errors import RemitError
 
 ANCHOR_FILE = "log.anchor"
-_MODE = 0o644
+_MODE = 0o600
 
 
 @dataclass(frozen=True)
