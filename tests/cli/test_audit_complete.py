@@ -11,7 +11,7 @@ import pytest
 from remit.api.audit.v1 import log_difference_pb2
 from remit.api.audit.v1.audit_query_service_pb2 import CheckCompletenessResponse
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.cli import audit_complete
+from remit.cli import checks
 from remit.rpc.errors import RemitError
 from tests.cli.conftest import Remit
 from tests.cli.edge_server import EdgeServer
@@ -103,7 +103,7 @@ def test_a_part_that_stays_away_is_no_success(remit: Remit, edge: EdgeServer) ->
 
     edge.answers["CheckCompleteness"] = answer
     assert remit("audit", "verify", "--complete").code == 3
-    assert len(edge.requests("CheckCompleteness")) == audit_complete.MOST_RESUMES + 1
+    assert len(edge.requests("CheckCompleteness")) == checks.MOST_RESUMES + 1
 
 
 def test_a_stream_that_is_cut_is_no_success(remit: Remit, edge: EdgeServer) -> None:

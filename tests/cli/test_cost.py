@@ -10,7 +10,7 @@ import pytest
 from remit.api.cost.v1 import ledger_difference_pb2
 from remit.api.cost.v1.cost_report_service_pb2 import CheckLedgerResponse
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.cli import cost
+from remit.cli import checks
 from remit.rpc.errors import RemitError
 from tests.cli.conftest import Remit
 from tests.cli.edge_server import EdgeServer
@@ -84,7 +84,7 @@ def test_a_difference_of_another_org_alone_is_no_agreement(remit: Remit, edge: E
 def test_what_is_too_much_to_show_is_counted(
     remit: Remit, edge: EdgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "MOST_SHOWN", 2)
+    monkeypatch.setattr(checks, "MOST_SHOWN", 2)
     edge.answers["CheckLedger"] = lambda _: [
         step(50, "a", differences=[FOUND] * 2),
         step(100, "b", differences=[FOUND] * 3),
@@ -125,7 +125,7 @@ def test_what_cannot_be_checked_is_no_agreement(remit: Remit, edge: EdgeServer) 
     outcome = remit("cost", "check")
     assert outcome.code == 3
     assert "agree" not in outcome.out
-    assert len(edge.requests("CheckLedger")) == 1 + cost.MOST_RESUMES
+    assert len(edge.requests("CheckLedger")) == 1 + checks.MOST_RESUMES
 
 
 def test_a_stream_that_was_cut_like_a_whole_one_is_no_agreement(

@@ -85,8 +85,18 @@ async def open_service(
         await _checked(checkpoints, audit_log, keys)
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
-        reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
         head = LogHead(store, every_s=settings.tail_look_ms / 1000)
+        reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
+        queries = AuditQueryService(
+            audit_log,
+            checkpoints,
+            reads,
+            sizes,
+            RunEvents(audit_log, reads, verifier, default=sizes.default, most=sizes.most),
+            CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
+            tail=_tail(settings, audit_log, head),
+            permission_of_call=_permission(settings, policy, clock),
+        )
         yield Service(
             "audit",
             servicers=[
@@ -96,20 +106,7 @@ async def open_service(
                 ),
                 (
                     audit_query_service_pb2_grpc.add_AuditQueryServiceServicer_to_server,
-                    AuditQueryService(
-                        audit_log,
-                        checkpoints,
-                        reads,
-                        sizes,
-                        RunEvents(
-                            audit_log, reads, verifier, default=sizes.default, most=sizes.most
-                        ),
-                        CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
-                        tail=_tail(settings, audit_log, head),
-                        permission_of_call=lambda: StreamPermission(
-                            policy, clock, recheck_s=_RECHECK_SHARE * settings.permission_recheck_s
-                        ),
-                    ),
+                    queries,
                 ),
                 (
                     privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,
@@ -220,6 +217,13 @@ def _limits(settings: AuditSettings) -> Limits:
         max_text_chars=settings.max_text_chars,
         max_future_s=settings.max_future_s,
     )
+
+
+def _permission(
+    settings: AuditSettings, policy: policy_service_pb2_grpc.PolicyServiceStub, clock: Clock
+) -> Callable[[], StreamPermission]:
+    recheck_s = _RECHECK_SHARE * settings.permission_recheck_s
+    return lambda: StreamPermission(policy, clock, recheck_s=recheck_s)
 
 
 def _tail(settings: AuditSettings, audit_log: AuditLog, head: LogHead) -> Tail:
