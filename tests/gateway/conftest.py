@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import grpc
 import pytest
@@ -15,18 +16,19 @@ from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from remit.api.gateway.v1 import authorization_pb2
+from remit.gateway import listeners
 from remit.gateway.bootstrap import render_binary
 from remit.gateway.topology import Replica, Topology
 from remit.local.certificates import ensure_certificates
 from remit.local.envoy_process import EnvoyProcess, find_envoy
 from remit.local.state import StateDirectory
 from remit.rpc.clock import SystemClock
-from remit.rpc.contracts import AREAS
-from remit.rpc.envoy import add_authorization_servicer
+from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS
+from remit.rpc.envoy import AUTHORIZATION_CHECK, add_authorization_servicer
 from remit.rpc.identity import TlsIdentity, dns_name
 from remit.rpc.server import SERVER_OPTIONS
 from tests.ports import free_ports
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[bytes, Context], Awaitable[bytes]]
@@ -198,7 +200,7 @@ async def running_world(
     state = StateDirectory.open(folder / "state")
     ensure_certificates(state, SystemClock())
     world = World(state, make_topology(state, counts, **settings), serve)
-    state.envoy_file.write_bytes(render_binary(world.topology))
+    state.envoy_file.write_bytes(rendered(world.topology))
     command = world.envoy.spec(state, find_envoy(None)).command
     with (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - at once
@@ -214,6 +216,16 @@ async def running_world(
             process.wait()
             for upstream in world.upstreams.values():
                 await upstream.stop()
+
+
+def rendered(topology: Topology) -> bytes:
+    """What Envoy reads, except that policy, which is on the test's event loop, may take longer."""
+    check = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
+    patient = replace(check, deadline_s=check.deadline_s * PATIENCE)
+    with mock.patch.object(
+        listeners, "STANDARD_CONTRACTS", {**STANDARD_CONTRACTS, AUTHORIZATION_CHECK: patient}
+    ):
+        return render_binary(topology)
 
 
 async def all_healthy(world: World) -> bool:

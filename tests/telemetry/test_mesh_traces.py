@@ -11,6 +11,8 @@ import os
 import secrets
 import signal
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from remit.api.agent.v1 import (
     run_pb2,
 )
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
+from remit.gateway.tracing import COLLECTOR
 from remit.rpc.contracts import AREAS
 from remit.rpc.errors import RemitError
 from remit.telemetry import table
@@ -34,7 +37,7 @@ from tests import rest
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.telemetry.collector import Collector, Seen, above, orphans, running_collector
-from tests.waiting import eventually, in_time
+from tests.waiting import PATIENCE, eventually, in_time
 
 # Short enough to outwait one, long enough that no stall of a busy machine costs it: what a worker
 # was doing then would have no span.
@@ -282,7 +285,7 @@ async def test_runs_side_by_side_share_rpcs_and_leave_no_orphan(traced: Traced) 
 async def _shared_by_eight_runs(traced: Traced) -> list[Seen]:
     """The RPCs that served several of eight runs, which must be well linked.
 
-    None if a span is missing: where an export fails its spans are lost, once and not every time.
+    None if a span is missing because an export failed, which its service, or Envoy, must tell.
     """
     clients = [Client.new() for _ in range(8)]
     await asyncio.gather(*(run_in(traced, c, f"What is {n} * 7?") for n, c in enumerate(clients)))
@@ -297,6 +300,7 @@ async def _shared_by_eight_runs(traced: Traced) -> list[Seen]:
     try:
         spans = await eventually(arrived, 20)
     except AssertionError:
+        assert _told_of_loss(traced), "nothing is lost without a word"
         return []
     by_place = {(span.trace_id, span.span_id): span for span in spans}
     assert {link for span in spans for link in span.links} <= by_place.keys()
@@ -488,6 +492,7 @@ async def test_a_collector_that_dies_under_load_costs_nothing_but_spans(traced: 
         runs = await asyncio.gather(*running)
         assert {run.state for run in runs} == {run_pb2.RUN_STATE_SUCCEEDED}
         await eventually(lambda: all(_said_lost(traced.mesh, area) for area in AREAS), 20)
+        await eventually(lambda: _envoy_failed(traced), 20)
     finally:
         traced.collector.listen()
     for area in AREAS:
@@ -505,6 +510,20 @@ async def test_a_collector_that_dies_under_load_costs_nothing_but_spans(traced: 
 
 def _said_lost(mesh: RunningMesh, area: str) -> list[dict[str, Any]]:
     return [x for x in log_lines(mesh, area) if x["event"] == "spans_lost"]
+
+
+def _told_of_loss(traced: Traced) -> bool:
+    """Whether a service said that it lost spans, or Envoy counted calls that did not arrive."""
+    return any(_said_lost(traced.mesh, area) for area in AREAS) or _envoy_failed(traced)
+
+
+def _envoy_failed(traced: Traced) -> bool:
+    counted = rf"^cluster\.{COLLECTOR}\.upstream_(rq_timeout|rq_tx_reset|cx_connect_fail)$"
+    url = f"http://{traced.mesh.topology.admin}/stats?filter={urllib.parse.quote(counted)}"
+    with urllib.request.urlopen(url, timeout=10 * PATIENCE) as answer:
+        lines = answer.read().decode().splitlines()
+    assert len(lines) == 3, lines
+    return any(int(line.rpartition(": ")[2]) for line in lines)
 
 
 def _thought(traced: Traced, client: Client) -> bool:
