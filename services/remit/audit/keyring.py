@@ -74,6 +74,15 @@ class SubjectKeyring:
         """
         return await self._completed(await self._fetched(set(pseudonyms)), pseudonyms)
 
+    async def stored(self, pseudonyms: Collection[bytes]) -> dict[bytes, SubjectKey]:
+        """As `for_reading`, and as the database has them now.
+
+        Raises:
+            RemitError: as `for_writing`.
+
+        """
+        return await self._fetched(set(pseudonyms))
+
     async def for_reading(self, pseudonyms: Collection[bytes]) -> dict[bytes, SubjectKey]:
         """Return the keys of those subjects that have one.
 

@@ -12,6 +12,7 @@ from remit.api.audit.v1 import (
     audit_query_service_pb2_grpc,
     audit_service_pb2_grpc,
     privacy_service_pb2_grpc,
+    subject_key_service_pb2_grpc,
 )
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
@@ -37,6 +38,7 @@ from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
+from remit.audit.subject_key_service import SubjectKeyService
 from remit.audit.tail import LogHead, Tail
 from remit.audit.tile_files import TileFiles
 from remit.audit.tile_writer import TileWriter
@@ -111,6 +113,10 @@ async def open_service(
                 (
                     privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,
                     PrivacyService(eraser, clock),
+                ),
+                (
+                    subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
+                    SubjectKeyService(keyring, pseudonyms),
                 ),
             ],
             verifier=verifier,

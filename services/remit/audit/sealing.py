@@ -192,6 +192,14 @@ def is_replay(sealed: SealedEvent, leaf_bytes: bytes, payload: bytes) -> bool:
     return next(public) == next(public)
 
 
+def area_key(subject_key: SubjectKey, area: str) -> bytes:
+    """Return the key under which an area, such as `tools`, seals what it stores of the subject.
+
+    One area's key tells nothing of another's, nor of those under which the log's payloads are.
+    """
+    return _derived(_Keyed(subject_key.secret), b"remit/area/v1", area)
+
+
 def commitment(subject_key: bytes, event_id: str, field: str, value: str) -> bytes:
     """Return the salted commitment of an event to a value, 32 bytes."""
     return _committed(_salted(_Keyed(subject_key), event_id), field, value)

@@ -90,8 +90,8 @@ class AuditSettings(ServiceSettings):
         default=60.0,
         ge=0,
         le=3600,
-        description="Seconds that a subject's key is remembered: the bound within which an erasure"
-        " takes effect on every replica.",
+        description="Seconds that a subject's key is remembered, here and by the services that are"
+        " given keys derived from it: the bound within which an erasure takes effect everywhere.",
     )
     erasure_check_s: float = Field(
         default=10.0,

@@ -54,6 +54,7 @@ MEANINGS: Final = (
             "INTERNAL",
             "METHOD_UNKNOWN",
             "RESULT_NOT_KEPT",
+            "SUBJECT_ERASED",
         ),
     ),
     Meaning(USAGE, "the command line is wrong"),

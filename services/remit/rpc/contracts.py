@@ -35,6 +35,7 @@ SERVICE_MODULES: Final = (
     "remit.api.audit.v1.audit_query_service_pb2",
     "remit.api.audit.v1.audit_service_pb2",
     "remit.api.audit.v1.privacy_service_pb2",
+    "remit.api.audit.v1.subject_key_service_pb2",
     "remit.api.cost.v1.cost_report_service_pb2",
     "remit.api.cost.v1.cost_service_pb2",
     "remit.api.cost.v1.price_service_pb2",

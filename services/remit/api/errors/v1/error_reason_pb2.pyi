@@ -102,6 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
     ERROR_REASON_BUDGET_NOT_FOUND: _ErrorReason.ValueType  # 40
     """Nobody set a budget for this account and period."""
+    ERROR_REASON_SUBJECT_ERASED: _ErrorReason.ValueType  # 45
+    """The key under which this was encrypted was destroyed, because its subject was erased."""
     ERROR_REASON_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 49
     """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
 
@@ -186,6 +188,8 @@ ERROR_REASON_RESULT_NOT_KEPT: ErrorReason.ValueType  # 37
 """The effect succeeded, and who asked for it has said that it recorded the result: the result is kept there alone."""
 ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 40
 """Nobody set a budget for this account and period."""
+ERROR_REASON_SUBJECT_ERASED: ErrorReason.ValueType  # 45
+"""The key under which this was encrypted was destroyed, because its subject was erased."""
 ERROR_REASON_LOG_ROLLED_BACK: ErrorReason.ValueType  # 49
 """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
