@@ -42,6 +42,7 @@ from tests.agent.outside import (
     multiplies,
 )
 from tests.conftest import OpenDatabase
+from tests.permissions import PERMITTED
 from tests.waiting import PATIENCE, in_time
 
 AREAS = {
@@ -85,6 +86,7 @@ class World:
             verifier=self.keys.verifier(),
             clock=SystemClock(),
             max_in_flight=1000,
+            permissions=PERMITTED,
         )
 
 

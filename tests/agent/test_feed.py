@@ -175,7 +175,8 @@ async def test_a_watcher_at_another_replica_is_pushed_to(
     replica: StartReplica, world: World
 ) -> None:
     # A heartbeat, at which it would look for itself, comes after the end of the test.
-    first, second = [await replica(heartbeat_s=25.0) for _ in range(2)]
+    first, second = [await replica() for _ in range(2)]
+    second.parts.feed._heartbeat_s = 60.0
     world.inference.effects.hold = hold = asyncio.Event()
     run = await first.client().create()
     await eventually(lambda: world.inference.effects.held == 1)

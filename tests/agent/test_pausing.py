@@ -160,7 +160,8 @@ async def _deadline(world: World, run: run_pb2.Run) -> float:
 
 
 async def test_who_watches_is_told_and_stays(replica: StartReplica, world: World) -> None:
-    made = await replica(heartbeat_s=20)
+    made = await replica()
+    made.parts.feed._heartbeat_s = 60.0
     client = made.client()
     run = await held_run(made, world, "tools")
     watching = asyncio.create_task(client.watch(run.name))

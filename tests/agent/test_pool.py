@@ -310,7 +310,8 @@ _WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 async def test_events_of_another_replica_are_pushed(replica: StartReplica, world: World) -> None:
     first = await replica()
-    second = await replica(heartbeat_s=20)
+    second = await replica()
+    second.parts.feed._heartbeat_s = 60.0
     run = await held_run(first, world)
     client = second.client()
     stream = client.runs.WatchRun(

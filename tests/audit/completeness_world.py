@@ -39,6 +39,7 @@ from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import RemitVerifier
 from tests.audit.events import ORG, RUN, Log, make_event
 from tests.cost.claim_world import InferenceAttempts, ToolAttempts
+from tests.permissions import PERMITTED
 
 _INSERT_CLAIM = """
     INSERT INTO effect_claims (claim, org, principal, method, key, body_digest, attempt)
@@ -255,6 +256,7 @@ def _guard(area: str) -> Guard:
         verifier=RemitVerifier(NoKeys(), SystemClock()),
         clock=SystemClock(),
         max_in_flight=100,
+        permissions=PERMITTED,
     )
 
 

@@ -188,7 +188,6 @@ async def audit(database: OpenDatabase, tmp_path: Path) -> AsyncIterator[Audit]:
         page_looked_at_events=256,
         tail_look_ms=10,
         heartbeat_s=0.05,
-        permission_recheck_s=0.05,
     )
     async with serving(settings) as running:
         yield running
@@ -205,7 +204,13 @@ async def serving(settings: AuditSettings) -> AsyncIterator[Audit]:
         ids=SystemIds(),
     ) as service:
         policy = Policy()  # type: ignore[abstract]
-        guard = Guard(audience=AUDIT, verifier=service.verifier, clock=CLOCK, max_in_flight=1024)
+        guard = Guard(
+            audience=AUDIT,
+            verifier=service.verifier,
+            clock=CLOCK,
+            max_in_flight=1024,
+            permissions=service.permissions,
+        )
         mesh.add(guard, policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, policy)
         for add, servicer in service.servicers:
             mesh.add(guard, add, servicer)

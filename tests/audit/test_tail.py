@@ -12,15 +12,12 @@ import pytest
 
 from remit.api.audit.v1 import audit_query_service_pb2 as query_pb2
 from remit.api.audit.v1 import audit_query_service_pb2_grpc, event_pb2
-from remit.api.policy.v1 import permission_pb2, policy_service_pb2
 from remit.audit.filters import EventFilter
-from remit.audit.permission import StreamPermission
 from remit.audit.tail import LogHead, Piece, Tail
-from remit.rpc.calls import Call, remit_token, serving
+from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
 from remit.rpc.mesh import reading
-from remit.rpc.remits import Remit
-from tests.audit.events import BOB, NOW, ORG, RUN, FakeClock, Log, make_event, make_log
+from tests.audit.events import BOB, ORG, RUN, Log, make_event, make_log
 from tests.audit.test_service import (  # noqa: F401 - a fixture
     PUBLIC,
     Audit,
@@ -31,7 +28,7 @@ from tests.audit.test_service import (  # noqa: F401 - a fixture
     verified,
 )
 from tests.conftest import OpenDatabase
-from tests.waiting import eventually, in_time
+from tests.waiting import in_time
 
 ALL = EventFilter(ORG)
 
@@ -203,55 +200,3 @@ async def test_a_place_that_is_not_in_the_log(audit: Audit, after: int) -> None:
     with pytest.raises(RemitError) as raised:
         await whole(audit, after_sequence=after)
     assert [v.field for v in raised.value.violations] == ["after_sequence"]
-
-
-async def test_a_permission_that_is_taken_away_ends_a_tail(audit: Audit) -> None:  # noqa: F811
-    async with tail_of(audit, new_only=True) as stream:
-        assert await eventually(lambda: _asked_on(stream, audit), 10)
-        audit.policy.answer = permission_pb2.DECISION_DENY
-        with pytest.raises(RemitError) as raised:
-            await in_time(told(stream, ENDLESS), 10)
-    assert raised.value.reason_name == "PERMISSION_DENIED"
-    question = audit.policy.questions[-1]
-    assert (question.action, question.resource) == ("audit.read", ORG)
-
-
-async def _asked_on(stream: Any, audit: Audit) -> bool:  # noqa: F811
-    """Whether policy has been asked, after one more message."""
-    await anext(stream)
-    return bool(audit.policy.questions)
-
-
-async def test_a_permission_counts_for_a_while_and_ends_with_the_remit() -> None:
-    clock, policy = FakeClock(), AllowingPolicy()
-    remit = verified(expire_time=NOW + timedelta(seconds=100))
-    with serving(call_of(remit)):
-        permission = StreamPermission(policy, clock, recheck_s=20)  # type: ignore[arg-type]
-    for elapsed_s, asked in ((19, 0), (1, 1), (19, 1), (1, 2), (50, 3)):
-        clock.advance(elapsed_s)
-        await permission.renew()
-        assert policy.asked == asked
-    clock.advance(9)
-    with pytest.raises(RemitError, match="remit of this stream has ended") as raised:
-        await permission.renew()
-    assert raised.value.reason_name == "DEPENDENCY_UNAVAILABLE"
-
-
-class AllowingPolicy:
-    asked = 0
-
-    async def CheckPermission(self, _question: Any) -> policy_service_pb2.CheckPermissionResponse:
-        self.asked += 1
-        return policy_service_pb2.CheckPermissionResponse(decision=permission_pb2.DECISION_ALLOW)
-
-
-def call_of(remit: Remit) -> Call:
-    return Call(
-        method="/remit.api.audit.v1.AuditQueryService/TailEvents",
-        caller=PUBLIC,
-        remit=remit,
-        remit_token="",
-        deadline=0,
-        trace_id="",
-        monotonic=lambda: 0,
-    )

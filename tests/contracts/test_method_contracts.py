@@ -91,6 +91,25 @@ def test_a_stream_states_its_bounds_and_only_a_stream(
         assert 0 < contract.stream.idle_s <= contract.stream.max_life_s
 
 
+def test_a_stream_to_clients_outlasts_its_permission_by_a_bound(contract: MethodContract) -> None:
+    """Effects ask at the gate, with what they do; everything else that is streamed asks here."""
+    if contract.stream is None:
+        return
+    if contract.is_public and not contract.is_effect:
+        assert 0 < contract.stream.permission_bound_s <= contract.stream.idle_s
+        assert contract.auth == options.AUTH_REMIT
+        assert contract.permission
+        assert contract.stream.resume, "it may end at any time"
+    else:
+        assert contract.stream.permission_bound_s == 0
+
+
+def test_a_service_with_bounded_streams_may_ask_policy(contract: MethodContract) -> None:
+    if contract.stream is not None and contract.stream.permission_bound_s:
+        asked = all_contracts()["/remit.api.policy.v1.PolicyService/CheckPermission"]
+        assert options.Caller.Value(f"CALLER_{contract.area.upper()}") in asked.callers
+
+
 def test_an_attempt_is_shorter_than_the_call_and_effects_have_none(
     contract: MethodContract,
 ) -> None:

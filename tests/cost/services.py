@@ -45,6 +45,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, RemitVerifier, encode_remit
 from tests.cost.worlds import START
+from tests.permissions import PERMITTED
 from tests.waiting import PATIENCE
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -203,7 +204,11 @@ class CostWorld:
 
     def _guard(self, audience: Caller.ValueType) -> Guard:
         return Guard(
-            audience=audience, verifier=self._verifier, clock=self.clock, max_in_flight=1000
+            audience=audience,
+            verifier=self._verifier,
+            clock=self.clock,
+            max_in_flight=1000,
+            permissions=PERMITTED,
         )
 
     def cost(

@@ -21,6 +21,7 @@ from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import ContractInterceptor, caller_by_certificate
 from tests.contracts.test_method_contracts import METHODS
 from tests.gateway.conftest import Seen, Upstream, World, allow, running_world
+from tests.permissions import PERMITTED
 from tests.rest import Client
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,6 +67,7 @@ class Services:
             verifier=cast("RemitVerifier", AnyRemit()),
             clock=SystemClock(),
             max_in_flight=100_000,
+            permissions=PERMITTED,
         )
         return [ContractInterceptor(guard, caller_by_certificate)]
 

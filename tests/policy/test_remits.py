@@ -64,7 +64,7 @@ def issuer_and_verifier(clock: MovedClock) -> tuple[RemitIssuer, RemitVerifier]:
 
 async def test_a_clients_remit_says_who_and_pays_from_the_users_account(clock: MovedClock) -> None:
     issuer, verifier = issuer_and_verifier(clock)
-    issued = issuer.for_client(PRINCIPAL, epoch=3)
+    issued = issuer.for_client(PRINCIPAL, api_key="k", epoch=3)
     remit = await verifier.verify(issued.token, audience=TOOLS, presenter=PUBLIC)
     assert principal_of(remit) == Principal(
         PRINCIPAL.user, PRINCIPAL.org, PRINCIPAL.team, ("admin", "member")
@@ -93,7 +93,7 @@ async def test_a_runs_remit_is_the_agents_to_present_and_names_its_grants(
 async def test_a_remit_never_outlives_the_credential_behind_it(clock: MovedClock) -> None:
     issuer, verifier = issuer_and_verifier(clock)
     end = clock.now() + timedelta(seconds=20)
-    issued = issuer.for_client(PRINCIPAL, epoch=1, not_after=end)
+    issued = issuer.for_client(PRINCIPAL, api_key="k", epoch=1, not_after=end)
     assert issued.lifetime_s <= 20
     clock.move(23)
     with pytest.raises(RemitError, match="expired"):
@@ -104,7 +104,7 @@ async def test_an_expired_remit_is_refused_even_if_it_was_accepted_before(
     clock: MovedClock,
 ) -> None:
     issuer, verifier = issuer_and_verifier(clock)
-    token = issuer.for_client(PRINCIPAL, epoch=1).token
+    token = issuer.for_client(PRINCIPAL, api_key="k", epoch=1).token
     await verifier.verify(token, audience=TOOLS)
     clock.move(603)
     with pytest.raises(RemitError, match="expired") as refused:

@@ -281,9 +281,9 @@ async def test_a_full_batch_reads_the_database_once(
     reads = []
     fences = world.runs.fences
 
-    async def counted(runs: Any) -> Any:
+    async def counted(*about: Any) -> Any:
         reads.append(1)
-        return await fences(runs)
+        return await fences(*about)
 
     monkeypatch.setattr(world.runs, "fences", counted)
     request = policy_service_pb2.BatchCheckPermissionsRequest(requests=[check(remit)] * MAX_BATCH)
@@ -305,8 +305,8 @@ async def test_a_decision_is_never_older_than_the_policies_in_force(world: World
     assert answer.reason == "forbidden: stopped by hand"
 
 
-@pytest.mark.parametrize("caller", [options_pb2.CALLER_PUBLIC, options_pb2.CALLER_COST])
-async def test_only_enforcement_services_and_the_agent_may_ask(
+@pytest.mark.parametrize("caller", [options_pb2.CALLER_PUBLIC, options_pb2.CALLER_POLICY])
+async def test_only_services_that_enforce_or_stream_may_ask(
     world: World, caller: Caller.ValueType
 ) -> None:
     error = await refused(world.hot(caller).CheckPermission(check(world.client_token())))
@@ -455,6 +455,6 @@ async def test_a_remit_of_another_installation_is_refused(world: World) -> None:
     from tests.policy.test_remits import CLOCK, issuer_and_verifier  # noqa: PLC0415
 
     principal = Principal(ALICE, "orgs/acme", "", ("admin",))
-    foreign = issuer_and_verifier(CLOCK)[0].for_client(principal, epoch=1).token
+    foreign = issuer_and_verifier(CLOCK)[0].for_client(principal, api_key="k", epoch=1).token
     error = await refused(world.hot().CheckPermission(check(foreign)))
     assert error.reason == error_reason_pb2.ERROR_REASON_REMIT_INVALID

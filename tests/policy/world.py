@@ -208,7 +208,8 @@ class World:
     ) -> str:
         """A client's remit, as the edge sets it."""
         org = "/".join(user.split("/")[:2])
-        return self.issuer.for_client(Principal(user, org, team, roles), epoch=1).token
+        principal = Principal(user, org, team, roles)
+        return self.issuer.for_client(principal, api_key="", epoch=1).token
 
     async def admin_secret(self) -> str:
         return await bootstrap_admin(self.database, self.pepper, ORG, ALICE)

@@ -51,6 +51,7 @@ from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import StubFactory
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
 
 Stub = TypeVar("Stub")
@@ -113,6 +114,7 @@ async def open_service(
             ],
             ready=[database.ping],
             drain=[_drain(parts), parts.sender.drain],
+            permissions=StreamPermissions(policy, clock),
         )
 
 

@@ -94,7 +94,7 @@ class AgentSettings(ServiceSettings):
     heartbeat_s: float = Field(
         default=10.0,
         gt=0,
-        le=25,
+        le=10,
         description="Seconds of silence after which a stream sends a heartbeat and looks itself.",
     )
     watch_page: int = Field(

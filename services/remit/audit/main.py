@@ -27,7 +27,6 @@ from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
 from remit.audit.lost_leaves import ExportFile
 from remit.audit.own_events import record_reconciliation, record_rotations
-from remit.audit.permission import StreamPermission
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
@@ -50,10 +49,8 @@ from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import Mesh
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
-
-_RECHECK_SHARE = 2 / 3
-"""Of the time that a permission counts for: a stream looks at it once a heartbeat at least."""
 
 log = telemetry.logger(__name__)
 
@@ -97,7 +94,6 @@ async def open_service(
             RunEvents(audit_log, reads, verifier, default=sizes.default, most=sizes.most),
             CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
             tail=_tail(settings, audit_log, head),
-            permission_of_call=_permission(settings, policy, clock),
         )
         yield Service(
             "audit",
@@ -129,6 +125,7 @@ async def open_service(
             ],
             ready=[store.ping, keyring.ping],
             drain=[head.close],
+            permissions=StreamPermissions(policy, clock),
         )
 
 
@@ -223,13 +220,6 @@ def _limits(settings: AuditSettings) -> Limits:
         max_text_chars=settings.max_text_chars,
         max_future_s=settings.max_future_s,
     )
-
-
-def _permission(
-    settings: AuditSettings, policy: policy_service_pb2_grpc.PolicyServiceStub, clock: Clock
-) -> Callable[[], StreamPermission]:
-    recheck_s = _RECHECK_SHARE * settings.permission_recheck_s
-    return lambda: StreamPermission(policy, clock, recheck_s=recheck_s)
 
 
 def _tail(settings: AuditSettings, audit_log: AuditLog, head: LogHead) -> Tail:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
 from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.filters import EventFilter, Walk
 from remit.audit.log import AuditLog, LoggedEvent
-from remit.audit.permission import StreamPermission
 from remit.audit.reading import (
     ReadRecorder,
     asked,
@@ -62,7 +61,6 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         check: CompletenessCheck,
         *,
         tail: Tail,
-        permission_of_call: Callable[[], StreamPermission],
     ) -> None:
         self._log = log
         self._store = log.store
@@ -72,7 +70,6 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         self._run_events = run_events
         self._check = check
         self._tail = tail
-        self._permission_of_call = permission_of_call
 
     async def ListEvents(
         self,
@@ -120,7 +117,6 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         """Follow events of the caller's org; see the contract."""
         org = current_remit().org
         wanted = read_filter(request, org, self._log.pseudonym_of)
-        permission = self._permission_of_call()
         detail = asked(request, org, self._log.hiding_users)
         now = await self._reads.record(detail | place_asked(request))
         start = place_of(request, now)
@@ -128,11 +124,9 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
             events = [_logged(event) for event in piece.events]
             part = _fitting(events)
             while len(part) < len(events):
-                await permission.renew()
                 yield _told(part[-1].leaf_index + 1, part)
                 events = events[len(part) :]
                 part = _fitting(events)
-            await permission.renew()
             yield _told(piece.size, part)
 
     async def GetCheckpoint(

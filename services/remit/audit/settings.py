@@ -122,12 +122,6 @@ class AuditSettings(ServiceSettings):
         le=10,
         description="Seconds without an event after which a tail sends a heartbeat.",
     )
-    permission_recheck_s: float = Field(
-        default=30.0,
-        gt=0,
-        le=30,
-        description="Seconds after which a tail whose permission was not confirmed sends nothing.",
-    )
     export_leaves_per_message: int = Field(
         default=256, ge=1, le=512, description="Leaves of one message of an export at most."
     )

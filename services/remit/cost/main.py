@@ -38,6 +38,7 @@ from remit.rpc.ids import IdSource
 from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import Mesh
 from remit.rpc.observing import observing
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
 
 
@@ -92,6 +93,7 @@ async def open_service(
                 observing(watch.look, every_s=settings.watch_s),
             ),
             ready=(database.ping,),
+            permissions=StreamPermissions(policy, clock),
         )
 
 

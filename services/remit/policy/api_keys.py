@@ -29,6 +29,7 @@ from remit.rpc.errors import RemitError
 PREFIX: Final = "rmt"
 _ID_BYTES: Final = 10
 _SECRET_BYTES: Final = 32
+_SHOWN_CHARS: Final = 8
 # Lengths in unpadded base32: 10, 32 and 4 bytes.
 _KEY: Final = re.compile(rf"{PREFIX}_([a-z2-7]{{16}})_([a-z2-7]{{52}})_([a-z2-7]{{7}})")
 _VERIFY_LABEL: Final = b"remit api key verifier 1\0"
@@ -69,6 +70,11 @@ class Pepper:
         key_id = _base32(block[:_ID_BYTES])
         body = f"{PREFIX}_{key_id}_{_base32(block[_ID_BYTES : _ID_BYTES + _SECRET_BYTES])}"
         return PresentedKey(key_id, f"{body}_{_checksum(body)}")
+
+
+def shown(key_id: str) -> str:
+    """Return how messages name a key: by the begin of its id."""
+    return f"the API key rmt_{key_id[:_SHOWN_CHARS]}..."
 
 
 def parse_api_key(text: str) -> PresentedKey:

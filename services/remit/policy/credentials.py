@@ -12,21 +12,18 @@ import asyncio
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
 
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_INVALID,
     ERROR_REASON_CREDENTIAL_REVOKED,
 )
-from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key
+from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
 from remit.policy.epochs import Policies
 from remit.policy.remits import RemitIssuer
 from remit.policy.rules import Decision, Principal, Question, RuleBook
 from remit.policy.store import ApiKeyRow, PolicyStore
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
-
-_SHOWN_CHARS: Final = 8
 
 
 @dataclass
@@ -124,7 +121,9 @@ class Credentials:
         self._check_standing(row)
         book = await self._policies.at_least(await self._store.newest_epoch())
         principal = Principal(row.subject, row.org, row.team, row.roles)
-        issued = self._issuer.for_client(principal, epoch=book.epoch, not_after=row.expire_time)
+        issued = self._issuer.for_client(
+            principal, api_key=row.key_id, epoch=book.epoch, not_after=row.expire_time
+        )
         # Counted from before the database was asked, and never past the token's own end.
         end = started + min(self._cache_s, issued.lifetime_s)
         session = Session(principal, issued.token, digest, end)
@@ -133,11 +132,11 @@ class Credentials:
         return session
 
     def _check_standing(self, row: ApiKeyRow) -> None:
-        shown = f"the API key rmt_{row.key_id[:_SHOWN_CHARS]}..."
+        key = shown(row.key_id)
         if row.revoke_time is not None:
-            raise RemitError(ERROR_REASON_CREDENTIAL_REVOKED, f"{shown} was revoked")
+            raise RemitError(ERROR_REASON_CREDENTIAL_REVOKED, f"{key} was revoked")
         if row.expire_time is not None and row.expire_time <= self._clock.now():
-            raise RemitError(ERROR_REASON_CREDENTIAL_INVALID, f"{shown} has expired")
+            raise RemitError(ERROR_REASON_CREDENTIAL_INVALID, f"{key} has expired")
 
     def _remember(self, key_id: str, session: Session) -> None:
         if self._cache_s <= 0:
@@ -152,5 +151,5 @@ def _unknown(key: PresentedKey) -> RemitError:
     """Say the same for an unknown id and a wrong secret: neither is told from the other."""
     return RemitError(
         ERROR_REASON_CREDENTIAL_INVALID,
-        f"the API key rmt_{key.key_id[:_SHOWN_CHARS]}... is not known here",
+        f"{shown(key.key_id)} is not known here",
     )

@@ -50,11 +50,16 @@ class RemitIssuer:
         self._lifetime = timedelta(seconds=lifetime_s)
 
     def for_client(
-        self, principal: Principal, *, epoch: int, not_after: datetime | None = None
+        self,
+        principal: Principal,
+        *,
+        api_key: str,
+        epoch: int,
+        not_after: datetime | None = None,
     ) -> Issued:
         """Issue the remit of a client for one call through the edge.
 
-        It never outlives the credential behind it, which ends at `not_after`.
+        It names the API key behind it, by its id, and never outlives it; that ends at `not_after`.
         """
         remit = self._remit(
             principal,
@@ -62,7 +67,7 @@ class RemitIssuer:
             account=names.account_path(principal.user, team=principal.team)[-1],
             not_after=not_after,
         )
-        return self._signed(remit)
+        return self._signed(replace(remit, api_key=api_key))
 
     def for_run(self, run: Registration, fencing_token: int, *, epoch: int) -> Issued:
         """Issue the remit of a registered run for the worker that holds `fencing_token`.

@@ -113,6 +113,8 @@ class Fences:
 
     epoch: int
     min_tokens: Mapping[str, int]
+    api_keys: frozenset[str] = frozenset()
+    """Ids of the API keys asked for that were not revoked."""
 
 
 class RunStore:
@@ -167,10 +169,13 @@ class RunStore:
         epoch: int = row["epoch"]
         return (_registration(row) if row["run"] else None), epoch
 
-    async def fences(self, runs: Iterable[str]) -> Fences:
-        """Read the fences of `runs` and the policy epoch as they are now, in one statement."""
+    async def fences(self, runs: Iterable[str], api_keys: Iterable[str] = ()) -> Fences:
+        """Read the fences of `runs`, which API keys still count, and the policy epoch.
+
+        All as they are now, in one statement.
+        """
         async with self._database.acquire() as connection:
-            return await _fences(connection, sorted(set(runs)))
+            return await _fences(connection, sorted(set(runs)), sorted(set(api_keys)))
 
 
 def _autocommit(_: Sequence[Claim]) -> str:
@@ -288,14 +293,18 @@ async def _locked(connection: Connection, runs: Sequence[str]) -> dict[str, Stan
     }
 
 
-async def _fences(connection: Connection, runs: Sequence[str]) -> Fences:
+async def _fences(connection: Connection, runs: Sequence[str], api_keys: Sequence[str]) -> Fences:
     rows = await connection.fetch(
         "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
-        " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets",
+        " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets"
+        " UNION ALL SELECT key_id, NULL FROM api_keys"
+        " WHERE key_id = ANY($2) AND revoke_time IS NULL",
         runs,
+        api_keys,
     )
-    tokens: dict[str, int] = {row["run"]: row["min_fencing_token"] for row in rows}
-    return Fences(tokens.pop(_EPOCH_ROW), tokens)
+    counting = frozenset(row["run"] for row in rows if row["min_fencing_token"] is None)
+    tokens = {row["run"]: row["min_fencing_token"] for row in rows if row["run"] not in counting}
+    return Fences(tokens.pop(_EPOCH_ROW), tokens, counting)
 
 
 async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[str, Registration]:

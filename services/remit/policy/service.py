@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from remit.policy.api_keys import shown
 from remit.policy.checks import (
     answer_of,
     decision_id,
@@ -92,7 +94,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         """Decide one action."""
         with unasked_counted([request.resource]):
             remit = await self._admitted(request)
-            fences = await self._runs.fences([remit.run] if remit.is_run else [])
+            fences = await self._runs.fences(*_facts_about([remit]))
             book = await self._policies.at_least(fences.epoch)
             return self._answer(book, fences, remit, request)
 
@@ -104,9 +106,8 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             raise invalid_request([Violation("requests", f"must hold 1 to {MAX_BATCH} questions")])
         remits = [await self._admitted_or_error(item) for item in request.requests]
         with unasked_counted(item.resource for item in request.requests):
-            fences = await self._runs.fences(
-                remit.run for remit in remits if isinstance(remit, Remit) and remit.is_run
-            )
+            admitted = [remit for remit in remits if isinstance(remit, Remit)]
+            fences = await self._runs.fences(*_facts_about(admitted))
             book = await self._policies.at_least(fences.epoch)
         response = policy_service_pb2.BatchCheckPermissionsResponse()
         for remit, item in zip(remits, request.requests, strict=True):
@@ -213,7 +214,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         request: policy_service_pb2.CheckPermissionRequest,
     ) -> policy_service_pb2.CheckPermissionResponse:
         _check_fence(fences, remit)
-        decision = _decide(book, remit, request)
+        decision = _decide(book, fences, remit, request)
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         if decision.errors:
             note_undecided(decision, request.action, request.resource, decision=name)
@@ -275,9 +276,20 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             self._registered.popitem(last=False)
 
 
+def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str]]:
+    """Of which runs and which API keys a decision must know where they stand."""
+    runs = [remit.run for remit in remits if remit.is_run]
+    return runs, [remit.api_key for remit in remits if remit.api_key]
+
+
 def _decide(
-    book: RuleBook, remit: Remit, request: policy_service_pb2.CheckPermissionRequest
+    book: RuleBook,
+    fences: Fences,
+    remit: Remit,
+    request: policy_service_pb2.CheckPermissionRequest,
 ) -> Decision:
+    if remit.api_key and remit.api_key not in fences.api_keys:
+        return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
     outside = outside_remit(remit, request.resource)
     if outside:
         return refused_by_remit(outside, book.epoch)

@@ -50,11 +50,16 @@ SERVICE_MODULES: Final = (
 
 @dataclass(frozen=True)
 class StreamContract:
-    """Bounds of a server stream; `resume` is the request field that resumes it, or empty."""
+    """Bounds of a server stream; `resume` is the request field that resumes it, or empty.
+
+    `permission_bound_s` is how long it outlasts its reader's permission, or zero where the stream
+    itself sees to that.
+    """
 
     idle_s: float
     max_life_s: float
     resume: str
+    permission_bound_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,10 @@ def _stream(stated: options_pb2.MethodContract) -> StreamContract | None:
     if not stated.HasField("stream"):
         return None
     return StreamContract(
-        _seconds(stated.stream.idle), _seconds(stated.stream.max_life), stated.stream.resume
+        idle_s=_seconds(stated.stream.idle),
+        max_life_s=_seconds(stated.stream.max_life),
+        resume=stated.stream.resume,
+        permission_bound_s=_seconds(stated.stream.permission_bound),
     )
 
 

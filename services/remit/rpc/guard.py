@@ -26,6 +26,7 @@ from remit.rpc.clock import Clock
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
 from remit.rpc.parties import caller_label
+from remit.rpc.permission import StreamPermission, StreamPermissions
 from remit.rpc.remits import Remit, RemitVerifier
 
 # The inner time limit is shorter than the caller's, so that its report still arrives.
@@ -80,10 +81,13 @@ class Guard:
         verifier: RemitVerifier,
         clock: Clock,
         max_in_flight: int,
+        permissions: StreamPermissions | None = None,
     ) -> None:
+        """Without `permissions` no stream begins whose contract bounds its permission."""
         self._audience = audience
         self._verifier = verifier
         self._clock = clock
+        self._permissions = permissions
         self.admission = Admission(max_in_flight)
 
     @contextlib.asynccontextmanager
@@ -93,8 +97,11 @@ class Guard:
         caller: Caller.ValueType,
         metadata: Iterable[tuple[str, str | bytes]],
         time_remaining_s: float | None,
-    ) -> AsyncIterator[None]:
-        """Runs the body as the method of `contract`. Raises nothing but RemitError."""
+    ) -> AsyncIterator[StreamPermission | None]:
+        """Runs the body as the method of `contract`. Raises nothing but RemitError.
+
+        Yields what is to be renewed before each message of a stream, where its contract says so.
+        """
         fields = dict(metadata)
         with (
             telemetry.within(_place(caller, fields)),
@@ -106,8 +113,10 @@ class Guard:
             limit_s = _time_limit_s(contract, time_remaining_s)
             deadline = self._clock.monotonic() + limit_s
             async with _deadline(contract, limit_s):
-                with serving(await self._call(contract, caller, fields, deadline)):
-                    yield
+                call = await self._call(contract, caller, fields, deadline)
+                permission = self._permission(contract, call)
+                with serving(call):
+                    yield permission
 
     @contextlib.contextmanager
     def _observed(self, contract: MethodContract, caller: Caller.ValueType) -> Iterator[None]:
@@ -137,6 +146,14 @@ class Guard:
                 error_reason_pb2.ERROR_REASON_CALLER_NOT_ALLOWED,
                 f"{caller_label(caller)} may not call {contract.path.removeprefix('/')}",
             )
+
+    def _permission(self, contract: MethodContract, call: Call) -> StreamPermission | None:
+        if contract.stream is None or not contract.stream.permission_bound_s:
+            return None
+        if self._permissions is None:
+            message = f"nothing asks for the permission of {contract.path} again"
+            raise ValueError(message)
+        return self._permissions.of(contract, call)
 
     async def _call(
         self,
@@ -179,6 +196,18 @@ def check_response_size(contract: MethodContract, size_bytes: int) -> None:
             f"the response has {size_bytes} bytes; {contract.path.removeprefix('/')} gives at most"
             f" {contract.max_response_bytes}",
         )
+
+
+async def check_message(
+    contract: MethodContract, permission: StreamPermission | None, size_bytes: int
+) -> None:
+    """Returns when a message of a stream may be sent.
+
+    Raises TOO_LARGE for one over its contract's bound, and what renewing the permission raises.
+    """
+    if permission is not None:
+        await permission.renew()
+    check_response_size(contract, size_bytes)
 
 
 def _place(caller: Caller.ValueType, metadata: Mapping[str, str | bytes]) -> telemetry.Trace:

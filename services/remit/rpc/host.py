@@ -22,6 +22,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.http import Probes, serve_http
 from remit.rpc.identity import TlsIdentity
 from remit.rpc.parties import caller_of_label
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import AddToServer, build_server
 from remit.settings import ServiceSettings
@@ -47,6 +48,8 @@ class Service:
     """Checks that raise while the service cannot do its work, such as `database.ping`."""
     drain: Sequence[Callable[[], Awaitable[None]]] = field(default=())
     """Called once at the start of a drain, such as handing leases over; each gets `drain_s`."""
+    permissions: StreamPermissions | None = None
+    """Asks whether streams may go on; needed where a contract bounds a stream's permission."""
 
 
 async def run(
@@ -109,6 +112,7 @@ class _Host:
             verifier=service.verifier,
             clock=clock,
             max_in_flight=settings.max_in_flight,
+            permissions=service.permissions,
         )
         self._probes = probes
         self._tasks: list[asyncio.Task[None]] = []

@@ -18,7 +18,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.rpc.contracts import MethodContract
 from remit.rpc.errors import RemitError
-from remit.rpc.guard import Guard, check_request_size, check_response_size
+from remit.rpc.guard import Guard, check_message, check_request_size, check_response_size
 from remit.rpc.mesh import StubFactory, known_contract, outgoing_metadata, timeout_s
 from remit.telemetry.trace import current
 
@@ -148,10 +148,11 @@ class _MemoryChannel:
                 """Runs in a task of its own, as on a server: its context is not the reader's."""
                 end = None
                 try:
-                    async with self._serve(guard, contract, request, timeout, metadata):
+                    serving = self._serve(guard, contract, request, timeout, metadata)
+                    async with serving as permission:
                         received = _deserialized(handler, request_serializer(request))
                         async for response in handler.unary_stream(received, _NoContext()):
-                            check_response_size(contract, response.ByteSize())
+                            await check_message(contract, permission, response.ByteSize())
                             await sent.put(_serialized(handler, response))
                 except RemitError as error:
                     end = RemitError.from_status(error.to_trailers())

@@ -71,6 +71,8 @@ class Remit:
     key_id: str
     issue_time: datetime
     expire_time: datetime
+    api_key: str = ""
+    """Id of the API key that a client showed for it; empty for a run's."""
     outer_limits_nanos: tuple[int | None, ...] = ()
     """Of a sub-run: the limits of the runs above it, the outermost first."""
 
@@ -238,6 +240,11 @@ def encode_remit(remit: Remit, key: Ed25519PrivateKey) -> str:
 
 def encode_claims(remit: Remit) -> dict[str, Any]:
     """The JWT claims of a remit: registered names of RFC 7519 first, then ours."""
+    optional: dict[str, Any] = {}
+    if remit.api_key:
+        optional["api_key"] = remit.api_key
+    if remit.outer_limits_nanos:
+        optional["outer_limits"] = list(remit.outer_limits_nanos)
     return {
         "iss": ISSUER,
         "sub": remit.subject,
@@ -256,7 +263,7 @@ def encode_claims(remit: Remit) -> dict[str, Any]:
         "fence": remit.fencing_token,
         "epoch": remit.policy_epoch,
         "roles": sorted(remit.roles),
-    } | ({"outer_limits": list(remit.outer_limits_nanos)} if remit.outer_limits_nanos else {})
+    } | optional
 
 
 def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
@@ -282,6 +289,7 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         key_id=key_id,
         issue_time=datetime.fromtimestamp(claims["iat"], UTC),
         expire_time=datetime.fromtimestamp(claims["exp"], UTC),
+        api_key=str(claims.get("api_key", "")),
         outer_limits_nanos=tuple(claims.get("outer_limits", ())),
     )
     _check_account(remit)

@@ -35,8 +35,9 @@ from remit.rpc.contracts import (
 )
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.forms import GRPC, Form, form_of
-from remit.rpc.guard import Guard, check_request_size, check_response_size
+from remit.rpc.guard import Guard, check_message, check_request_size, check_response_size
 from remit.rpc.identity import caller_of
+from remit.rpc.permission import StreamPermission
 
 if TYPE_CHECKING:
     from remit.telemetry.export import Tracer  # loads the SDK
@@ -170,12 +171,12 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             writer = form.writer(contract)
             suspended = False
             try:
-                async with self._serve(contract, context):
+                async with self._serve(contract, context) as permission:
                     request = _read(contract, form, received, context)
                     # Ends the method with the call, not when it is next collected.
                     async with contextlib.aclosing(method(request, context)) as responses:
                         async for response in responses:
-                            check_response_size(contract, response.ByteSize())
+                            await check_message(contract, permission, response.ByteSize())
                             if form.stream_headers and not writer.begun:
                                 await context.send_initial_metadata(form.stream_headers)
                             for part in writer.message(response):
@@ -199,7 +200,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
     def _serve(
         self, contract: MethodContract, context: Context
-    ) -> contextlib.AbstractAsyncContextManager[None]:
+    ) -> contextlib.AbstractAsyncContextManager[StreamPermission | None]:
         return self._guard.serve(
             contract,
             self._caller(contract, context),

@@ -281,6 +281,7 @@ class StreamContract(_message.Message):
     IDLE_FIELD_NUMBER: _builtins.int
     MAX_LIFE_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    PERMISSION_BOUND_FIELD_NUMBER: _builtins.int
     resume: _builtins.str
     """Request field that resumes the stream after a sequence. Empty: the stream cannot be resumed."""
     @_builtins.property
@@ -291,16 +292,23 @@ class StreamContract(_message.Message):
     def max_life(self) -> _duration_pb2.Duration:
         """The stream ends after this time at the latest; the client resumes."""
 
+    @_builtins.property
+    def permission_bound(self) -> _duration_pb2.Duration:
+        """A reader whose permission or API key is taken away reads on for this long at the most: policy is asked
+        again while the stream lasts. Set for every stream to clients but effects, about which the gate asks.
+        """
+
     def __init__(
         self,
         *,
         idle: _duration_pb2.Duration | None = ...,
         max_life: _duration_pb2.Duration | None = ...,
         resume: _builtins.str = ...,
+        permission_bound: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_life", b"max_life"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_life", b"max_life", "permission_bound", b"permission_bound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_life", b"max_life", "resume", b"resume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_life", b"max_life", "permission_bound", b"permission_bound", "resume", b"resume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
