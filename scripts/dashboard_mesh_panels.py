@@ -265,6 +265,16 @@ AUDIT: Final = Row(
             ),
         ),
         Panel(
+            "Policy epoch",
+            "What the replicas of policy have loaded. They differ for a second after a change of"
+            " policies or grants; for longer, one has lost its database.",
+            COUNT,
+            (
+                Query("max(remit_policy_epoch)", "newest"),
+                Query("min(remit_policy_epoch)", "oldest"),
+            ),
+        ),
+        Panel(
             "Authorisations at the edge",
             "Client calls let in or refused, by reason. CREDENTIAL_INVALID in numbers: a client"
             " with a withdrawn key, or somebody who guesses.",

@@ -28,6 +28,7 @@ COST = f"{API}.cost.v1.CostReportService"
 INFERENCE = f"{API}.inference.v1.InferenceService"
 MODELS = f"{API}.inference.v1.ModelService"
 PRIVACY = f"{API}.audit.v1.PrivacyService"
+POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
 TOOLS = f"{API}.tools.v1.ToolService"
@@ -49,6 +50,7 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),
     f"{POLICY}/ListApiKeys": ({}, {}),
     f"{POLICY}/GetPolicySet": ({}, {}),
+    f"{POLICY_SETS}/ListPolicySets": ({}, {"pageSize": "1"}),
     f"{TOOLS}/ListTools": ({}, {}),
     f"{TOOLS}/GetWebhookKeys": ({}, {}),
     f"{TOOLS}/GetTool": ({"tool": "calculator"}, {}),
@@ -76,6 +78,10 @@ CHANGES = {
     f"{PRIVACY}/EraseSubject",
     f"{TOOLS}/CallTool",
     f"{INFERENCE}/GenerateText",
+}
+OF_POLICIES = {
+    f"{POLICY_SETS}/{name}PolicySet{plural}"
+    for name, plural in (("Push", ""), ("Diff", "s"), ("Rollback", ""))
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
@@ -123,7 +129,7 @@ async def a_file(rest: Rest) -> Answer:
 
 
 def test_every_operation_is_tried() -> None:
-    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *OF_PRICES, *CHANGES, *STREAMS}
+    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *OF_PRICES, *OF_POLICIES, *CHANGES, *STREAMS}
     assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
 
 
@@ -196,6 +202,26 @@ async def test_changes(rest: Rest) -> None:
     gone = await changed(f"{COST}/DeleteBudget", named | {"requestId": new_id()})
     assert gone["budget"]["enforcement"] == "ENFORCEMENT_SOFT"
     assert gone["remaining"][0]["isDefault"] is True
+
+
+async def test_policies_are_compared_pushed_and_rolled_back(rest: Rest) -> None:
+    shown = fits(f"{POLICY}/GetPolicySet", await rest(f"{POLICY}/GetPolicySet"))
+    version = shown["policySet"]["version"]
+    more = '@id("rest") permit (principal, action == Action::"models.list", resource);'
+    files = [*shown["files"], {"name": "rest.cedar", "text": more}]
+    compared = await rest(f"{POLICY_SETS}/DiffPolicySets", body={"files": files})
+    (difference,) = fits(f"{POLICY_SETS}/DiffPolicySets", compared)["differences"]
+    assert (difference["policyId"], difference["kind"]) == ("rest", "KIND_ADDED")
+    change = {"expectedVersion": version, "requestId": new_id()}
+    made = await rest(f"{POLICY_SETS}/PushPolicySet", body=change | {"files": files})
+    pushed = fits(f"{POLICY_SETS}/PushPolicySet", made)["policySet"]["version"]
+    stale = await rest(
+        f"{POLICY_SETS}/PushPolicySet", body=change | {"files": files, "requestId": new_id()}
+    )
+    assert (stale.status, fits(f"{POLICY_SETS}/PushPolicySet", stale)["code"]) == (409, 10)
+    back = {"version": version, "expectedVersion": pushed, "requestId": new_id()}
+    gone = await rest(f"{POLICY_SETS}/RollbackPolicySet", body=back)
+    assert fits(f"{POLICY_SETS}/RollbackPolicySet", gone)["policySet"]["sourceVersion"] == version
 
 
 async def test_a_subject_is_erased(rest: Rest) -> None:

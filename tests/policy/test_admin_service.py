@@ -151,12 +151,12 @@ async def test_only_admins_administer_even_past_the_edge(
 
 async def test_nobody_gives_away_a_role_that_they_lack(world: World) -> None:
     from remit.policy.epochs import Policies  # noqa: PLC0415 - only here
-    from remit.policy.rules import PolicySource  # noqa: PLC0415
+    from remit.policy.rule_sets import PolicySource  # noqa: PLC0415
 
     source = world.policies.book.source
     generous = '@id("all") permit(principal, action == Action::"keys.create", resource);'
     await Policies.open(
-        world.store, PolicySource({**source.files, "x.cedar": generous}, source.schema)
+        world.sets, PolicySource({**source.files, "x.cedar": generous}, source.schema)
     )
     member = {"user": BOB, "roles": ("member",)}
     await as_admin(world, "CreateApiKey", create(), **member)

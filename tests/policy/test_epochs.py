@@ -9,9 +9,9 @@ import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.policy.epochs import Policies, read_policies
-from remit.policy.rules import PolicySource
+from remit.policy.rule_sets import PolicySource
 from remit.policy.schema import SHIPPED_POLICIES, schema_text
-from remit.policy.store import PolicyStore
+from remit.policy.set_store import SetStore
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
 
@@ -23,27 +23,27 @@ CHANGED = PolicySource(
 
 
 @pytest.fixture
-def store(policy_database: Database) -> PolicyStore:
-    return PolicyStore(policy_database)
+def store(policy_database: Database) -> SetStore:
+    return SetStore(policy_database)
 
 
 async def test_the_same_files_keep_the_epoch_and_changed_ones_begin_another(
-    store: PolicyStore,
+    store: SetStore,
 ) -> None:
     assert (await Policies.open(store, SHIPPED)).book.epoch == 1
     assert (await Policies.open(store, SHIPPED)).book.epoch == 1
     assert (await Policies.open(store, CHANGED)).book.epoch == 2
     assert (await Policies.open(store, SHIPPED)).book.epoch == 3
-    newest = await store.newest_policies()
-    assert (newest.epoch, newest.source) == (3, SHIPPED)
+    newest = await store.in_force()
+    assert (newest.epoch, newest.stored.source) == (3, SHIPPED)
 
 
-async def test_replicas_that_start_together_make_one_epoch(store: PolicyStore) -> None:
+async def test_replicas_that_start_together_make_one_epoch(store: SetStore) -> None:
     opened = await asyncio.gather(*(Policies.open(store, SHIPPED) for _ in range(6)))
     assert {policies.book.epoch for policies in opened} == {1}
 
 
-async def test_a_replica_follows_what_another_put_in_force(store: PolicyStore) -> None:
+async def test_a_replica_follows_what_another_put_in_force(store: SetStore) -> None:
     one = await Policies.open(store, SHIPPED)
     await Policies.open(store, CHANGED)
     assert one.book.epoch == 1
@@ -55,7 +55,7 @@ async def test_a_replica_follows_what_another_put_in_force(store: PolicyStore) -
     assert one.book.epoch == 3
 
 
-async def test_what_does_not_parse_is_never_put_in_force(store: PolicyStore) -> None:
+async def test_what_does_not_parse_is_never_put_in_force(store: SetStore) -> None:
     await Policies.open(store, SHIPPED)
     with pytest.raises(RemitError, match=r"bad\.cedar"):
         await Policies.open(store, PolicySource({"bad.cedar": "permit("}, schema_text()))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
+from remit.policy.entities import Principal
 from remit.policy.key_ring import KeyRing
 from remit.policy.remits import RemitIssuer, principal_of
-from remit.policy.rules import Principal
 from remit.policy.runs import Registration
 from remit.policy.signing import SigningKey
 from remit.rpc.errors import RemitError

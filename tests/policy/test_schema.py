@@ -5,13 +5,14 @@ from __future__ import annotations
 import cedarpy
 import pytest
 
+from remit.policy.entities import Principal
 from remit.policy.epochs import read_policies
-from remit.policy.rules import Principal, Question, RuleBook
+from remit.policy.rules import Question, rule_book
 from remit.policy.schema import RUN_AGENT, SHIPPED_POLICIES, _declarations, actions, schema_text
 from remit.rpc.contracts import all_contracts
 
 ADMIN = Principal("orgs/a/users/x", "orgs/a", "", ("admin",))
-BOOK = RuleBook(read_policies(SHIPPED_POLICIES), 1)
+BOOK = rule_book(read_policies(SHIPPED_POLICIES), 1)
 
 
 @pytest.mark.parametrize("path", [path for path, c in all_contracts().items() if c.permission])

@@ -15,8 +15,9 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2
+from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
-from remit.policy.rules import PolicySource, Principal
+from remit.policy.rule_sets import PolicySource
 from remit.policy.service import MAX_BATCH
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
@@ -125,7 +126,7 @@ BROKEN = """
 async def break_policies(world: World) -> None:
     source = world.policies.book.source
     await Policies.open(
-        world.store, PolicySource({**source.files, "broken.cedar": BROKEN}, source.schema)
+        world.sets, PolicySource({**source.files, "broken.cedar": BROKEN}, source.schema)
     )
 
 
@@ -298,7 +299,7 @@ async def test_a_decision_is_never_older_than_the_policies_in_force(world: World
     source = world.policies.book.source
     forbid = '@id("stop") @reason("stopped by hand") forbid(principal, action, resource);'
     await Policies.open(
-        world.store, PolicySource({**source.files, "stop.cedar": forbid}, source.schema)
+        world.sets, PolicySource({**source.files, "stop.cedar": forbid}, source.schema)
     )
     answer = await world.hot().CheckPermission(check(remit))
     assert (answer.decision, answer.policy_epoch) == (DENY, 2)

@@ -23,7 +23,7 @@ from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.audit.settings import AuditSettings
 from remit.client import RunStream
 from remit.policy.epochs import Policies
-from remit.policy.rules import PolicySource
+from remit.policy.rule_sets import PolicySource
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError
@@ -188,7 +188,7 @@ async def test_a_permission_that_is_taken_away_ends_each_stream_within_its_bound
         await streaming.lasts(stream, 45)
         source = world.policies.book.source
         forbidding = PolicySource({**source.files, "stop.cedar": FORBID}, source.schema)
-        await Policies.open(world.store, forbidding)
+        await Policies.open(world.sets, forbidding)
         seconds, error = await streaming.ending(stream)
     assert seconds <= contract.stream.permission_bound_s
     assert error.code is grpc.StatusCode.PERMISSION_DENIED

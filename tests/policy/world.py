@@ -14,20 +14,27 @@ from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
-from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.api.policy.v1 import (
+    policy_admin_service_pb2_grpc,
+    policy_service_pb2_grpc,
+    policy_set_service_pb2_grpc,
+)
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.authority import Authority
 from remit.policy.bootstrap import bootstrap_admin
 from remit.policy.credentials import Credentials
+from remit.policy.entities import Principal
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.key_ring import KeyRing
+from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
-from remit.policy.rules import Principal
 from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
+from remit.policy.set_store import SetStore
 from remit.policy.signing import Seal
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
@@ -119,6 +126,8 @@ class World:
         self.audit = AuditLog()
         self.pepper = Pepper(PEPPER)
         self.store = PolicyStore(database)
+        self.sets = SetStore(database)
+        self.authority = Authority(self.store, policies, "")
         self.runs = RunStore(database, max_batch=64, max_queue=1024)
         self.verifier = RemitVerifier(keys, clock)
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
@@ -154,7 +163,7 @@ class World:
             overlap=timedelta(seconds=LIFETIME_S),
         )
         await keys.refresh()
-        policies = await Policies.open(store, read_policies(SHIPPED_POLICIES))
+        policies = await Policies.open(SetStore(database), read_policies(SHIPPED_POLICIES))
         return cls(database, policies, keys, clock)
 
     def _guard(self, audience: Caller.ValueType) -> Guard:
@@ -191,10 +200,22 @@ class World:
             PolicyAdminService(
                 store=self.store,
                 pepper=self.pepper,
-                policies=self.policies,
+                sets=self.sets,
+                authority=self.authority,
                 credentials=self.credentials,
                 recorder=self.recorder,
                 clock=self.clock,
+            ),
+        )
+        self.mesh.add(
+            guard,
+            policy_set_service_pb2_grpc.add_PolicySetServiceServicer_to_server,
+            PolicySetService(
+                store=self.store,
+                sets=self.sets,
+                policies=self.policies,
+                authority=self.authority,
+                recorder=self.recorder,
             ),
         )
         self.mesh.add(
@@ -226,4 +247,10 @@ class World:
         stub: policy_admin_service_pb2_grpc.PolicyAdminServiceStub = self.mesh.as_caller(
             options_pb2.CALLER_PUBLIC
         ).stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+        return stub
+
+    def policy_sets(self) -> policy_set_service_pb2_grpc.PolicySetServiceStub:
+        stub: policy_set_service_pb2_grpc.PolicySetServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(policy_set_service_pb2_grpc.PolicySetServiceStub)
         return stub

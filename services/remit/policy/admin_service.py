@@ -1,7 +1,6 @@
 """PolicyAdminService: API keys and the policies in force. Proto in, proto out.
 
-The edge has decided that the caller may use the method in its own org. What the method acts on is
-decided here, by the same rules, because a service believes no gateway about its own resources.
+Whether the caller may is asked of the rules again, past the edge (authority.py).
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import grpc
-from google.protobuf import timestamp_pb2
 
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import (
-    ERROR_REASON_PERMISSION_DENIED,
     ERROR_REASON_RESOURCE_NOT_FOUND,
 )
 from remit.api.policy.v1 import (
@@ -33,10 +30,10 @@ from remit.idempotency import (
     request_id_violations,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
+from remit.policy.authority import Authority, denied
 from remit.policy.credentials import Credentials
-from remit.policy.epochs import Policies
-from remit.policy.remits import principal_of
-from remit.policy.rules import Question
+from remit.policy.set_messages import file_messages, timestamp_of, version_message
+from remit.policy.set_store import SetStore
 from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
@@ -61,19 +58,21 @@ _READ: Final = "policies.read"
 class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceServicer):
     """Administration within the caller's own org."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, each used
         self,
         *,
         store: PolicyStore,
         pepper: Pepper,
-        policies: Policies,
+        sets: SetStore,
+        authority: Authority,
         credentials: Credentials,
         recorder: AdminRecorder,
         clock: Clock,
     ) -> None:
         self._store = store
         self._pepper = pepper
-        self._policies = policies
+        self._sets = sets
+        self._authority = authority
         self._credentials = credentials
         self._recorder = recorder
         self._clock = clock
@@ -84,7 +83,7 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         """Make an API key; a repeated request gets the same one with the same secret."""
         caller = current_remit()
         _check_create(caller, request)
-        await self._authorise(caller, _CREATE, request.user)
+        await self._authority.require(caller, _CREATE, request.user)
         _check_roles(caller, request)
         asked, key = self._derived(caller, request)
         if await self._store.known_change(asked) is None:
@@ -101,7 +100,7 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         """List the org's keys, newest first; a page token is the id of the last key shown."""
         caller = current_remit()
         _check_page(request)
-        await self._authorise(caller, _LIST, caller.org)
+        await self._authority.require(caller, _LIST, caller.org)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         rows = await self._store.list_api_keys(caller.org, size + 1, request.page_token)
         response = policy_admin_service_pb2.ListApiKeysResponse(
@@ -117,7 +116,7 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         """Revoke a key: here at once, on other replicas within their cache's time."""
         caller = current_remit()
         key_id = _revocable(caller, request)
-        await self._authorise(caller, _REVOKE, request.name)
+        await self._authority.require(caller, _REVOKE, request.name)
         asked = _admin_request(caller, _REVOKE, request.request_id, request.name, {})
         try:
             change = await self._store.revoke_api_key(asked, key_id, _answer)
@@ -130,22 +129,26 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
     async def GetPolicySet(
         self, request: policy_admin_service_pb2.GetPolicySetRequest, context: Context
     ) -> policy_admin_service_pb2.GetPolicySetResponse:
-        """Return the policies in force, as the database has them now."""
+        """Return a version of the policies, as the database has it now."""
         caller = current_remit()
-        await self._authorise(caller, _READ, caller.org)
-        newest = await self._store.newest_policies()
+        if request.version < 0:
+            raise invalid_request([Violation("version", "must not be negative")])
+        await self._authority.require(caller, _READ, caller.org)
+        newest = await self._sets.in_force()
+        shown = await self._sets.version(request.version) if request.version else newest.stored
+        if shown is None:
+            raise RemitError(
+                ERROR_REASON_RESOURCE_NOT_FOUND,
+                f"there is no version {request.version} of the policies",
+            )
         return policy_admin_service_pb2.GetPolicySetResponse(
-            policies=newest.source.text,
-            schema=newest.source.schema,
+            policies=shown.source.text,
+            schema=shown.source.schema,
             policy_epoch=newest.epoch,
-            create_time=_timestamp(newest.create_time),
+            create_time=timestamp_of(shown.facts.create_time),
+            files=file_messages(shown.source.files),
+            policy_set=version_message(shown.facts),
         )
-
-    async def _authorise(self, caller: Remit, action: str, resource: str) -> None:
-        book = await self._policies.at_least(await self._store.newest_epoch())
-        decision = book.decide(Question(principal_of(caller), action, resource))
-        if not decision.allow:
-            raise _denied(caller, action, resource, decision.reason)
 
     def _derived(
         self, caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest
@@ -186,9 +189,9 @@ def api_key_of(row: ApiKeyRow) -> api_key_pb2.ApiKey:
         user=row.subject,
         team=row.team,
         roles=row.roles,
-        create_time=_timestamp(row.create_time),
-        expire_time=_timestamp(row.expire_time) if row.expire_time else None,
-        revoke_time=_timestamp(row.revoke_time) if row.revoke_time else None,
+        create_time=timestamp_of(row.create_time),
+        expire_time=timestamp_of(row.expire_time) if row.expire_time else None,
+        revoke_time=timestamp_of(row.revoke_time) if row.revoke_time else None,
     )
 
 
@@ -227,7 +230,7 @@ def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyR
 def _check_roles(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
     """Nobody gives away what they do not have, whatever the policies say about keys.create."""
     if ADMIN in request.roles and ADMIN not in caller.roles:
-        raise _denied(caller, _CREATE, request.user, "only an admin makes keys of an admin")
+        raise denied(caller, _CREATE, request.user, "only an admin makes keys of an admin")
 
 
 def _check_expiry(request: policy_admin_service_pb2.CreateApiKeyRequest, now: datetime) -> None:
@@ -263,17 +266,3 @@ def _is_own(kind: str, name: str, org: str) -> bool:
 
 def _expires(request: policy_admin_service_pb2.CreateApiKeyRequest) -> bool:
     return request.HasField("expire_time")
-
-
-def _denied(caller: Remit, action: str, resource: str, reason: str) -> RemitError:
-    return RemitError(
-        ERROR_REASON_PERMISSION_DENIED,
-        f"{caller.subject} may not perform {action} on {resource}: {reason}",
-        metadata={"permission": action},
-    )
-
-
-def _timestamp(time: datetime) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

@@ -13,9 +13,10 @@ from google.protobuf import duration_pb2, json_format
 
 from remit import names
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2
+from remit.policy.entities import reference_to
 from remit.policy.facts import facts_of
 from remit.policy.remits import principal_of
-from remit.policy.rules import Decision, Question, reference_to
+from remit.policy.rules import Decision, Question
 from remit.rpc.errors import Violation
 from remit.rpc.remits import Remit
 

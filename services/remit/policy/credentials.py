@@ -18,9 +18,10 @@ from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_REVOKED,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
+from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
 from remit.policy.remits import RemitIssuer
-from remit.policy.rules import Decision, Principal, Question, RuleBook
+from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.store import ApiKeyRow, PolicyStore
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -119,7 +120,7 @@ class Credentials:
         if row is None or not self._pepper.matches(key, row.digest):
             raise _unknown(key)
         self._check_standing(row)
-        book = await self._policies.at_least(await self._store.newest_epoch())
+        book = await self._policies.newest()
         principal = Principal(row.subject, row.org, row.team, row.roles)
         issued = self._issuer.for_client(
             principal, api_key=row.key_id, epoch=book.epoch, not_after=row.expire_time

@@ -1,9 +1,9 @@
 """The policies in force on this replica.
 
-Files say what the policies shall be when a service starts; the database says what they are. A
-change of the files becomes a new epoch at the next start, whichever replica starts first; the
-others follow at their next decision, because every decision reads the epoch in force with the run's
-fence.
+Files say what the policies shall be when a service starts, until somebody pushes; the database says
+what they are. Every decision reads the epoch in force with the run's fence, so a change that was
+committed decides the next question of whichever replica. The edge, which asks the database of none
+of its calls, follows within `Policies.refresh`'s period.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from remit import telemetry
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
-from remit.policy.rules import PolicySource, RuleBook
-from remit.policy.schema import schema_text
-from remit.policy.store import PolicyStore
+from remit.policy.metrics import EPOCH
+from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
+from remit.policy.rules import RuleBook
+from remit.policy.schema import actions, schema_text
+from remit.policy.set_store import InForce, NewSet, SetStore
 from remit.rpc.errors import RemitError
+
+log = telemetry.logger(__name__)
 
 
 def read_policies(folder: Path) -> PolicySource:
@@ -44,23 +49,26 @@ def read_policies(folder: Path) -> PolicySource:
 class Policies:
     """The rule book in force, replaced as a whole when a newer epoch is seen."""
 
-    def __init__(self, store: PolicyStore, book: RuleBook) -> None:
+    def __init__(self, store: SetStore, book: RuleBook) -> None:
         self._store = store
         self._book = book
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def open(cls, store: PolicyStore, source: PolicySource) -> Policies:
-        """Check `source`, put it in force unless it is, and load what is in force.
+    async def open(cls, store: SetStore, source: PolicySource) -> Policies:
+        """Put in force what this replica starts with, and load what is in force then.
 
         Raises:
-            RemitError: CONFIGURATION_INVALID; nothing that does not parse is ever put in force.
+            RemitError: CONFIGURATION_INVALID; nothing that does not pass is ever put in force.
 
         """
-        RuleBook(source, 0)
-        await store.accept_policies(source)
-        newest = await store.newest_policies()
-        return cls(store, RuleBook(newest.source, newest.epoch))
+        if await store.governed_by_pushes():
+            await _upgrade(store, source)
+        else:
+            rules = await checked(source)
+            await store.accept(NewSet(source, len(rules.policies), "FILES"))
+        newest = await store.in_force()
+        return cls(store, await _book(newest))
 
     @property
     def book(self) -> RuleBook:
@@ -72,10 +80,45 @@ class Policies:
         if self._book.epoch < epoch:
             async with self._lock:
                 if self._book.epoch < epoch:
-                    newest = await self._store.newest_policies()
-                    self._book = RuleBook(newest.source, newest.epoch)
+                    self._book = await _book(await self._store.in_force())
         return self._book
+
+    async def newest(self) -> RuleBook:
+        """Return the rule book that the database has in force now."""
+        return await self.at_least(await self._store.newest_epoch())
 
     async def refresh(self) -> None:
         """Load a newer epoch if there is one."""
-        await self.at_least(await self._store.newest_epoch())
+        await self.newest()
+
+
+async def checked(source: PolicySource) -> RuleSet:
+    """Check policies while others go on.
+
+    Raises:
+        RemitError: CONFIGURATION_INVALID; it names file, line and policy.
+
+    """
+    try:
+        return await asyncio.to_thread(compile_policies, source)
+    except PolicyFaultsError as error:
+        raise RemitError(ERROR_REASON_CONFIGURATION_INVALID, str(error)) from error
+
+
+async def _upgrade(store: SetStore, source: PolicySource) -> None:
+    """Give what was pushed the schema of this version of Remit, which may know new actions."""
+    pushed = (await store.in_force()).stored.source
+    if pushed.files != source.files:
+        log.warning("policy_files_ignored", why="policies were pushed, and those are in force")
+    if pushed.schema != source.schema:
+        renewed = PolicySource(pushed.files, source.schema)
+        await store.accept(NewSet(renewed, len((await checked(renewed)).policies), "UPGRADE"))
+
+
+async def _book(in_force: InForce) -> RuleBook:
+    rules = await checked(in_force.stored.source)
+    book = RuleBook(rules, in_force.epoch)
+    await asyncio.to_thread(book.prepare, actions())
+    EPOCH.set(in_force.epoch)
+    log.info("policies_in_force", epoch=in_force.epoch, version=in_force.stored.facts.version)
+    return book

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 from remit import telemetry
 from remit.api.audit.v1 import audit_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
-from remit.api.policy.v1 import policy_admin_service_pb2_grpc, policy_service_pb2_grpc
+from remit.api.policy.v1 import (
+    policy_admin_service_pb2_grpc,
+    policy_service_pb2_grpc,
+    policy_set_service_pb2_grpc,
+)
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.authority import Authority
 from remit.policy.credentials import Credentials
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.key_ring import KeyRing
+from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
 from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
+from remit.policy.set_store import SetStore
 from remit.policy.settings import PolicySettings
 from remit.policy.signing import Seal
 from remit.policy.store import PolicyStore
@@ -54,10 +61,11 @@ async def open_service(
     source = read_policies(settings.policies_dir or SHIPPED_POLICIES)
     async with Database.of(settings, "policy") as database:
         store = PolicyStore(database)
+        sets = SetStore(database)
         await _check_pepper(store, pepper, settings)
         keys = _key_ring(store, seal, settings, clock, ids)
         await keys.refresh()
-        policies = await Policies.open(store, source)
+        policies = await Policies.open(sets, source)
         yield _service(database, policies, keys, pepper, settings, mesh, clock, ids)
 
 
@@ -84,7 +92,8 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     clock: Clock,
     ids: IdSource,
 ) -> Service:
-    store = PolicyStore(database)
+    store, sets = PolicyStore(database), SetStore(database)
+    authority = Authority(store, policies, settings.operator_org)
     verifier = RemitVerifier(keys, clock)
     issuer = RemitIssuer(keys, clock, ids, lifetime_s=settings.remit_lifetime_s)
     recorder = AdminRecorder(
@@ -113,10 +122,14 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     admin = PolicyAdminService(
         store=store,
         pepper=pepper,
-        policies=policies,
+        sets=sets,
+        authority=authority,
         credentials=credentials,
         recorder=recorder,
         clock=clock,
+    )
+    policy_sets = PolicySetService(
+        store=store, sets=sets, policies=policies, authority=authority, recorder=recorder
     )
     edge = EdgeAuthorization(credentials, policies)
     return Service(
@@ -124,21 +137,25 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         servicers=(
             (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, hot),
             (policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server, admin),
+            (policy_set_service_pb2_grpc.add_PolicySetServiceServicer_to_server, policy_sets),
             (add_authorization_servicer, edge),
         ),
         verifier=verifier,
-        background=(recorder.run, lambda: _refresh(keys, policies, settings.refresh_s)),
+        background=(
+            recorder.run,
+            lambda: _follow(keys.refresh, settings.refresh_s),
+            lambda: _follow(policies.refresh, settings.policies_refresh_s),
+        ),
         ready=(database.ping,),
     )
 
 
-async def _refresh(keys: KeyRing, policies: Policies, every_s: float) -> None:
-    """Follow the other replicas: new signing keys and policies. Runs until cancelled."""
+async def _follow(refresh: Callable[[], Awaitable[None]], every_s: float) -> None:
+    """Follow the other replicas: new signing keys, or new policies. Runs until cancelled."""
     while True:
         await asyncio.sleep(every_s)
         try:
-            await keys.refresh()
-            await policies.refresh()
+            await refresh()
         except RemitError as error:
             # Checks read the database themselves, so what is stale here cannot decide anything.
             log.warning("refresh_failed", reason=error.reason_name, message=error.message)

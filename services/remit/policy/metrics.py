@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from remit import names, telemetry
 from remit.policy.rules import Decision
@@ -28,6 +28,11 @@ EDGE: Final = Counter(
     "remit_edge_authorizations_total",
     "Client calls that the edge asked about, by result: ADMITTED or the reason of the refusal.",
     ["result"],
+)
+EPOCH: Final = Gauge(
+    "remit_policy_epoch",
+    "The policy epoch that this replica last loaded: replicas that differ for longer than the look"
+    " for new ones have lost their database.",
 )
 _KINDS: Final = ("model", "tool")
 

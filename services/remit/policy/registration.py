@@ -12,7 +12,7 @@ from typing import Final
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_PERMISSION_DENIED
 from remit.api.policy.v1 import policy_service_pb2
-from remit.policy.rules import Principal
+from remit.policy.entities import Principal
 from remit.policy.runs import Registration, registered_otherwise
 from remit.rpc.errors import RemitError, Violation, invalid_request
 

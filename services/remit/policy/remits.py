@@ -9,8 +9,8 @@ from typing import Final
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_TOO_LARGE
 from remit.api.options.v1 import options_pb2
+from remit.policy.entities import Principal
 from remit.policy.key_ring import KeyRing
-from remit.policy.rules import Principal
 from remit.policy.runs import Registration
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError

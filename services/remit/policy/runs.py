@@ -161,7 +161,7 @@ class RunStore:
     async def look_up(self, run: str) -> tuple[Registration | None, int]:
         """Return what the run was registered with, and the policy epoch of now."""
         row = await self._database.fetchrow(
-            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_sets) AS epoch"
+            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_epochs) AS epoch"
             " FROM (SELECT $1 AS run) AS asked LEFT JOIN run_registrations AS known USING (run)",
             run,
         )
@@ -296,7 +296,7 @@ async def _locked(connection: Connection, runs: Sequence[str]) -> dict[str, Stan
 async def _fences(connection: Connection, runs: Sequence[str], api_keys: Sequence[str]) -> Fences:
     rows = await connection.fetch(
         "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
-        " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_sets"
+        " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_epochs"
         " UNION ALL SELECT key_id, NULL FROM api_keys"
         " WHERE key_id = ANY($2) AND revoke_time IS NULL",
         runs,

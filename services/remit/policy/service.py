@@ -34,6 +34,7 @@ from remit.policy.checks import (
     refused_by_remit,
     violations,
 )
+from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
 from remit.policy.metrics import count_decision, note_undecided, unasked_counted
@@ -46,7 +47,7 @@ from remit.policy.registration import (
     sub_registration,
 )
 from remit.policy.remits import Issued, RemitIssuer, principal_of
-from remit.policy.rules import Decision, Principal, Question, RuleBook
+from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.runs import Fences, Registration, RunStore, fenced
 from remit.policy.schema import RUN_AGENT
 from remit.rpc.calls import current_call

@@ -25,7 +25,14 @@ class PolicySettings(ServiceSettings):
     )
     policies_dir: Path | None = Field(
         default=None,
-        description="Folder whose *.cedar files are the policies; unset: those that Remit ships.",
+        description="Folder whose *.cedar files are the policies until some are pushed; unset:"
+        " those that Remit ships.",
+    )
+    operator_org: str = Field(
+        default="",
+        max_length=400,
+        description="Org whose admins change the policies, which hold for every org of the mesh;"
+        " unset: the org that was set up first.",
     )
     remit_lifetime_s: int = Field(
         default=600, ge=300, le=600, description="Seconds that a remit lives."
@@ -37,7 +44,14 @@ class PolicySettings(ServiceSettings):
         default=10.0,
         gt=0,
         le=60,
-        description="Seconds between looks for new signing keys and policies of other replicas.",
+        description="Seconds between looks for new signing keys of other replicas.",
+    )
+    policies_refresh_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds between looks for policies and grants that another replica accepted:"
+        " the bound within which the edge follows. Decisions about effects follow at once.",
     )
     edge_cache_s: float = Field(
         default=5.0,

@@ -1,4 +1,4 @@
-"""Policy's tables but for the runs' (see runs.py): API keys, policy sets, signing keys.
+"""Policy's tables of API keys and signing keys (runs.py and set_store.py have others).
 
 Only SQL and rows here. What a row means is decided by the cores and the services.
 """
@@ -6,7 +6,6 @@ Only SQL and rows here. What a row means is decided by the cores and the service
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,13 +16,13 @@ import asyncpg
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_RESOURCE_NOT_FOUND
 from remit.idempotency import AdminChange, AdminRequest, known_change, remember
-from remit.policy.rules import PolicySource
+from remit.policy.entities import Principal
 from remit.policy.signing import NewKey, StoredKey, is_due
 from remit.postgres import Connection, Database
 from remit.rpc.errors import RemitError
 
 # Advisory locks of this database: replicas that start together do these things one at a time.
-_POLICY_LOCK: Final = 1
+# 1 is the epoch's (set_store.py).
 _SIGNING_LOCK: Final = 2
 _ADMIN_LOCK: Final = 3
 
@@ -65,15 +64,6 @@ class NewApiKey:
     digest: bytes
     pepper_id: str
     expire_time: datetime | None
-
-
-@dataclass(frozen=True)
-class PolicySet:
-    """A policy set and the epoch that it began."""
-
-    epoch: int
-    source: PolicySource
-    create_time: datetime
 
 
 class PolicyStore:
@@ -122,6 +112,30 @@ class PolicyStore:
                 " AND revoke_time IS NOT NULL",
                 subject,
                 display_name,
+            )
+        )
+
+    async def working_principals(self, org: str, limit: int) -> list[Principal]:
+        """Whoever has a key of `org` that works now, admins first; at most `limit`."""
+        rows = await self._database.fetch(
+            "SELECT subject, org, coalesce(team, '') AS team, roles FROM api_keys"
+            " WHERE org = $1 AND revoke_time IS NULL"
+            " AND (expire_time IS NULL OR expire_time > now())"
+            " GROUP BY subject, org, team, roles"
+            " ORDER BY 'admin' = ANY(roles) DESC, subject, team, roles LIMIT $2",
+            org,
+            limit,
+        )
+        return [
+            Principal(row["subject"], row["org"], row["team"], tuple(row["roles"])) for row in rows
+        ]
+
+    async def first_org(self) -> str:
+        """The org of the first principal: that of whoever set the mesh up; empty before."""
+        return str(
+            await self._database.fetchval(
+                "SELECT coalesce((SELECT name FROM principals WHERE kind = 'ORG'"
+                " ORDER BY create_time, name LIMIT 1), '')"
             )
         )
 
@@ -182,45 +196,6 @@ class PolicyStore:
                 "SELECT pg_advisory_xact_lock($1, hashtext($2))", _ADMIN_LOCK, org
             )
             yield connection
-
-    # ---------------------------------------------------------------------------- policy sets
-
-    async def newest_epoch(self) -> int:
-        """Return the epoch in force; 0 before the first."""
-        return int(await self._database.fetchval("SELECT coalesce(max(epoch), 0) FROM policy_sets"))
-
-    async def newest_policies(self) -> PolicySet:
-        """Return the policies in force. Raises LookupError before the first."""
-        row = await self._database.fetchrow(
-            "SELECT epoch, files, schema, create_time FROM policy_sets ORDER BY epoch DESC LIMIT 1"
-        )
-        if row is None:
-            message = "no policies were accepted yet"
-            raise LookupError(message)
-        source = PolicySource(json.loads(row["files"]), row["schema"])
-        return PolicySet(row["epoch"], source, row["create_time"])
-
-    async def accept_policies(self, source: PolicySource) -> int:
-        """Put `source` in force unless it is already; return the epoch in force.
-
-        Replicas that start together queue here, so one change makes one epoch.
-        """
-        async with self._database.transaction() as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _POLICY_LOCK)
-            newest = await connection.fetchrow(
-                "SELECT epoch, digest FROM policy_sets ORDER BY epoch DESC LIMIT 1"
-            )
-            if newest is not None and newest["digest"] == source.digest:
-                return int(newest["epoch"])
-            epoch = 1 if newest is None else int(newest["epoch"]) + 1
-            await connection.execute(
-                "INSERT INTO policy_sets (epoch, digest, files, schema) VALUES ($1, $2, $3, $4)",
-                epoch,
-                source.digest,
-                json.dumps(dict(source.files), sort_keys=True),
-                source.schema,
-            )
-            return epoch
 
     # --------------------------------------------------------------------------- signing keys
 

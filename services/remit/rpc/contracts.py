@@ -43,6 +43,7 @@ SERVICE_MODULES: Final = (
     "remit.api.inference.v1.model_service_pb2",
     "remit.api.policy.v1.policy_admin_service_pb2",
     "remit.api.policy.v1.policy_service_pb2",
+    "remit.api.policy.v1.policy_set_service_pb2",
     "remit.api.tools.v1.tool_service_pb2",
 )
 """Modules that hold a service; a test compares the list with the contracts on disk."""

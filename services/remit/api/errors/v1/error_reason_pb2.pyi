@@ -106,6 +106,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The key under which this was encrypted was destroyed, because its subject was erased."""
     ERROR_REASON_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 49
     """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
+    ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 50
+    """Policies do not parse or do not fit the schema, so they are not put in force."""
+    ERROR_REASON_POLICY_LOCKOUT: _ErrorReason.ValueType  # 51
+    """Under these policies no administrator could change the policies any more."""
+    ERROR_REASON_POLICY_VERSION_CONFLICT: _ErrorReason.ValueType  # 52
+    """The policies changed since the request was made ready."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -192,4 +198,10 @@ ERROR_REASON_SUBJECT_ERASED: ErrorReason.ValueType  # 45
 """The key under which this was encrypted was destroyed, because its subject was erased."""
 ERROR_REASON_LOG_ROLLED_BACK: ErrorReason.ValueType  # 49
 """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
+ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 50
+"""Policies do not parse or do not fit the schema, so they are not put in force."""
+ERROR_REASON_POLICY_LOCKOUT: ErrorReason.ValueType  # 51
+"""Under these policies no administrator could change the policies any more."""
+ERROR_REASON_POLICY_VERSION_CONFLICT: ErrorReason.ValueType  # 52
+"""The policies changed since the request was made ready."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from remit.api.policy.v1 import api_key_pb2 as _api_key_pb2
+from remit.api.policy.v1 import policy_set_pb2 as _policy_set_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -200,16 +201,21 @@ Global___RevokeApiKeyResponse: _TypeAlias = RevokeApiKeyResponse  # noqa: Y015
 
 @_typing.final
 class GetPolicySetRequest(_message.Message):
-    """GetPolicySetRequest asks for the policies in force."""
+    """GetPolicySetRequest asks for policies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """A version that is or was in force; 0 is the one in force."""
     def __init__(
         self,
+        *,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,7 +223,7 @@ Global___GetPolicySetRequest: _TypeAlias = GetPolicySetRequest  # noqa: Y015
 
 @_typing.final
 class GetPolicySetResponse(_message.Message):
-    """GetPolicySetResponse is the policies in force."""
+    """GetPolicySetResponse is the policies of a version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -225,15 +231,25 @@ class GetPolicySetResponse(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    POLICY_SET_FIELD_NUMBER: _builtins.int
     policies: _builtins.str
-    """Cedar policies."""
+    """Cedar policies, each file under a line that names it."""
     schema: _builtins.str
     """Cedar schema."""
     policy_epoch: _builtins.int
-    """Policy epoch: grows with every accepted change."""
+    """Policy epoch now: grows with every accepted change of policies or grants."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When this epoch began."""
+        """When this version came into force."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_policy_set_pb2.PolicyFile]:
+        """Cedar policies by file."""
+
+    @_builtins.property
+    def policy_set(self) -> _policy_set_pb2.PolicySet:
+        """The version, and how it came about."""
 
     def __init__(
         self,
@@ -242,10 +258,12 @@ class GetPolicySetResponse(_message.Message):
         schema: _builtins.str = ...,
         policy_epoch: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        files: _abc.Iterable[_policy_set_pb2.PolicyFile] | None = ...,
+        policy_set: _policy_set_pb2.PolicySet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy_set", b"policy_set"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policies", b"policies", "policy_epoch", b"policy_epoch", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "files", b"files", "policies", b"policies", "policy_epoch", b"policy_epoch", "policy_set", b"policy_set", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,7 +83,7 @@ class PolicyAdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicySet(self, request, context):
-        """Returns the Cedar policies and their schema in force.
+        """Returns the Cedar policies and their schema, those in force or of an earlier version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,7 +23,7 @@ class PolicyAdminServiceStub:
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_policy_admin_service_pb2.RevokeApiKeyRequest, _policy_admin_service_pb2.RevokeApiKeyResponse]
     """Revokes an API key at once. Revoking a revoked key changes nothing."""
     GetPolicySet: _aio.UnaryUnaryMultiCallable[_policy_admin_service_pb2.GetPolicySetRequest, _policy_admin_service_pb2.GetPolicySetResponse]
-    """Returns the Cedar policies and their schema in force."""
+    """Returns the Cedar policies and their schema, those in force or of an earlier version."""
 
 class PolicyAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """PolicyAdminService administers who may call."""
@@ -58,6 +58,6 @@ class PolicyAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_admin_service_pb2.GetPolicySetRequest,
         context: _aio.ServicerContext[_policy_admin_service_pb2.GetPolicySetRequest, _abc.Awaitable[_policy_admin_service_pb2.GetPolicySetResponse]],
     ) -> _abc.Awaitable[_policy_admin_service_pb2.GetPolicySetResponse]:
-        """Returns the Cedar policies and their schema in force."""
+        """Returns the Cedar policies and their schema, those in force or of an earlier version."""
 
 def add_PolicyAdminServiceServicer_to_server(servicer: PolicyAdminServiceServicer, server: _aio.Server) -> None: ...

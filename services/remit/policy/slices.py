@@ -1,0 +1,75 @@
+"""The policies that can matter for a question, and no others.
+
+Cedar looks at every policy of a set for every question. A policy whose scope names other actions,
+or one other resource, can never apply, so a question is put to a slice: those whose scope fits its
+action and resource. The answer is the same, errors included, since a scope is looked at before a
+condition.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import cedarpy
+
+from remit.policy.rule_sets import RuleSet, WrittenPolicy
+
+_MOST_SLICES: Final = 1024
+
+
+class Slice:
+    """Policies parsed as one set, in their order."""
+
+    def __init__(self, policies: tuple[WrittenPolicy, ...]) -> None:
+        self.policies = policies
+        self.parsed = cedarpy.PolicySet.from_str(
+            "\n".join(policy.text for policy in policies), release_gil=True
+        )
+
+    def identifier(self, position: str) -> str:
+        """The `@id` behind the name that Cedar gives a policy in its errors, `policy3`."""
+        number = position.removeprefix("policy")
+        known = number.isdecimal() and int(number) < len(self.policies)
+        return self.policies[int(number)].identifier if known else position
+
+
+class Slices:
+    """Slices of a rule set, each parsed when it is first needed and kept."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._rules = rules
+        # Resources that some policy names alone: all others share one slice for each action.
+        self._named = {policy.resource for policy in rules.policies if policy.resource}
+        self._by_question: OrderedDict[tuple[str, str], Slice] = OrderedDict()
+        self._by_policies: OrderedDict[tuple[WrittenPolicy, ...], Slice] = OrderedDict()
+
+    def of(self, action: str, resource: str) -> Slice:
+        """The slice for a question about `action` on `resource`."""
+        key = (action, resource if resource in self._named else "")
+        found = self._by_question.get(key)
+        if found is None:
+            found = self._shared(tuple(p for p in self._rules.policies if _may_apply(p, *key)))
+        return _keep(self._by_question, key, found)
+
+    def _shared(self, policies: tuple[WrittenPolicy, ...]) -> Slice:
+        return _keep(
+            self._by_policies, policies, self._by_policies.get(policies) or Slice(policies)
+        )
+
+
+def _may_apply(policy: WrittenPolicy, action: str, resource: str) -> bool:
+    if policy.resource and policy.resource != resource:
+        return False
+    # An action stands in the group of its noun (schema.py), which a policy may name.
+    return policy.actions is None or not policy.actions.isdisjoint(
+        {action, action.partition(".")[0]}
+    )
+
+
+def _keep(kept: OrderedDict, key: object, value: Slice) -> Slice:  # type: ignore[type-arg]
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > _MOST_SLICES:
+        kept.popitem(last=False)
+    return value
