@@ -16,6 +16,7 @@ _PATTERNS: Final = {
     "team": re.compile(rf"orgs/({_ID})/teams/({_ID})"),
     "user": re.compile(rf"orgs/({_ID})/users/({_ID})"),
     "apiKey": re.compile(rf"orgs/({_ID})/apiKeys/({_ID})"),
+    "grant": re.compile(rf"orgs/({_ID})/grants/({_UUID})"),
     "agent": re.compile(rf"agents/({_ID})"),
     "run": re.compile(rf"runs/({_UUID})"),
     "conversation": re.compile(rf"conversations/({_UUID})"),
@@ -60,6 +61,11 @@ def user_name(org: str, user: str) -> str:
 def api_key_name(org: str, key: str) -> str:
     """`orgs/{org}/apiKeys/{key}`."""
     return _checked("apiKey", f"orgs/{org}/apiKeys/{key}")
+
+
+def grant_name(org: str, grant: str) -> str:
+    """`{org}/grants/{grant}` from the org's full name; {grant} is a UUID in canonical text form."""
+    return _checked("grant", f"{_checked('org', org)}/grants/{grant}")
 
 
 def agent_name(agent: str) -> str:

@@ -28,6 +28,7 @@ COST = f"{API}.cost.v1.CostReportService"
 INFERENCE = f"{API}.inference.v1.InferenceService"
 MODELS = f"{API}.inference.v1.ModelService"
 PRIVACY = f"{API}.audit.v1.PrivacyService"
+GRANTS = f"{API}.policy.v1.GrantService"
 POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
@@ -50,6 +51,7 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),
     f"{POLICY}/ListApiKeys": ({}, {}),
     f"{POLICY}/GetPolicySet": ({}, {}),
+    f"{GRANTS}/ListToolGrants": ({}, {"pageSize": "1"}),
     f"{POLICY_SETS}/ListPolicySets": ({}, {"pageSize": "1"}),
     f"{TOOLS}/ListTools": ({}, {}),
     f"{TOOLS}/GetWebhookKeys": ({}, {}),
@@ -73,6 +75,8 @@ CHANGES = {
     f"{COST}/SetBudget",
     f"{COST}/DeleteBudget",
     f"{COST}/ListBudgetAlerts",
+    f"{GRANTS}/GrantToolAccess",
+    f"{GRANTS}/RevokeToolAccess",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
     f"{PRIVACY}/EraseSubject",
@@ -187,6 +191,12 @@ async def test_changes(rest: Rest) -> None:
     path = {"org": org, "apiKey": made_key}
     revoked = await changed(f"{POLICY}/RevokeApiKey", {"requestId": new_id()}, path)
     assert revoked["apiKey"]["revokeTime"]
+    grant = {"principal": "orgs/local/users/nobody", "permissionClass": "PERMISSION_CLASS_EXECUTE"}
+    made = await changed(f"{GRANTS}/GrantToolAccess", grant | {"requestId": new_id()})
+    _, org, _, made_grant = made["grant"]["name"].split("/")
+    path = {"org": org, "grant": made_grant}
+    revoked = await changed(f"{GRANTS}/RevokeToolAccess", {"requestId": new_id()}, path)
+    assert revoked["grant"]["revokeTime"]
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})

@@ -156,7 +156,7 @@ async def test_nobody_gives_away_a_role_that_they_lack(world: World) -> None:
     source = world.policies.book.source
     generous = '@id("all") permit(principal, action == Action::"keys.create", resource);'
     await Policies.open(
-        world.sets, PolicySource({**source.files, "x.cedar": generous}, source.schema)
+        world.sets, PolicySource({**source.files, "x.cedar": generous}, source.schema), world.clock
     )
     member = {"user": BOB, "roles": ("member",)}
     await as_admin(world, "CreateApiKey", create(), **member)

@@ -156,7 +156,7 @@ async def test_whoever_may_not_run_the_agent_gets_no_sub_run(world: World) -> No
         ' forbid(principal, action == Action::"agents.run", resource == Agent::"agents/clerk");'
     )
     await type(world.policies).open(
-        world.sets, replace(source, files={**source.files, "stop.cedar": forbid})
+        world.sets, replace(source, files={**source.files, "stop.cedar": forbid}), world.clock
     )
     error = await refused(delegated(world, parent, new_run(), agent="agents/clerk"))
     assert error.reason == error_reason_pb2.ERROR_REASON_PERMISSION_DENIED

@@ -13,6 +13,7 @@ from remit.policy.rule_sets import PolicySource
 from remit.policy.schema import SHIPPED_POLICIES, schema_text
 from remit.policy.set_store import SetStore
 from remit.postgres import Database
+from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
 
 SHIPPED = read_policies(SHIPPED_POLICIES)
@@ -30,35 +31,37 @@ def store(policy_database: Database) -> SetStore:
 async def test_the_same_files_keep_the_epoch_and_changed_ones_begin_another(
     store: SetStore,
 ) -> None:
-    assert (await Policies.open(store, SHIPPED)).book.epoch == 1
-    assert (await Policies.open(store, SHIPPED)).book.epoch == 1
-    assert (await Policies.open(store, CHANGED)).book.epoch == 2
-    assert (await Policies.open(store, SHIPPED)).book.epoch == 3
+    assert (await Policies.open(store, SHIPPED, SystemClock())).book.epoch == 1
+    assert (await Policies.open(store, SHIPPED, SystemClock())).book.epoch == 1
+    assert (await Policies.open(store, CHANGED, SystemClock())).book.epoch == 2
+    assert (await Policies.open(store, SHIPPED, SystemClock())).book.epoch == 3
     newest = await store.in_force()
     assert (newest.epoch, newest.stored.source) == (3, SHIPPED)
 
 
 async def test_replicas_that_start_together_make_one_epoch(store: SetStore) -> None:
-    opened = await asyncio.gather(*(Policies.open(store, SHIPPED) for _ in range(6)))
+    opened = await asyncio.gather(*(Policies.open(store, SHIPPED, SystemClock()) for _ in range(6)))
     assert {policies.book.epoch for policies in opened} == {1}
 
 
 async def test_a_replica_follows_what_another_put_in_force(store: SetStore) -> None:
-    one = await Policies.open(store, SHIPPED)
-    await Policies.open(store, CHANGED)
+    one = await Policies.open(store, SHIPPED, SystemClock())
+    await Policies.open(store, CHANGED, SystemClock())
     assert one.book.epoch == 1
     book = await one.at_least(2)
     assert book.epoch == 2
     assert book.source == CHANGED
-    await Policies.open(store, SHIPPED)
+    await Policies.open(store, SHIPPED, SystemClock())
     await one.refresh()
     assert one.book.epoch == 3
 
 
 async def test_what_does_not_parse_is_never_put_in_force(store: SetStore) -> None:
-    await Policies.open(store, SHIPPED)
+    await Policies.open(store, SHIPPED, SystemClock())
     with pytest.raises(RemitError, match=r"bad\.cedar"):
-        await Policies.open(store, PolicySource({"bad.cedar": "permit("}, schema_text()))
+        await Policies.open(
+            store, PolicySource({"bad.cedar": "permit("}, schema_text()), SystemClock()
+        )
     assert await store.newest_epoch() == 1
 
 

@@ -163,7 +163,7 @@ async def test_new_policies_hold_at_the_edge_within_the_cache_s_time(
     source = world.policies.book.source
     stop = '@id("stop") forbid(principal, action, resource);'
     await Policies.open(
-        world.sets, PolicySource({**source.files, "stop.cedar": stop}, source.schema)
+        world.sets, PolicySource({**source.files, "stop.cedar": stop}, source.schema), world.clock
     )
     clock.move(CACHE_S)
     error = error_of(await check(world, authorization=f"Bearer {secret}"))
@@ -178,7 +178,9 @@ async def test_what_no_policy_could_decide_at_the_edge_is_refused_and_counted(
     fails = "9223372036854775807 + 1 > 0"
     broken = f'@id("broken") forbid(principal, action, resource) when {{ {fails} }};'
     await Policies.open(
-        world.sets, PolicySource({**source.files, "broken.cedar": broken}, source.schema)
+        world.sets,
+        PolicySource({**source.files, "broken.cedar": broken}, source.schema),
+        world.clock,
     )
     clock.move(CACHE_S)
     undecided = gained("remit_policy_decisions_total", kind="other", decision="UNDECIDED")

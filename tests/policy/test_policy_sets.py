@@ -148,6 +148,7 @@ async def test_of_two_that_began_with_the_same_version_one_is_told(admin: World)
 
 OK = '@id("ok") permit (principal, action, resource);'
 DEEP = f"{'!(' * 900}true{')' * 900}"
+UUID = "0198a5b0-0000-7000-8000-000000000000"
 BAD = [
     ("permit (principal, action, resource)", "mine.cedar:1", "does not end with `;`"),
     ('\n@id("p")\npermit (principal action, resource);', "mine.cedar:2", "does not parse"),
@@ -163,7 +164,11 @@ BAD = [
     ),
     ("permit (principal, action, resource);", "mine.cedar:1", "needs an @id"),
     ('@id("own-org-only") permit (principal, action, resource);', "mine.cedar:1", "default.cedar:"),
-    ('@id("grants/x") permit (principal, action, resource);', "mine.cedar:1", "names a grant"),
+    (
+        f'@id("orgs/acme/grants/{UUID}") permit (principal, action, resource);',
+        "mine.cedar:1",
+        "the name of a grant",
+    ),
     (
         f'@id("p") permit (principal, action, resource) when {{ {DEEP} }};',
         "mine.cedar:1",
@@ -362,7 +367,7 @@ async def test_every_violation_of_a_request_is_named(admin: World) -> None:
 
 async def test_from_the_first_push_on_the_files_of_the_service_say_nothing(admin: World) -> None:
     await ask(admin, "PushPolicySet", push())
-    reopened = await Policies.open(admin.sets, SHIPPED)
+    reopened = await Policies.open(admin.sets, SHIPPED, admin.clock)
     assert reopened.book.epoch == 2
     assert "stop.cedar" in reopened.book.source.files
 
@@ -370,7 +375,7 @@ async def test_from_the_first_push_on_the_files_of_the_service_say_nothing(admin
 async def test_a_newer_remit_gives_what_was_pushed_its_schema(admin: World) -> None:
     await ask(admin, "PushPolicySet", push())
     newer = PolicySource(SHIPPED.files, SHIPPED.schema + '\naction "moons";\n')
-    reopened = await Policies.open(admin.sets, newer)
+    reopened = await Policies.open(admin.sets, newer, admin.clock)
     facts = (await admin.sets.in_force()).stored.facts
     assert (facts.version, facts.origin) == (3, "UPGRADE")
     assert (reopened.book.source.schema, reopened.book.epoch) == (newer.schema, 3)

@@ -126,7 +126,9 @@ BROKEN = """
 async def break_policies(world: World) -> None:
     source = world.policies.book.source
     await Policies.open(
-        world.sets, PolicySource({**source.files, "broken.cedar": BROKEN}, source.schema)
+        world.sets,
+        PolicySource({**source.files, "broken.cedar": BROKEN}, source.schema),
+        world.clock,
     )
 
 
@@ -299,7 +301,7 @@ async def test_a_decision_is_never_older_than_the_policies_in_force(world: World
     source = world.policies.book.source
     forbid = '@id("stop") @reason("stopped by hand") forbid(principal, action, resource);'
     await Policies.open(
-        world.sets, PolicySource({**source.files, "stop.cedar": forbid}, source.schema)
+        world.sets, PolicySource({**source.files, "stop.cedar": forbid}, source.schema), world.clock
     )
     answer = await world.hot().CheckPermission(check(remit))
     assert (answer.decision, answer.policy_epoch) == (DENY, 2)

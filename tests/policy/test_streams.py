@@ -188,7 +188,7 @@ async def test_a_permission_that_is_taken_away_ends_each_stream_within_its_bound
         await streaming.lasts(stream, 45)
         source = world.policies.book.source
         forbidding = PolicySource({**source.files, "stop.cedar": FORBID}, source.schema)
-        await Policies.open(world.sets, forbidding)
+        await Policies.open(world.sets, forbidding, world.clock)
         seconds, error = await streaming.ending(stream)
     assert seconds <= contract.stream.permission_bound_s
     assert error.code is grpc.StatusCode.PERMISSION_DENIED

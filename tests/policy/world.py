@@ -15,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import (
+    grant_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
@@ -28,6 +29,8 @@ from remit.policy.credentials import Credentials
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.policy.grant_service import GrantService
+from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
@@ -163,7 +166,7 @@ class World:
             overlap=timedelta(seconds=LIFETIME_S),
         )
         await keys.refresh()
-        policies = await Policies.open(SetStore(database), read_policies(SHIPPED_POLICIES))
+        policies = await Policies.open(SetStore(database), read_policies(SHIPPED_POLICIES), clock)
         return cls(database, policies, keys, clock)
 
     def _guard(self, audience: Caller.ValueType) -> Guard:
@@ -220,6 +223,19 @@ class World:
         )
         self.mesh.add(
             guard,
+            grant_service_pb2_grpc.add_GrantServiceServicer_to_server,
+            GrantService(
+                store=self.store,
+                grants=GrantStore(self.database),
+                policies=self.policies,
+                authority=self.authority,
+                recorder=self.recorder,
+                clock=self.clock,
+                ids=self.ids,
+            ),
+        )
+        self.mesh.add(
+            guard,
             add_authorization_servicer,
             EdgeAuthorization(self.credentials, self.policies),
         )
@@ -253,4 +269,10 @@ class World:
         stub: policy_set_service_pb2_grpc.PolicySetServiceStub = self.mesh.as_caller(
             options_pb2.CALLER_PUBLIC
         ).stub(policy_set_service_pb2_grpc.PolicySetServiceStub)
+        return stub
+
+    def grants(self) -> grant_service_pb2_grpc.GrantServiceStub:
+        stub: grant_service_pb2_grpc.GrantServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(grant_service_pb2_grpc.GrantServiceStub)
         return stub

@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "prices": Entry("remit.cli.prices", "List and set what models and tools cost."),
     "audit": Entry("remit.cli.audit", "List, follow, export, verify and witness the audit log."),
     "policy": Entry("remit.cli.policy", "Show, test, compare, push and roll back the policies."),
+    "grants": Entry("remit.cli.grants", "Grant tools, list and revoke grants."),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

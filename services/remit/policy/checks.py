@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 from google.protobuf import duration_pb2, json_format
@@ -106,10 +107,15 @@ def decision_id(claim: str, attempt: int, fresh: uuid.UUID) -> str:
 
 
 def answer_of(
-    decision: Decision, name: str, valid_s: float
+    decision: Decision, name: str, valid_s: float, now: datetime
 ) -> policy_service_pb2.CheckPermissionResponse:
-    """The decision on the wire. A denial may be acted on as long as one likes: it has no time."""
+    """The decision on the wire. A denial may be acted on as long as one likes: it has no time.
+
+    A permission that rests on a grant may not be acted on after the grant's end.
+    """
     valid_for = duration_pb2.Duration()
+    if decision.end is not None:
+        valid_s = min(valid_s, max((decision.end - now).total_seconds(), 0.0))
     if decision.allow:
         valid_for.FromNanoseconds(int(valid_s * 1e9))
     return policy_service_pb2.CheckPermissionResponse(

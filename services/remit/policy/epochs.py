@@ -13,11 +13,13 @@ from pathlib import Path
 
 from remit import telemetry
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
+from remit.policy.grants import Grants
 from remit.policy.metrics import EPOCH
 from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
 from remit.policy.rules import RuleBook
 from remit.policy.schema import actions, schema_text
 from remit.policy.set_store import InForce, NewSet, SetStore
+from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
 log = telemetry.logger(__name__)
@@ -55,7 +57,7 @@ class Policies:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def open(cls, store: SetStore, source: PolicySource) -> Policies:
+    async def open(cls, store: SetStore, source: PolicySource, clock: Clock) -> Policies:
         """Put in force what this replica starts with, and load what is in force then.
 
         Raises:
@@ -67,8 +69,7 @@ class Policies:
         else:
             rules = await checked(source)
             await store.accept(NewSet(source, len(rules.policies), "FILES"))
-        newest = await store.in_force()
-        return cls(store, await _book(newest))
+        return cls(store, await _book(await store.in_force(), clock))
 
     @property
     def book(self) -> RuleBook:
@@ -80,7 +81,7 @@ class Policies:
         if self._book.epoch < epoch:
             async with self._lock:
                 if self._book.epoch < epoch:
-                    self._book = await _book(await self._store.in_force())
+                    self._book = await _next(self._book, await self._store.in_force())
         return self._book
 
     async def newest(self) -> RuleBook:
@@ -115,10 +116,27 @@ async def _upgrade(store: SetStore, source: PolicySource) -> None:
         await store.accept(NewSet(renewed, len((await checked(renewed)).policies), "UPGRADE"))
 
 
-async def _book(in_force: InForce) -> RuleBook:
+async def _book(in_force: InForce, clock: Clock) -> RuleBook:
     rules = await checked(in_force.stored.source)
-    book = RuleBook(rules, in_force.epoch)
+    book = RuleBook(rules, in_force.epoch, grants=Grants(in_force.grants), clock=clock)
     await asyncio.to_thread(book.prepare, actions())
-    EPOCH.set(in_force.epoch)
-    log.info("policies_in_force", epoch=in_force.epoch, version=in_force.stored.facts.version)
+    _told(in_force)
     return book
+
+
+async def _next(book: RuleBook, in_force: InForce) -> RuleBook:
+    """The book of a newer epoch; where grants changed alone, with the policies as they are."""
+    if book.source.digest != in_force.stored.source.digest:
+        return await _book(in_force, book.clock)
+    _told(in_force)
+    return book.with_grants(Grants(in_force.grants), in_force.epoch)
+
+
+def _told(in_force: InForce) -> None:
+    EPOCH.set(in_force.epoch)
+    log.info(
+        "policies_in_force",
+        epoch=in_force.epoch,
+        version=in_force.stored.facts.version,
+        grants=len(in_force.grants),
+    )

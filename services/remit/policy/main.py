@@ -11,6 +11,7 @@ from remit import telemetry
 from remit.api.audit.v1 import audit_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.api.policy.v1 import (
+    grant_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
@@ -22,6 +23,8 @@ from remit.policy.authority import Authority
 from remit.policy.credentials import Credentials
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.policy.grant_service import GrantService
+from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
@@ -65,7 +68,7 @@ async def open_service(
         await _check_pepper(store, pepper, settings)
         keys = _key_ring(store, seal, settings, clock, ids)
         await keys.refresh()
-        policies = await Policies.open(sets, source)
+        policies = await Policies.open(sets, source, clock)
         yield _service(database, policies, keys, pepper, settings, mesh, clock, ids)
 
 
@@ -131,6 +134,15 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     policy_sets = PolicySetService(
         store=store, sets=sets, policies=policies, authority=authority, recorder=recorder
     )
+    grants = GrantService(
+        store=store,
+        grants=GrantStore(database),
+        policies=policies,
+        authority=authority,
+        recorder=recorder,
+        clock=clock,
+        ids=ids,
+    )
     edge = EdgeAuthorization(credentials, policies)
     return Service(
         area="policy",
@@ -138,6 +150,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, hot),
             (policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server, admin),
             (policy_set_service_pb2_grpc.add_PolicySetServiceServicer_to_server, policy_sets),
+            (grant_service_pb2_grpc.add_GrantServiceServicer_to_server, grants),
             (add_authorization_servicer, edge),
         ),
         verifier=verifier,

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import cedarpy
 from cedarpy import pst
 
+from remit import names
 from remit.policy.statements import Statement, TextFaultError, statements
 
 MAX_FILES: Final = 200
@@ -29,7 +30,6 @@ _STACK_BYTES: Final = 64 * 1024 * 1024
 """Cedar works by recursion; what statements.py lets through needs two."""
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\.cedar")
 _MAX_ID_CHARS: Final = 200
-_RESERVED: Final = "grants/"
 _DOUBT: Final = re.compile(r"for policy `policy\d+`, ")
 
 Result = TypeVar("Result")
@@ -186,8 +186,8 @@ def _parsed(name: str, statement: Statement) -> WrittenPolicy | PolicyFault:
     identifier = policy.annotations.get("id") or ""
     if not 1 <= len(identifier) <= _MAX_ID_CHARS or not identifier.isprintable():
         return fault(f"the policy needs an @id of its own, of {_MAX_ID_CHARS} characters at most")
-    if identifier.startswith(_RESERVED):
-        return fault(f"an @id that begins with {_RESERVED} names a grant", identifier)
+    if names.is_name("grant", identifier):
+        return fault("the @id is the name of a grant", identifier)
     return _written(name, statement, policy)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
@@ -18,8 +19,10 @@ import cedarpy
 
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.policy.entities import Principal, entities_of, reference
+from remit.policy.grants import CALL, Grants, cedar_time
 from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
-from remit.policy.slices import Slice, Slices
+from remit.policy.slices import Slices
+from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.errors import RemitError
 
 _KNOWN_ENTITIES: Final = 4096
@@ -40,6 +43,8 @@ class Question:
     resource: str
     permission_class: int = 0
     context: Mapping[str, object] = field(default_factory=dict)
+    time: datetime | None = None
+    """When it is asked, for `context.now`; None is now."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,35 @@ class Decision:
     epoch: int
     errors: tuple[str, ...] = ()
     failed_policies: tuple[str, ...] = ()
+    end: datetime | None = None
+    """When the grants that permit it end; None where no grant does, or none ends."""
 
 
 class RuleBook:
     """A policy set of one epoch, ready to decide. Immutable, so that a new epoch is a new book."""
 
-    def __init__(self, rules: RuleSet, epoch: int, slices: Slices | None = None) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        epoch: int,
+        *,
+        grants: Grants | None = None,
+        clock: Clock | None = None,
+        slices: Slices | None = None,
+    ) -> None:
         self.rules = rules
         self.epoch = epoch
+        self._grants = grants or Grants()
+        self.clock = clock or SystemClock()
         self._slices = slices or Slices(rules)
         self._reasons = {policy.identifier: policy.reason for policy in rules.policies}
         # Parsing the entities is a third of a decision, and runs ask about the same few again and
         # again. What is kept are the facts of the question, never its answer.
         self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
+
+    def with_grants(self, grants: Grants, epoch: int) -> RuleBook:
+        """The book of a later epoch with the same policies, nothing of which is parsed again."""
+        return RuleBook(self.rules, epoch, grants=grants, clock=self.clock, slices=self._slices)
 
     @property
     def source(self) -> PolicySource:
@@ -81,21 +102,51 @@ class RuleBook:
 
     def decide(self, question: Question) -> Decision:
         """Answer one question. Never raises for a question: what cannot be decided is denied."""
+        now = question.time or self.clock.now()
         try:
-            request = _request(question)
+            request = _request(question, now)
             entities = self._parse_entities(
                 question.principal, question.resource, question.permission_class
             )
         except ValueError as error:
             return Decision(allow=False, policy_ids=(), reason=str(error), epoch=self.epoch)
         policies = self._slices.of(question.action, question.resource)
+        answer = self._ask(request, policies.parsed, entities)
+        if isinstance(answer, tuple):
+            return self._undecided(answer, policies.identifier)
+        if not answer.allowed and not answer.diagnostics.reasons and question.action == CALL:
+            return self._by_grants(question, request, entities)
+        return self._decided(question, answer, self._reasons)
+
+    def _by_grants(
+        self, question: Question, request: dict[str, object], entities: cedarpy.Entities
+    ) -> Decision:
+        """Ask the grants where the policies neither permit nor forbid: they only permit."""
+        who = question.principal
+        agent = question.context.get("agent")
+        asking = [who.user, who.team, agent["__entity"]["id"] if isinstance(agent, dict) else ""]
+        grants = self._grants.of(filter(None, asking), question.resource)
+        if not grants:
+            return self._denied_by_default(question)
+        answer = self._ask(request, self._grants.parsed(grants), entities)
+        if isinstance(answer, tuple):
+            return self._undecided(answer, lambda _: "a grant")
+        by_name = {grant.name: grant for grant in grants}
+        told = self._decided(question, answer, {name: by_name[name].reason for name in by_name})
+        ends = [by_name[name].expire_time for name in told.policy_ids]
+        # One that permits for ever is enough; else the last of them.
+        end = None if None in ends else max(filter(None, ends), default=None)
+        return replace(told, end=end)
+
+    def _ask(
+        self, request: dict[str, object], policies: cedarpy.PolicySet, entities: cedarpy.Entities
+    ) -> cedarpy.AuthzResult | tuple[str, ...]:
+        """Ask Cedar; what it could not evaluate comes back as its words."""
         try:
-            answer = cedarpy.is_authorized(request, policies.parsed, entities, self.rules.schema)
+            answer = cedarpy.is_authorized(request, policies, entities, self.rules.schema)
         except (ValueError, TypeError) as error:
-            return self._undecided(policies, (str(error),))
-        if answer.diagnostics.errors:
-            return self._undecided(policies, tuple(answer.diagnostics.errors))
-        return self._decided(question, answer)
+            return (str(error),)
+        return tuple(answer.diagnostics.errors) or answer
 
     def _parsed_entities(
         self, asked: Principal, resource: str, permission_class: int
@@ -103,7 +154,7 @@ class RuleBook:
         stated = json.dumps(entities_of(asked, resource, permission_class))
         return cedarpy.Entities.from_json_str(stated, self.rules.schema)
 
-    def _undecided(self, policies: Slice, errors: tuple[str, ...]) -> Decision:
+    def _undecided(self, errors: tuple[str, ...], name_of: Callable[[str], str]) -> Decision:
         reason = "the policies could not be evaluated for this question, which denies it"
         positions = (match[1] for error in errors if (match := _FAILED.match(error)))
         return Decision(
@@ -112,19 +163,23 @@ class RuleBook:
             reason=reason,
             epoch=self.epoch,
             errors=errors,
-            failed_policies=tuple(policies.identifier(position) for position in positions),
+            failed_policies=tuple(name_of(position) for position in positions),
         )
 
-    def _decided(self, question: Question, answer: cedarpy.AuthzResult) -> Decision:
+    def _decided(
+        self, question: Question, answer: cedarpy.AuthzResult, reasons: Mapping[str, str]
+    ) -> Decision:
         identifiers = tuple(sorted(answer.diagnostics.id_annotations_by_reason.values()))
-        told = "; ".join(dict.fromkeys(self._reasons[name] for name in identifiers))
-        if answer.allowed:
-            reason = f"permitted: {told}"
-        elif identifiers:
-            reason = f"forbidden: {told}"
-        else:
-            reason = _default_denial(question)
+        if not identifiers:
+            return self._denied_by_default(question)
+        told = "; ".join(dict.fromkeys(reasons[name] for name in identifiers))
+        reason = f"permitted: {told}" if answer.allowed else f"forbidden: {told}"
         return Decision(answer.allowed, identifiers, reason, self.epoch)
+
+    def _denied_by_default(self, question: Question) -> Decision:
+        return Decision(
+            allow=False, policy_ids=(), reason=_default_denial(question), epoch=self.epoch
+        )
 
 
 def rule_book(source: PolicySource, epoch: int) -> RuleBook:
@@ -148,10 +203,10 @@ def _default_denial(question: Question) -> str:
     )
 
 
-def _request(question: Question) -> dict[str, object]:
+def _request(question: Question, now: datetime) -> dict[str, object]:
     return {
         "principal": {"type": "User", "id": question.principal.user},
         "action": {"type": "Action", "id": question.action},
         "resource": reference(question.resource),
-        "context": dict(question.context),
+        "context": {"now": cedar_time(now), **question.context},
     }

@@ -221,7 +221,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             note_undecided(decision, request.action, request.resource, decision=name)
         else:
             count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
-        return answer_of(decision, name, self._decision_valid_s)
+        return answer_of(decision, name, self._decision_valid_s, book.clock.now())
 
     # ----------------------------------------------------------------------------------- runs
 

@@ -6,15 +6,17 @@ Whoever begins an epoch holds the one lock of it, so that epochs are in the orde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import asyncpg
 
+from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_POLICY_VERSION_CONFLICT
 from remit.idempotency import AdminChange, AdminRequest, known_change, remember
+from remit.policy.grants import Grant, reason_of
 from remit.policy.rule_sets import PolicySource
 from remit.postgres import Connection, Database
 from remit.rpc.errors import RemitError
@@ -26,6 +28,14 @@ _EPOCH_LOCK: Final = 1
 _FACTS: Final = (
     "epoch AS version, digest, origin, author, message, create_time,"
     " coalesce(source_version, 0) AS source_version, policy_count"
+)
+
+# One statement reads epoch, policies and grants, so that they are of one moment.
+_GRANTS: Final = (
+    "SELECT coalesce(json_agg(json_build_object('id', grant_id, 'org', org, 'principal', principal,"
+    " 'tool', tool, 'class', permission_class, 'policy', policy, 'author', author,"
+    " 'expire_time', expire_time)), '[]') FROM tool_grants"
+    " WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > now())"
 )
 
 
@@ -69,6 +79,7 @@ class InForce:
 
     epoch: int
     stored: StoredSet
+    grants: tuple[Grant, ...] = ()
 
 
 class SetStore:
@@ -86,13 +97,13 @@ class SetStore:
     async def in_force(self) -> InForce:
         """Return what is in force. Raises LookupError before the first."""
         row = await self._database.fetchrow(
-            f"SELECT {_FACTS}, files, schema, (SELECT max(epoch) FROM policy_epochs) AS in_force"  # noqa: S608 - constants
-            " FROM policy_sets ORDER BY epoch DESC LIMIT 1"
+            f"SELECT {_FACTS}, files, schema, (SELECT max(epoch) FROM policy_epochs) AS in_force,"  # noqa: S608 - constants
+            f" ({_GRANTS}) AS grants FROM policy_sets ORDER BY epoch DESC LIMIT 1"
         )
         if row is None:
             message = "no policies were accepted yet"
             raise LookupError(message)
-        return InForce(row["in_force"], _stored(row))
+        return InForce(row["in_force"], _stored(row), _grants(row["grants"]))
 
     async def version(self, version: int) -> StoredSet | None:
         """Return a version; None if it never was."""
@@ -214,3 +225,22 @@ def _version(row: asyncpg.Record) -> Version:
 
 def _stored(row: asyncpg.Record) -> StoredSet:
     return StoredSet(_version(row), PolicySource(json.loads(row["files"]), row["schema"]))
+
+
+def _grants(stated: str) -> tuple[Grant, ...]:
+    return tuple(_grant(each) for each in json.loads(stated))
+
+
+def _grant(stated: Mapping[str, Any]) -> Grant:
+    expire_time = stated["expire_time"] and datetime.fromisoformat(stated["expire_time"])
+    return Grant(
+        name=names.grant_name(stated["org"], stated["id"]),
+        principal=stated["principal"],
+        tool=stated["tool"],
+        permission_class=stated["class"],
+        expire_time=expire_time,
+        policy=stated["policy"],
+        reason=reason_of(
+            stated["author"], stated["principal"], stated["tool"], stated["class"], expire_time
+        ),
+    )
