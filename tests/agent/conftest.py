@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from remit.agent.main import AgentParts, open_parts
+from remit.agent.sealing import Keys as RunKeys
 from remit.agent.settings import AgentSettings
 from remit.api.agent.v1 import (
     agent_catalog_service_pb2_grpc,
@@ -21,6 +22,7 @@ from remit.api.agent.v1 import (
     conversation_service_pb2_grpc,
     run_pb2,
 )
+from remit.api.audit.v1 import subject_key_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
@@ -31,6 +33,7 @@ from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit
+from remit.subject_keys import SubjectKeys
 from tests.agent.outside import (
     Effects,
     Inference,
@@ -43,9 +46,11 @@ from tests.agent.outside import (
 )
 from tests.conftest import OpenDatabase
 from tests.permissions import PERMITTED
+from tests.subject_keys import SubjectKeyService, Subjects
 from tests.waiting import PATIENCE, in_time
 
 AREAS = {
+    "audit": options_pb2.CALLER_AUDIT,
     "agent": options_pb2.CALLER_AGENT,
     "inference": options_pb2.CALLER_INFERENCE,
     "policy": options_pb2.CALLER_POLICY,
@@ -62,6 +67,7 @@ class World:
     policy: Policy
     inference: Inference
     tools: Tools
+    subjects: Subjects
 
     def mesh(self) -> MemoryMesh:
         mesh = MemoryMesh(PATIENCE)
@@ -69,6 +75,11 @@ class World:
             self.guard("policy"),
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server,
             self.policy,
+        )
+        mesh.add(
+            self.guard("audit"),
+            subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
+            SubjectKeyService(self.subjects),
         )
         mesh.add(
             self.guard("inference"),
@@ -79,6 +90,12 @@ class World:
             self.guard("tools"), tool_service_pb2_grpc.add_ToolServiceServicer_to_server, self.tools
         )
         return mesh
+
+    def area_keys(self) -> RunKeys:
+        """The keys of runs, as a replica of its own would have them."""
+        caller = self.mesh().as_caller(options_pb2.CALLER_AGENT)
+        stub = caller.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub)
+        return RunKeys(SubjectKeys(stub, SystemClock()), SystemIds())
 
     def guard(self, area: str) -> Guard:
         return Guard(
@@ -231,6 +248,7 @@ async def world(database: OpenDatabase) -> World:
         policy=policy,
         inference=Inference(Effects(policy), multiplies),  # type: ignore[abstract]
         tools=Tools(Effects(policy), computes),  # type: ignore[abstract]
+        subjects=Subjects(),
     )
 
 

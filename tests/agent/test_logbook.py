@@ -11,6 +11,7 @@ import pytest
 from remit.agent.entries import Entry
 from remit.agent.journal import fold
 from remit.agent.logbook import Books, Logbook
+from remit.agent.sealing import KeyRef
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.postgres import unavailable
@@ -30,7 +31,7 @@ async def opened(made: Replica, world: World) -> tuple[Books, Logbook, str]:
     await eventually(lambda: world.inference.effects.held == 1)
     books = made.parts.runs.canceller.books
     progress = fold(await books.reader.journal(run.name, page=2))
-    return books, Logbook(books, run.name, 1, progress), run.name
+    return books, Logbook(books, run.name, 1, progress, KeyRef(run.subject)), run.name
 
 
 def say(logbook: Logbook, stage: str) -> Any:
@@ -73,7 +74,7 @@ async def test_an_entry_of_unknown_fate_whose_place_is_taken_is_fenced(
     made: Replica, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books, logbook, run = await opened(made, world)
-    other = Logbook(books, run, 1, logbook.progress)
+    other = Logbook(books, run, 1, logbook.progress, KeyRef(logbook.progress.accepted.subject))
     await say(other, "other")
     monkeypatch.setattr(books.store, "append", failing(books.store.append, first=True))
     with pytest.raises(RemitError) as caught:

@@ -85,13 +85,13 @@ async def test_a_stale_token_is_refused_by_the_journal(replica: StartReplica, wo
     grant = await made.parts.runs.canceller.leases.seize(run.name)
     assert grant is not None
     assert grant.fencing_token == 2
-    stale = Logbook(books, run.name, 1, progress)
+    stale = Logbook(books, run.name, 1, progress, grant.key)
     draft = stale.draft()
     draft.add(run_pb2.StageStarted(stage="stale"))
     with pytest.raises(RemitError) as caught:
         await stale.commit(draft)
     assert caught.value.reason == reasons.ERROR_REASON_FENCED
-    newest = Logbook(books, run.name, 2, progress)
+    newest = Logbook(books, run.name, 2, progress, grant.key)
     draft = newest.draft()
     draft.add(started(2, "x"))
     await newest.commit(draft)

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.records import (
-    Content,
     EventRow,
     decode_event,
     decode_run,
     encode_event,
-    encode_run,
+    encode_summary,
+    split_run,
 )
+from remit.agent.sealing import Content
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
@@ -64,6 +65,7 @@ def test_any_change_by_hand_is_detected_and_named(
 def test_a_run_is_stored_without_its_task_and_comes_back_with_it() -> None:
     run = accepted(3)
     run.task = "a task of some length"
-    summary, content = encode_run(run)
-    assert b"some length" not in summary
-    assert decode_run(summary, content.data) == run
+    slim, content = split_run(run)
+    summary = encode_summary(slim)
+    assert b"some length" not in summary.public
+    assert decode_run(summary, content) == run

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from remit.agent.run_calls import claim_of, ended_call
+from remit.agent.call_facts import claim_of, ended_call
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.options.v1 import options_pb2

@@ -15,7 +15,6 @@ from remit.agent.webhooks import Verdict
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_service_pb2
-from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import Client, StartReplica, World
 from tests.agent.outside import away, client_remit, computes, results, says
@@ -323,13 +322,13 @@ async def stored(
 ALICE, EVE = "orgs/acme/users/alice", "orgs/globex/users/eve"
 
 
-def outbox(database: Database, owner: str = "a", lease_s: float = 60.0) -> Outbox:
-    return Outbox(database, owner=owner, lease_s=lease_s)
+def outbox(world: World, owner: str = "a", lease_s: float = 60.0) -> Outbox:
+    return Outbox(world.database, world.area_keys(), owner=owner, lease_s=lease_s)
 
 
 async def test_two_replicas_never_claim_the_same(replica: StartReplica, world: World) -> None:
     await stored(replica, world, {ALICE: 6})
-    boxes = [outbox(world.database, str(n)) for n in range(3)]
+    boxes = [outbox(world, str(n)) for n in range(3)]
     claimed = await asyncio.gather(*(box.claim(2, {}, most_of_an_org=9) for box in boxes))
     runs = [due.run for dues in claimed for due in dues]
     assert len(runs) == len(set(runs))
@@ -339,7 +338,7 @@ async def test_two_replicas_never_claim_the_same(replica: StartReplica, world: W
 
 async def test_orgs_take_turns_and_none_takes_all(replica: StartReplica, world: World) -> None:
     await stored(replica, world, {ALICE: 4, EVE: 2})
-    box = outbox(world.database)
+    box = outbox(world)
     due = await box.claim(2, {}, most_of_an_org=3)
     assert {each.org for each in due} == {"orgs/acme", "orgs/globex"}
     due = await box.claim(9, {"orgs/acme": 1, "orgs/globex": 1}, most_of_an_org=3)
@@ -349,8 +348,8 @@ async def test_orgs_take_turns_and_none_takes_all(replica: StartReplica, world: 
 
 async def test_who_lost_the_claim_records_nothing(replica: StartReplica, world: World) -> None:
     await stored(replica, world, {ALICE: 1})
-    [first] = await outbox(world.database, "a", lease_s=0.01).claim(1, {}, most_of_an_org=1)
-    box = outbox(world.database, "b")
+    [first] = await outbox(world, "a", lease_s=0.01).claim(1, {}, most_of_an_org=1)
+    box = outbox(world, "b")
 
     async def claimed() -> list[Due]:
         return await box.claim(1, {}, most_of_an_org=1)

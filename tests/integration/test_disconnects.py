@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import random
 import signal
@@ -23,10 +22,8 @@ from typing import Final
 
 import pytest
 
-from remit.agent.reading import RunReader
 from remit.api.agent.v1 import run_pb2
 from remit.client import Client, NewRun, Patience, RemitError, RunStream
-from remit.postgres import Database
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.network import Weather, bad_line
 from tests.waiting import eventually
@@ -210,16 +207,16 @@ async def weathered(storm: Storm, *, with_kills: bool) -> None:
 
 
 async def received_what_is_recorded(storm: Storm) -> None:
-    """Each follower's events are the journal in the database, and each run has its answer."""
-    socket = json.loads((storm.mesh.state / "mesh.json").read_text())["postgres_socket"]
-    dsn = f"postgresql://postgres@/remit_agent?host={socket}"
-    async with Database.open(dsn, pool_size=1) as database:
-        reader = RunReader(database)
-        journals: dict[str, list[run_pb2.RunEvent]] = {}
+    """Each follower's events are the journal as it is read anew, and each run has its answer.
+
+    Who watches a run that has ended is given what the database holds of it.
+    """
+    journals: dict[str, list[run_pb2.RunEvent]] = {}
+    async with Client(storm.mesh.address, storm.mesh.api_key, patience=PATIENCE) as client:
         for events in storm.histories:
             run = events[0].run
             if run not in journals:
-                journals[run] = await reader.journal(run, page=200)
+                journals[run] = [event async for event in client.runs.watch(run)]
             assert events == journals[run]
     for journal in journals.values():
         assert [event.sequence for event in journal] == list(range(1, len(journal) + 1))

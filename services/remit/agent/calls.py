@@ -16,7 +16,7 @@ from remit.agent.failures import Verdict, judge_tool_failure
 from remit.agent.household import Household
 from remit.agent.journal import Progress, ToolCall
 from remit.agent.logbook import USING_TOOLS
-from remit.agent.records import Content
+from remit.agent.sealing import Content
 from remit.agent.work import Work
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.agent.decisions import End, next_action
+from remit.agent.erased_runs import ErasedRuns
 from remit.agent.journal import TERMINAL
 from remit.agent.leases import Grant, LeaseStore
 from remit.agent.logbook import Books, Logbook
@@ -21,6 +22,7 @@ from remit.agent.sub_runs import ended_call
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
+from remit.subject_keys import is_erased
 
 _TRIES: Final = 5
 """A run that changes hands this often during one request is left to the client's next try."""
@@ -36,12 +38,14 @@ class Canceller:
     books: Books
     leases: LeaseStore
     desk: RemitDesk
+    erased: ErasedRuns
 
     async def cancel(self, stored: StoredRun, subject: str, request_id: str) -> run_pb2.Run:
         """The run as it ended. The same request gets the same answer.
 
-        Raises INVALID_STATE if the run had ended, DEPENDENCY_UNAVAILABLE if policy or the database
-        is away; a cancellation that was journalled by then is completed by whoever adopts the run.
+        One whose subject was erased ends as such runs do. Raises INVALID_STATE if the run had
+        ended, DEPENDENCY_UNAVAILABLE if policy or the database is away; a cancellation that was
+        journalled by then is completed by whoever adopts the run.
         """
         name = stored.run.name
         for _ in range(_TRIES):
@@ -57,8 +61,19 @@ class Canceller:
 
     async def _end(self, grant: Grant, subject: str, request_id: str) -> bool:
         """Ends a seized run; False if somebody else took it meanwhile."""
+        try:
+            return await self._cancelled(grant, subject, request_id)
+        except RemitError as error:
+            if not is_erased(error):
+                raise
+            await self.erased.end(grant)
+            return True
+
+    async def _cancelled(self, grant: Grant, subject: str, request_id: str) -> bool:
         progress = await self.books.standing.now(grant.run)
-        logbook = Logbook(self.books, grant.run, grant.fencing_token, progress, grant.traceparent)
+        logbook = Logbook(
+            self.books, grant.run, grant.fencing_token, progress, grant.key, grant.traceparent
+        )
         try:
             if not logbook.progress.cancelled_by:
                 await self._request(logbook, subject, request_id)

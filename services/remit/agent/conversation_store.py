@@ -6,6 +6,7 @@ of its runs. Deleting it marks it and its runs; the journals, which are the reco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,10 +17,13 @@ import asyncpg
 from remit import names
 from remit.agent.journal import TERMINAL
 from remit.agent.records import conversation_id
+from remit.agent.sealing import Key, KeyRef, Keys, request_erased
 from remit.agent.store import key_reused
 from remit.agent.threads import conversation_not_found
 from remit.api.agent.v1 import conversation_pb2, run_pb2
 from remit.postgres import Database
+from remit.rpc.errors import RemitError
+from remit.subject_keys import is_erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,15 @@ class StoredConversation:
 
 
 class ConversationStore:
-    """Reads and writes conversations; raises DEPENDENCY_UNAVAILABLE when the database is away."""
+    """Reads and writes conversations.
 
-    def __init__(self, database: Database) -> None:
+    Every method raises DEPENDENCY_UNAVAILABLE when the database is away, or audit, which has the
+    keys. Of a conversation whose subject was erased it shows what is left.
+    """
+
+    def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
+        self._keys = keys
 
     async def create(
         self,
@@ -62,24 +71,28 @@ class ConversationStore:
     ) -> StoredConversation:
         """The conversation of a request: the new one, or the one that it created before.
 
-        Raises KEY_REUSED; CONVERSATION_NOT_FOUND if the earlier one was deleted.
+        Raises KEY_REUSED; SUBJECT_ERASED if nobody can say any more what the earlier one was asked
+        for with; CONVERSATION_NOT_FOUND if it was deleted.
         """
+        record = conversation_id(new.name)
+        key = await self._keys.new(new.subject, record)
         await self._database.execute(
             _INSERT,
-            conversation_id(new.name),
+            record,
             org,
             new.subject,
             request_id,
-            body_digest,
-            new.display_name,
+            key.keyed(body_digest),
+            key.seal(_NAME, new.display_name.encode()),
+            key.key_id,
             now,
         )
         row = await self._database.fetchrow(_FIND_REQUEST, org, new.subject, request_id)
         if row is None:
             raise TypeError(request_id)
+        [stored] = await self._stored([row])
         if row["body_digest"] != body_digest:
-            raise key_reused(request_id)
-        stored = _stored(row)
+            await self._check_same(row, request_id, body_digest)
         if stored.is_deleted:
             raise conversation_not_found(stored.conversation.name)
         return stored
@@ -89,7 +102,8 @@ class ConversationStore:
         row = await self._database.fetchrow(_GET, conversation_id(name))
         if row is None:
             raise conversation_not_found(name)
-        return _stored(row)
+        [stored] = await self._stored([row])
+        return stored
 
     async def page(
         self, org: str, subject: str, *, limit: int, before: str = ""
@@ -101,7 +115,7 @@ class ConversationStore:
         rows = await self._database.fetch(
             _LIST, org, subject or None, conversation_id(before) if before else None, limit
         )
-        return [_stored(row).conversation for row in rows]
+        return [stored.conversation for stored in await self._stored(rows)]
 
     async def delete(self, stored: StoredConversation, request_id: str, now: datetime) -> bool:
         """Deletes a conversation with its runs; False if it has changed since it was read."""
@@ -115,6 +129,20 @@ class ConversationStore:
         )
         return deleted is not None
 
+    async def _stored(self, rows: Sequence[asyncpg.Record]) -> list[StoredConversation]:
+        refs = {row["conversation"]: KeyRef(row["subject"], row["key_id"]) for row in rows}
+        keys = await self._keys.to_show(refs.items())
+        return [_stored(row, keys[row["conversation"]]) for row in rows]
+
+    async def _check_same(self, row: asyncpg.Record, request_id: str, body_digest: bytes) -> None:
+        ref = KeyRef(row["subject"], row["key_id"])
+        try:
+            key = await self._keys.to_read(ref, row["conversation"])
+        except RemitError as error:
+            raise request_erased(request_id, ref.subject) if is_erased(error) else error from error
+        if key is None or not key.knows(row["body_digest"], body_digest):
+            raise key_reused(request_id)
+
 
 def place(conversation: conversation_pb2.Conversation) -> str:
     """Where a conversation stands in the list, in the form of a conversation's name."""
@@ -123,11 +151,13 @@ def place(conversation: conversation_pb2.Conversation) -> str:
     return conversation.name
 
 
-def _stored(row: asyncpg.Record) -> StoredConversation:
+def _stored(row: asyncpg.Record, key: Key | None) -> StoredConversation:
+    sealed = row["sealed_name"]
     conversation = conversation_pb2.Conversation(
         name=names.conversation_name(str(row["conversation"])),
         subject=row["subject"],
-        display_name=row["display_name"],
+        display_name=key.open(_NAME, sealed).decode() if key and sealed else row["display_name"],
+        erased=row["key_id"] is not None and key is None,
         last_run=_run_name(row["last_run"]),
         runs=row["runs"],
     )
@@ -148,6 +178,8 @@ def _stored(row: asyncpg.Record) -> StoredConversation:
 def _run_name(run: UUID | None) -> str:
     return names.run_name(str(run)) if run else ""
 
+
+_NAME: Final = "display name"
 
 _SELECT: Final = """
 SELECT c.*, r.state AS last_state, r.previous_run AS before_last
@@ -170,14 +202,15 @@ ORDER BY coalesce(c.last_run, c.conversation) DESC LIMIT $4
 
 _INSERT: Final = """
 INSERT INTO conversations (conversation, org, subject, request_id, body_digest, display_name,
-                           create_time, update_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
+                           sealed_name, key_id, create_time, update_time)
+VALUES ($1, $2, $3, $4, $5, '', $6, $7, $8, $8)
 ON CONFLICT (org, subject, request_id) DO NOTHING
 """
 
 _DELETE: Final = """
 WITH RECURSIVE gone AS (
-    UPDATE conversations SET delete_time = $4, delete_request_id = $3, display_name = ''
+    UPDATE conversations SET delete_time = $4, delete_request_id = $3, display_name = '',
+        sealed_name = NULL
     WHERE conversation = $1 AND delete_time IS NULL AND last_run IS NOT DISTINCT FROM $2
     RETURNING conversation
 ), tree AS (

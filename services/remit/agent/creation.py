@@ -24,7 +24,9 @@ from remit.agent.metrics import count_created, refusals_counted
 from remit.agent.offers import Offers, pinned
 from remit.agent.pool import RunPool
 from remit.agent.reading import RunReader
+from remit.agent.records import run_id
 from remit.agent.run_remit import IssuedRemit, RemitDesk
+from remit.agent.sealing import Key, KeyRef, Keys, OtherKey
 from remit.agent.settings import AgentSettings
 from remit.agent.spans import traceparent_of_call
 from remit.agent.store import RunStore, queue_full
@@ -80,6 +82,8 @@ class Order:
     """Of a run that continues a conversation."""
     begins: Beginning = field(default_factory=Beginning)
     """Of a fork: what it takes over."""
+    others: tuple[OtherKey, ...] = ()
+    """Keys of others whose content it knows: of whose run it forks, or its parent forked."""
 
     @property
     def org(self) -> str:
@@ -101,6 +105,7 @@ class Creator:
     admission: Admission
     desk: RemitDesk
     offers: Offers
+    keys: Keys
     pool: RunPool
     settings: AgentSettings
     clock: Clock
@@ -156,8 +161,10 @@ class Creator:
         try:
             if not (has_place or is_later) and self.pool.is_queue_full:
                 raise queue_full(self.settings.max_queued_runs)
+            # Before anybody hears of the run: without a key nothing of it can be stored.
+            key = await self.keys.new(order.run.subject, run_id(order.run.name), order.others)
             issued = await register(self._grant(order))
-            created, tenure = await self._store(order, issued, has_place=has_place)
+            created, tenure = await self._store(order, issued, key, has_place=has_place)
         finally:
             if has_place and tenure is None:
                 self.pool.give_up_place(order.org)
@@ -173,13 +180,13 @@ class Creator:
         return replace(grant, tools=(*grant.tools, webhooks.TOOL))
 
     async def _store(
-        self, order: Order, issued: IssuedRemit, *, has_place: bool
+        self, order: Order, issued: IssuedRemit, key: Key, *, has_place: bool
     ) -> tuple[Created, Tenure | None]:
         draft = Draft(order.run.name, order.begins.base, self.clock)
         draft.add(run_pb2.RunCreated(run=order.run))
         offer = self._first_step(draft, order) if has_place else order.begins.offer
         asked = self.clock.monotonic()
-        new = self._row(order, draft, offer, has_place=has_place)
+        new = self._row(order, draft, offer, key, has_place=has_place)
         stored = await self.store.create(new)
         if not stored.is_new:
             return Created(stored.name), None
@@ -193,6 +200,7 @@ class Creator:
             lease_s=self.settings.lease_s,
             deadline=asked + new.max_duration_s,
             org=order.org,
+            key=KeyRef(order.run.subject, key.key_id, order.others),
             head=Head(draft.progress, order.definition, issued, offer, history),
             traceparent=new.traceparent,
         )
@@ -206,7 +214,9 @@ class Creator:
             draft.announce_next(order.definition.model_name)
         return offer
 
-    def _row(self, order: Order, draft: Draft, offer: Offer | None, *, has_place: bool) -> NewRun:
+    def _row(
+        self, order: Order, draft: Draft, offer: Offer | None, key: Key, *, has_place: bool
+    ) -> NewRun:
         return NewRun(
             org=order.org,
             run=run_of(draft.progress),
@@ -222,6 +232,8 @@ class Creator:
             schedule_time=_time_of(order.run),
             parent_token=order.parent_token,
             last_run=order.place.last_run if order.place is not None else "",
+            key=key,
+            others=order.others,
         )
 
     def _accepted(

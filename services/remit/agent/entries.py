@@ -8,7 +8,8 @@ from typing import TypeAlias
 from uuid import UUID
 
 from remit.agent.journal import TERMINAL
-from remit.agent.records import Content, run_id
+from remit.agent.records import run_id
+from remit.agent.sealing import Content, Key, OtherKey
 from remit.api.agent.v1 import run_pb2
 
 
@@ -38,6 +39,10 @@ class NewRun:
     last_run: str = ""
     """Of a run in a conversation: the newest run there that its creator knew. If there is a newer
     one, or the conversation was deleted, nothing is created."""
+    key: Key | None = None
+    """What it is sealed with, now and ever after."""
+    others: tuple[OtherKey, ...] = ()
+    """Of which keys that one is made besides its own subject's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,10 @@ class Entry:
     artifacts: tuple[Content, ...] = ()
     cancel_request_id: str = ""
     control: Control | None = None
+    key: Key | None = None
+    """What it is sealed with; None where nothing in it is anybody's."""
+    is_burial: bool = False
+    """Whether it ends a run whose key is gone: nobody can be told of that end any more."""
 
     @property
     def run_id(self) -> UUID:
@@ -84,7 +93,8 @@ class Entry:
     @property
     def tells(self) -> bool:
         """Whether it ends a run whose end is to be told."""
-        return self.summary.state in TERMINAL and self.summary.HasField("webhook")
+        has_ended = self.summary.state in TERMINAL
+        return has_ended and self.summary.HasField("webhook") and not self.is_burial
 
 
 Item: TypeAlias = NewRun | Entry

@@ -19,6 +19,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.subject_keys import is_erased
 
 DEFAULT_PAGE: Final = 200
 MAX_PAGE: Final = 500
@@ -57,12 +58,14 @@ class _Missing:
         except RemitError as error:
             if error.reason == reasons.ERROR_REASON_TOO_LARGE:
                 raise
-            self.parts.append(
-                explanation_pb2.MissingPart(
-                    part=part, reason=error.reason_name, message=error.message
-                )
-            )
+            self.add(part, error)
             return without
+
+    def add(self, part: str, error: RemitError) -> None:
+        """Names a part and why it is missing."""
+        self.parts.append(
+            explanation_pb2.MissingPart(part=part, reason=error.reason_name, message=error.message)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,22 @@ class Explainer:
         """
         first, size = _page(request)
         missing = _Missing()
-        journal = await self._journal(stored.run)
+        journal = await self._journal(stored.run, missing)
         records = await self._records(stored, journal, remit_token, missing)
         story = story_of(Known(stored.run, journal, records))
         return _response(stored.run, story, missing, first, size)
 
-    async def _journal(self, run: run_pb2.Run) -> list[run_pb2.RunEvent]:
+    async def _journal(self, run: run_pb2.Run, missing: _Missing) -> list[run_pb2.RunEvent]:
+        """What the journal tells; nothing of a run whose subject was erased."""
+        try:
+            return await self._told(run)
+        except RemitError as error:
+            if not is_erased(error):
+                raise
+            missing.add("journal", error)
+            return []
+
+    async def _told(self, run: run_pb2.Run) -> list[run_pb2.RunEvent]:
         events: list[run_pb2.RunEvent] = []
         async for event in self.standing.events(run.name, run.last_sequence):
             slim = told(event)
@@ -109,7 +122,8 @@ class Explainer:
             missing.asked("cost", self._ledger(name, stored.org), None),
         )
         known = EffectRecords(logged, ledger)
-        places = sorted(known.places | _named(journal))
+        claims = await self.standing.reader.named_claims(name) if not journal else []
+        places = sorted(known.places | _named(journal) | {(claim, 1) for claim in claims})
         none: list[attempt_pb2.Attempt] = []
         inference, tools = await asyncio.gather(
             missing.asked("inference", self._model_calls(places), none),

@@ -30,13 +30,15 @@ class Verdict(Enum):
     IN_DOUBT = auto()
     """Whether it happened is unknown to everybody; the definition says what then."""
     STOP = auto()
-    """Another worker owns the run: write nothing, ask for nothing."""
+    """Another worker owns the run, or its subject was erased: write nothing, ask for nothing."""
     FAIL = auto()
     """The run ends with this error."""
 
 
 _ALWAYS: Final = {
     reasons.ERROR_REASON_FENCED: Verdict.STOP,
+    # The run cannot go on, and nothing of it may be written as if it could.
+    reasons.ERROR_REASON_SUBJECT_ERASED: Verdict.STOP,
     reasons.ERROR_REASON_REMIT_INVALID: Verdict.RENEW_REMIT,
     # Nobody but a draining service or a broken connection cancels a call of ours.
     reasons.ERROR_REASON_CANCELLED: Verdict.RETRY,

@@ -78,7 +78,7 @@ class Forker:
         )
         if known is not None:
             return Created(known)
-        order = await self._order(request, source.run, remit.subject, digest)
+        order = await self._order(request, source, remit.subject, digest)
 
         async def register(grant: Grant) -> IssuedRemit:
             return await self.creator.desk.register(
@@ -92,10 +92,11 @@ class Forker:
     async def _order(
         self,
         request: agent_service_pb2.ForkRunRequest,
-        source: run_pb2.Run,
+        stored: StoredRun,
         subject: str,
         digest: bytes,
     ) -> Order:
+        source = stored.run
         point, stretch = await self._point(request, source)
         if stretch.chain >= MAX_CHAIN:
             raise chain_too_long(source.name)
@@ -116,7 +117,8 @@ class Forker:
         offer = await self._offer(request, source, subject)
         history = await self.creator.reader.history(run)
         begins = Beginning(base, offer, history)
-        return Order(run, definition, request.request_id, digest, begins=begins)
+        others = tuple(key for key in stored.key.all_of_it if key.subject != subject)
+        return Order(run, definition, request.request_id, digest, begins=begins, others=others)
 
     async def _point(
         self, request: agent_service_pb2.ForkRunRequest, source: run_pb2.Run

@@ -16,6 +16,7 @@ from remit.agent.attempts import EffectFailed
 from remit.agent.cancellation import Canceller
 from remit.agent.creation import FIRST_TOKEN, Creator, Order
 from remit.agent.definitions import Grant
+from remit.agent.erased_runs import ErasedRuns
 from remit.agent.failures import judge_sub_run_failure
 from remit.agent.journal import TERMINAL, ToolCall
 from remit.agent.leases import Held, LeaseStore
@@ -40,6 +41,7 @@ class Household:
     creator: Creator
     canceller: Canceller
     leases: LeaseStore
+    erased: ErasedRuns
 
     async def name(self, work: Work, step: int, call: ToolCall) -> None:
         """Journals the run that a call of an agent becomes, or why it becomes none."""
@@ -108,7 +110,12 @@ class Household:
         run.create_time.FromDatetime(now)
         # Nobody else knows the name, so no client's request can have it for an id.
         return Order(
-            run, definition, call.run, bytes.fromhex(request.request_id), work.fencing_token
+            run,
+            definition,
+            call.run,
+            bytes.fromhex(request.request_id),
+            work.fencing_token,
+            others=work.logbook.key.others,
         )
 
 

@@ -15,6 +15,7 @@ import asyncpg
 
 from remit import names
 from remit.agent.records import run_id
+from remit.agent.sealing import KEY_COLUMNS, KeyRef, key_ref
 from remit.agent.store import CHANNEL, IS_DUE, QUEUED
 from remit.postgres import Database
 
@@ -33,6 +34,8 @@ class Grant:
     """Whether another worker held it before, which let its lease lapse or was stopped."""
     org: str
     """`orgs/{org}`."""
+    key: KeyRef
+    """What it is sealed with."""
     traceparent: str = ""
     """The trace that created it."""
 
@@ -138,6 +141,7 @@ def _grant(row: asyncpg.Record) -> Grant:
         row["remaining_s"],
         row["is_orphan"],
         row["org"],
+        key_ref(row),
         row["traceparent"] or "",
     )
 
@@ -190,10 +194,11 @@ UPDATE runs SET
 FROM picked WHERE runs.run = picked.run
 RETURNING runs.run, runs.fencing_token,
           extract(epoch FROM runs.deadline_time - clock_timestamp())::float8 AS remaining_s,
-          picked.owner IS NOT NULL AS is_orphan, runs.org, runs.traceparent
+          picked.owner IS NOT NULL AS is_orphan, runs.org, runs.traceparent,
+          {KEY_COLUMNS}
 """  # noqa: S608 - made of constants
 
-_SEIZE: Final = """
+_SEIZE: Final = f"""
 UPDATE runs SET
     owner = $2,
     fencing_token = fencing_token + 1,
@@ -201,8 +206,8 @@ UPDATE runs SET
 WHERE run = $1 AND state < 3
 RETURNING run, fencing_token,
           extract(epoch FROM deadline_time - clock_timestamp())::float8 AS remaining_s,
-          true AS is_orphan, org, traceparent
-"""
+          true AS is_orphan, org, traceparent, {KEY_COLUMNS}
+"""  # noqa: S608 - made of constants
 
 # Both lock rows in the order of the journal's batches, so that neither waits for the other in turn.
 _RENEW: Final = """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from remit.agent.decisions import AskModel, End, FallBack, next_action
@@ -19,7 +19,8 @@ from remit.agent.journal import Progress, apply
 from remit.agent.metrics import count_ended
 from remit.agent.reading import RunReader
 from remit.agent.receipts import Receipts
-from remit.agent.records import Content
+from remit.agent.records import run_id
+from remit.agent.sealing import Content, Key, KeyRef, Keys
 from remit.agent.spans import place_of, record_run
 from remit.agent.standing import Standing
 from remit.agent.store import RunStore, fenced
@@ -136,6 +137,7 @@ class Books:
     clock: Clock
     page: int
     receipts: Receipts
+    keys: Keys
 
     @property
     def standing(self) -> Standing:
@@ -152,9 +154,11 @@ class Logbook:
         run: str,
         fencing_token: int,
         progress: Progress,
+        key: KeyRef,
         traceparent: str = "",
     ) -> None:
         self._books = books
+        self.key = key
         self._run = run
         self._fencing_token = fencing_token
         self._traceparent = traceparent
@@ -176,7 +180,9 @@ class Logbook:
         cancel_request_id: str = "",
         control: Control | None = None,
     ) -> None:
-        """Commits a draft. Waits for a database that is away; raises FENCED to who lost the run.
+        """Commits a draft. Waits for a database that is away, and for audit, which has the keys.
+
+        Raises FENCED to who lost the run, SUBJECT_ERASED where its key is gone: nothing is written.
 
         A commit in progress is not undone by cancelling its caller: see `settle`.
         """
@@ -220,7 +226,7 @@ class Logbook:
         tries = 0
         while True:
             try:
-                await self._books.store.append(entry)
+                await self._books.store.append(replace(entry, key=await self._own_key()))
             except RemitError as error:
                 if error.reason not in _UNKNOWN:
                     raise
@@ -232,6 +238,12 @@ class Logbook:
             )
             if await self._is_committed(entry):
                 return
+
+    async def _own_key(self) -> Key:
+        """The run's key; a run that is older than keys keeps the first one that it gets."""
+        key = await self._books.keys.of(self.key, run_id(self._run))
+        self.key = replace(self.key, key_id=key.key_id)
+        return key
 
     async def _is_committed(self, entry: Entry) -> bool:
         """Whether an entry of unknown fate is in the journal. Raises FENCED if another one is."""

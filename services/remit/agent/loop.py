@@ -41,6 +41,7 @@ from remit.agent.work import Outside, Work
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
+from remit.subject_keys import is_erased
 from remit.telemetry.spans import Value
 from remit.telemetry.table import FENCING_TOKEN, REPLICA, RUN, TOOL_CALLS
 
@@ -81,11 +82,19 @@ class RunWorker:
         """
         with contextlib.suppress(RunOver):
             try:
-                await self._work(tenure)
+                await self._unless_erased(tenure)
             except RemitError as error:
                 if error.reason != reasons.ERROR_REASON_FENCED:
                     raise
                 log.info("run_lost", run=tenure.run, fencing_token=tenure.fencing_token)
+
+    async def _unless_erased(self, tenure: Tenure) -> None:
+        try:
+            await self._work(tenure)
+        except RemitError as error:
+            if not is_erased(error):
+                raise
+            await self._shop.household.erased.end(tenure)
 
     async def _work(self, tenure: Tenure) -> None:
         try:
@@ -198,7 +207,9 @@ class RunWorker:
     ) -> Work:
         shop = self._shop
         ruled = replace(progress, rules=definition.rules)
-        logbook = Logbook(shop.books, tenure.run, tenure.fencing_token, ruled, tenure.traceparent)
+        logbook = Logbook(
+            shop.books, tenure.run, tenure.fencing_token, ruled, tenure.key, tenure.traceparent
+        )
         remit = RunRemit(shop.desk, tenure.run, tenure.fencing_token, issued)
         return Work(
             run=tenure.run,
@@ -230,7 +241,12 @@ class RunWorker:
             header=header_of(stored.run),
         )
         logbook = Logbook(
-            self._shop.books, tenure.run, tenure.fencing_token, progress, tenure.traceparent
+            self._shop.books,
+            tenure.run,
+            tenure.fencing_token,
+            progress,
+            tenure.key,
+            tenure.traceparent,
         )
         for name in await self._shop.books.reader.unfinished_sub_runs(tenure.run):
             await self._shop.household.canceller.stop_sub_run(name, by=tenure.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -14,6 +15,7 @@ from remit.agent.conversation_service import ConversationService
 from remit.agent.conversation_store import ConversationStore
 from remit.agent.creation import Creator
 from remit.agent.definitions import AgentCatalog, load_catalog
+from remit.agent.erased_runs import ErasedRuns
 from remit.agent.explaining import Explainer, Neighbours
 from remit.agent.feed import Feed, Listener
 from remit.agent.forking import Forker
@@ -29,6 +31,7 @@ from remit.agent.reading import DefinitionStore, RunReader
 from remit.agent.receipts import Receipts
 from remit.agent.replaying import Replayer
 from remit.agent.run_remit import RemitDesk
+from remit.agent.sealing import Keys
 from remit.agent.sender import WebhookSender
 from remit.agent.service import AgentService
 from remit.agent.settings import AgentSettings
@@ -40,7 +43,7 @@ from remit.api.agent.v1 import (
     agent_service_pb2_grpc,
     conversation_service_pb2_grpc,
 )
-from remit.api.audit.v1 import audit_query_service_pb2_grpc
+from remit.api.audit.v1 import audit_query_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.cost.v1 import cost_report_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
@@ -53,6 +56,7 @@ from remit.rpc.keys import RemoteKeys
 from remit.rpc.mesh import StubFactory
 from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
+from remit.subject_keys import SubjectKeys
 
 Stub = TypeVar("Stub")
 
@@ -78,6 +82,7 @@ class AgentParts:
     sender: WebhookSender
     store: RunStore
     receipts: Receipts
+    erased: ErasedRuns
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +116,7 @@ async def open_service(
                 parts.pool.renew_leases,
                 parts.pool.stop_lapsed,
                 parts.sender.run,
+                functools.partial(parts.erased.look, settings.erased_poll_s),
             ],
             ready=[database.ping],
             drain=[_drain(parts), parts.sender.drain],
@@ -125,30 +131,43 @@ async def open_parts(
     catalog = load_catalog(settings.agents_dir)
     definitions = DefinitionStore(database)
     await definitions.save(catalog.all())
-    reader = RunReader(database)
+    audit = mesh.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub)
+    keys = Keys(SubjectKeys(audit, clock), ids)
+    reader = RunReader(database, keys)
     # Names this process, not just its replica: one that is started again is another holder.
     owner = f"{settings.replica}/{ids.uuid7()}"
-    books = _books(settings, mesh, database, reader, clock, owner=owner)
+    books = _books(settings, mesh, reader, clock, owner=owner)
     desk = RemitDesk(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock)
     outside = _outside(settings, mesh, catalog, clock)
     leases = LeaseStore(database, owner=owner, lease_s=settings.lease_s)
-    canceller = Canceller(books, leases, desk)
+    erased = ErasedRuns(books, leases, desk)
+    canceller = Canceller(books, leases, desk, erased)
 
     async def work(tenure: Tenure) -> None:
         await worker.work(tenure)
 
     pool = RunPool(leases, work, settings, clock)
-    conversations = ConversationStore(database)
+    conversations = ConversationStore(database, keys)
     admission = Admission(conversations, reader, settings)
     creator = Creator(
-        catalog, books.store, reader, admission, desk, outside.offers, pool, settings, clock, ids
+        catalog,
+        books.store,
+        reader,
+        admission,
+        desk,
+        outside.offers,
+        keys,
+        pool,
+        settings,
+        clock,
+        ids,
     )
-    household = Household(creator, canceller, leases)
+    household = Household(creator, canceller, leases, erased)
     worker = RunWorker(Workshop(books, definitions, desk, outside, settings, ids, household))
     pauser = Pauser(books, leases, desk)
     forker = Forker(creator, definitions, books.standing)
     sender = WebhookSender(
-        Outbox(database, owner=owner, lease_s=settings.webhook_lease_s),
+        Outbox(database, keys, owner=owner, lease_s=settings.webhook_lease_s),
         reader,
         desk,
         outside.tools,
@@ -177,20 +196,20 @@ async def open_parts(
         sender=sender,
         store=books.store,
         receipts=books.receipts,
+        erased=erased,
     )
 
 
 def _books(
     settings: AgentSettings,
     mesh: StubSource,
-    database: Database,
     reader: RunReader,
     clock: Clock,
     *,
     owner: str,
 ) -> Books:
     store = RunStore(
-        database,
+        reader.database,
         origin=owner,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
@@ -203,7 +222,8 @@ def _books(
         recent_events=settings.recent_events,
         heartbeat_s=settings.heartbeat_s,
     )
-    return Books(store, reader, feed, clock, settings.watch_page, _receipts(settings, mesh))
+    receipts = _receipts(settings, mesh)
+    return Books(store, reader, feed, clock, settings.watch_page, receipts, reader.keys)
 
 
 def _receipts(settings: AgentSettings, mesh: StubSource) -> Receipts:

@@ -8,7 +8,7 @@ from typing import Final
 
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition, did_you_mean
-from remit.agent.records import Content
+from remit.agent.sealing import Content
 from remit.agent.sub_runs import offered
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc

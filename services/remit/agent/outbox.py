@@ -16,9 +16,12 @@ from google.rpc import status_pb2
 
 from remit import names
 from remit.agent.records import run_id
+from remit.agent.sealing import KEY_COLUMNS, SEALED, Key, KeyRef, Keys, key_ref
 from remit.agent.webhooks import Verdict
 from remit.api.agent.v1 import run_pb2
 from remit.postgres import Database
+from remit.rpc.errors import RemitError
+from remit.subject_keys import is_erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,16 @@ class Due:
     """Of the run's last worker: its remits are the only ones that policy takes."""
     org: str
     traceparent: str
+    key: KeyRef
+    """What the run is sealed with."""
 
 
 class Outbox:
     """The deliveries; every method raises DEPENDENCY_UNAVAILABLE when the database is away."""
 
-    def __init__(self, database: Database, *, owner: str, lease_s: float) -> None:
+    def __init__(self, database: Database, keys: Keys, *, owner: str, lease_s: float) -> None:
         self._database = database
+        self._keys = keys
         self._owner = owner
         self._lease_s = lease_s
 
@@ -69,13 +75,14 @@ class Outbox:
                 row["fencing_token"],
                 row["org"],
                 row["traceparent"] or "",
+                key_ref(row),
             )
             for row in rows
         ]
 
     async def record(self, due: Due, verdict: Verdict) -> bool:
         """Records a try and gives the claim back; False if it was another's by then."""
-        error = verdict.error
+        error = await self._stored_error(due, verdict.error)
         row = await self._database.fetchrow(
             _RECORD,
             run_id(due.run),
@@ -83,7 +90,7 @@ class Outbox:
             verdict.state,
             verdict.tries,
             verdict.wait_s,
-            error.to_status().SerializeToString() if error is not None else None,
+            error,
         )
         return row is not None
 
@@ -91,6 +98,18 @@ class Outbox:
         """Gives a claim back with nothing recorded, so that another replica may try at once."""
         await self._database.execute(_RELEASE, run_id(due.run), due.claim)
 
+    async def _stored_error(self, due: Due, error: RemitError | None) -> bytes | None:
+        """An error as it is stored: sealed, for it says where the run's end was told."""
+        if error is None:
+            return None
+        stored = error.to_status().SerializeToString()
+        if is_erased(error):
+            return stored  # nobody's, and the key is gone
+        key = await self._keys.to_read(due.key, run_id(due.run))
+        return stored if key is None else key.seal(_ERROR, stored)
+
+
+_ERROR: Final = "webhook error"
 
 DELIVERY: Final = """
 (SELECT (d.state, d.tries, d.next_try_time, d.end_time, d.error)
@@ -102,19 +121,22 @@ DELIVERY: Final = """
 def fill(
     webhook: run_pb2.Webhook,
     delivery: tuple[run_pb2.WebhookState.ValueType, int, datetime, datetime | None, bytes | None],
+    key: Key | None,
 ) -> None:
-    """Says in a run's webhook how far the delivery is."""
+    """Says in a run's webhook how far the delivery is; `key` is the run's. Raises DATA_CORRUPT."""
     webhook.state, webhook.tries, next_try_time, end_time, error = delivery
     if end_time is not None:
         webhook.end_time.FromDatetime(end_time)
     else:
         webhook.next_try_time.FromDatetime(next_try_time)
-    if error is not None:
+    if error is not None and error[0] != SEALED:
         webhook.error.CopyFrom(status_pb2.Status.FromString(error))
+    elif error is not None and key is not None:
+        webhook.error.CopyFrom(status_pb2.Status.FromString(key.open(_ERROR, error)))
 
 
 # The outer conditions are checked again on the locked row: two replicas never take the same one.
-_CLAIM: Final = """
+_CLAIM: Final = f"""
 WITH ranked AS (
     SELECT d.run, r.org, d.next_try_time,
            row_number() OVER (PARTITION BY r.org ORDER BY d.next_try_time, d.run) AS place
@@ -137,11 +159,11 @@ UPDATE webhook_deliveries d SET
     owner = $1,
     claims = d.claims + 1,
     lease_expire_time = clock_timestamp() + make_interval(secs => $2::float8)
-FROM picked JOIN runs r USING (run)
+FROM picked JOIN runs USING (run)
 WHERE d.run = picked.run
-RETURNING d.run, d.claims, d.tries, r.fencing_token, r.org, r.traceparent,
+RETURNING d.run, d.claims, d.tries, runs.fencing_token, runs.org, runs.traceparent, {KEY_COLUMNS},
           extract(epoch FROM clock_timestamp() - d.create_time)::float8 AS age_s
-"""
+"""  # noqa: S608 - made of constants
 
 _RECORD: Final = """
 UPDATE webhook_deliveries SET

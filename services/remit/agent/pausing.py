@@ -105,7 +105,9 @@ class Pauser:
         if progress.ended is not None or wish.is_fulfilled(progress.state):
             await self.leases.release([Held(name, grant.fencing_token)])
             return
-        logbook = Logbook(self.books, name, grant.fencing_token, progress, grant.traceparent)
+        logbook = Logbook(
+            self.books, name, grant.fencing_token, progress, grant.key, grant.traceparent
+        )
         draft = logbook.draft()
         draft.add(wish.event)
         try:

@@ -231,6 +231,7 @@ class RunPool:
             lease_s=self._settings.lease_s,
             deadline=asked + grant.remaining_s,
             org=grant.org,
+            key=grant.key,
             traceparent=grant.traceparent,
         )
 

@@ -1,7 +1,8 @@
 """`ListRunCalls`: the calls that journals record as ended, for audit to compare with the log.
 
-It tells which effect each was, and no content. Every event is looked at, for its kind stands
-inside; what is large in one stays where it is.
+It tells which effect each was, and no content. What it tells stands in clear beside what is sealed,
+so it needs no key and names the calls of erased subjects too. Of entries from before there were
+keys it is read from inside.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from uuid import UUID
 import asyncpg
 
 from remit import names
+from remit.agent.call_facts import CallFacts, facts_of
 from remit.agent.records import run_id
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.postgres import Database
-from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.errors import Violation, invalid_request
 
 DEFAULT_PAGE: Final = 500
 MAX_PAGE: Final = 1000
 _MAX_SEQUENCE: Final = 2**63 - 1
 _SELECT: Final = """
-    SELECT e.run, e.sequence, e.event_time, e.payload, r.org
+    SELECT e.run, e.sequence, e.event_time, e.claim, e.resource, e.intent_leaf_index, r.org,
+           CASE WHEN get_byte(e.payload, 0) <> 1 THEN e.payload END AS clear
     FROM run_events e JOIN runs r USING (run)
     WHERE (e.run, e.sequence) > ($1::uuid, $2::bigint) ORDER BY e.run, e.sequence LIMIT $3
 """
@@ -30,7 +33,6 @@ _NOW: Final = "SELECT clock_timestamp()"
 
 Request = agent_service_pb2.ListRunCallsRequest
 Response = agent_service_pb2.ListRunCallsResponse
-Ended = run_pb2.ModelCallEnded | run_pb2.ToolCallEnded
 
 
 async def list_run_calls(database: Database, request: Request) -> Response:
@@ -50,42 +52,25 @@ async def list_run_calls(database: Database, request: Request) -> Response:
     return response
 
 
-def ended_call(event: run_pb2.RunEvent) -> Ended | None:
-    """How a model or tool call ended; None for any other event, and for a sub-run."""
-    if event.HasField("model_call_ended"):
-        return event.model_call_ended
-    if event.HasField("tool_call_ended") and not event.tool_call_ended.run:
-        return event.tool_call_ended
-    return None
-
-
-def claim_of(ended: Ended) -> tuple[str, int | None]:
-    """The claim of a call and the leaf of its intent: its own, or those that its error names."""
-    if ended.claim:
-        return ended.claim, ended.intent_leaf_index
-    if not ended.HasField("error"):
-        return "", None
-    metadata = RemitError.from_status(ended.error).metadata
-    leaf = metadata.get("intent_leaf_index", "")
-    return metadata.get("claim", ""), int(leaf) if leaf.isascii() and leaf.isdecimal() else None
-
-
 def _call(row: asyncpg.Record) -> agent_service_pb2.RunCall | None:
-    ended = ended_call(run_pb2.RunEvent.FromString(row["payload"]))
-    if ended is None:
-        return None
-    claim, leaf = claim_of(ended)
-    if not names.is_name("claim", claim):
+    facts = _facts(row)
+    if facts is None:
         return None
     call = agent_service_pb2.RunCall(
         key=_key(row),
         org=row["org"],
-        resource=ended.model if isinstance(ended, run_pb2.ModelCallEnded) else ended.tool,
-        claim=claim,
-        intent_leaf_index=leaf,
+        resource=facts.resource,
+        claim=names.claim_name(str(facts.claim)),
+        intent_leaf_index=facts.intent_leaf_index,
     )
     call.event_time.FromDatetime(row["event_time"])
     return call
+
+
+def _facts(row: asyncpg.Record) -> CallFacts | None:
+    if row["claim"] is not None:
+        return CallFacts(row["claim"], row["resource"], row["intent_leaf_index"])
+    return facts_of(run_pb2.RunEvent.FromString(row["clear"])) if row["clear"] else None
 
 
 def _key(row: asyncpg.Record) -> agent_service_pb2.RunEventKey:

@@ -17,7 +17,7 @@ from typing import Final
 from remit import telemetry
 from remit.agent.metrics import count_webhook_ended, count_webhook_try
 from remit.agent.outbox import Due, Outbox
-from remit.agent.reading import RunReader
+from remit.agent.reading import RunReader, run_erased
 from remit.agent.run_remit import RemitDesk
 from remit.agent.settings import AgentSettings
 from remit.agent.spans import place_of
@@ -151,6 +151,8 @@ class WebhookSender:
     async def _call(self, due: Due) -> None:
         """Makes the call. Raises RemitError unless the receiver confirmed."""
         run = (await self._reader.run(due.run)).run
+        if run.erased:
+            raise run_erased(run)
         issued = await self._desk.renew(due.run, due.fencing_token)
         request = call_of(run, due.tries + 1)
         await self._tools.CallTool(request, metadata=remit_metadata(issued.token))

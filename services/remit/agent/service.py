@@ -19,7 +19,7 @@ from remit.agent.feed import Feed
 from remit.agent.forking import Forker
 from remit.agent.journal import TERMINAL
 from remit.agent.pausing import Pauser
-from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found
+from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found, run_erased
 from remit.agent.replaying import Replayer
 from remit.agent.run_calls import list_run_calls
 from remit.agent.validation import check_name, check_request_id
@@ -88,7 +88,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[agent_service_pb2.WatchRunResponse]:
         """Follows a run."""
         _check_after(request.after_sequence)
-        stored = await self._visible(request.name, "name")
+        stored = await self._readable(request.name, "name")
         after = request.after_sequence
         if self._nothing_follows(stored, after):
             return
@@ -144,7 +144,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> agent_service_pb2.PauseRunResponse:
         """Halts a run."""
         check_request_id(request.request_id)
-        stored = await self._visible(request.name, "name")
+        stored = await self._readable(request.name, "name")
         run = await self.pauser.pause(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.PauseRunResponse(run=run)
 
@@ -155,7 +155,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> agent_service_pb2.ResumeRunResponse:
         """Lets a paused run go on."""
         check_request_id(request.request_id)
-        stored = await self._visible(request.name, "name")
+        stored = await self._readable(request.name, "name")
         run = await self.pauser.resume(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.ResumeRunResponse(run=run)
 
@@ -165,7 +165,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ForkRunResponse:
         """Starts a run that goes on from where another one stood."""
-        stored = await self._visible(request.name, "name")
+        stored = await self._readable(request.name, "name")
         created = await self.forker.fork(
             request, stored, current_remit(), current_call().remit_token
         )
@@ -178,7 +178,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ReplayRunResponse:
         """Compares a run with what it would be now."""
-        await self._visible(request.name, "name")
+        await self._readable(request.name, "name")
         return await self.replayer.replay(request)
 
     async def ExplainRun(
@@ -204,7 +204,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.GetArtifactResponse:
         """Returns a file that a run made."""
-        stored = await self._visible(request.run, "run")
+        stored = await self._readable(request.run, "run")
         by_name = {artifact.name: artifact for artifact in stored.run.artifacts}
         artifact = by_name.get(request.artifact)
         if artifact is None:
@@ -216,7 +216,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         return agent_service_pb2.GetArtifactResponse(
             media_type=artifact.media_type,
             digest=artifact.digest,
-            content=await self.reader.content(artifact.digest),
+            content=await self.reader.artifact(stored, artifact.digest),
         )
 
     async def _page(self, only: RunFilter, size: int, token: str) -> tuple[list[run_pb2.Run], bool]:
@@ -240,6 +240,13 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         stored = await self.reader.run(name)
         if stored.is_deleted or not may_see(current_remit(), stored.org, stored.run.subject):
             raise not_found(name)
+        return stored
+
+    async def _readable(self, name: str, field: str) -> StoredRun:
+        """As `_visible`. Raises SUBJECT_ERASED where nothing can be read of what it was about."""
+        stored = await self._visible(name, field)
+        if stored.run.erased:
+            raise run_erased(stored.run)
         return stored
 
     def _nothing_follows(self, stored: StoredRun, after: int) -> bool:

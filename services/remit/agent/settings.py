@@ -157,6 +157,12 @@ class AgentSettings(ServiceSettings):
     webhook_poll_s: float = Field(
         default=1.0, ge=0.02, le=60, description="Seconds between looks for webhooks that are due."
     )
+    erased_poll_s: float = Field(
+        default=15.0,
+        ge=0.05,
+        le=600,
+        description="Seconds between looks for unfinished runs whose subject was erased.",
+    )
     max_batch: int = Field(
         default=256, ge=1, le=4096, description="Journal entries in one commit at most."
     )

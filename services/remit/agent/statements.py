@@ -14,7 +14,15 @@ from uuid import UUID
 
 from remit.agent.entries import Entry, NewRun
 from remit.agent.journal import TERMINAL
-from remit.agent.records import EventRow, conversation_id, encode_run, run_id
+from remit.agent.records import (
+    EventRow,
+    Summary,
+    conversation_id,
+    encode_summary,
+    run_id,
+    split_run,
+)
+from remit.agent.sealing import other_keys
 from remit.api.agent.v1 import run_pb2
 from remit.columns import Column, arrays, names_of, unnests
 
@@ -24,8 +32,17 @@ class _Created:
     """A new run with its summary, made once."""
 
     new: NewRun
-    summary: bytes
+    summary: Summary
     content_digest: bytes
+    content_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Appended:
+    """An entry with the run's new summary, made once."""
+
+    entry: Entry
+    summary: Summary
 
 
 class ContentRow(NamedTuple):
@@ -50,11 +67,15 @@ _CREATED: Final[tuple[Column[_Created], ...]] = (
     Column("agent", "text", lambda row: row.new.run.agent),
     Column("agent_version", "text", lambda row: row.new.run.agent_version),
     Column("request_id", "text", lambda row: row.new.request_id),
-    Column("body_digest", "bytea", lambda row: row.new.body_digest),
+    Column("body_digest", "bytea", lambda row: stored_digest(row.new)),
     Column("state", "smallint", lambda row: row.new.run.state),
     Column("create_time", "timestamptz", lambda row: row.new.run.create_time.ToDatetime(UTC)),
-    Column("summary", "bytea", lambda row: row.summary),
+    Column("summary", "bytea", lambda row: row.summary.public),
+    Column("sealed", "bytea", lambda row: row.summary.sealed),
+    Column("key_id", "bytea", lambda row: row.new.key and row.new.key.key_id),
+    Column("other_keys", "text", lambda row: other_keys(row.new.others)),
     Column("content_digest", "bytea", lambda row: row.content_digest),
+    Column("content_bytes", "integer", lambda row: row.content_bytes),
     Column("last_sequence", "bigint", lambda row: row.new.run.last_sequence),
     Column("offer_digest", "bytea", lambda row: row.new.offer and row.new.offer.digest),
     Column("fencing_token", "bigint", lambda row: row.new.fencing_token),
@@ -83,19 +104,22 @@ _CONDITIONS: Final[tuple[Column[_Created], ...]] = (
 
 _NEW_RUNS: Final = _CREATED + _DURATIONS + _CONDITIONS
 
-_ENTRIES: Final[tuple[Column[Entry], ...]] = (
-    Column("run", "uuid", lambda entry: entry.run_id),
-    Column("fencing_token", "bigint", lambda entry: entry.fencing_token),
-    Column("follows", "bigint", lambda entry: entry.follows),
-    Column("state", "smallint", lambda entry: _stored_state(entry.summary.state)),
-    Column("summary", "bytea", lambda e: e.summary.SerializeToString(deterministic=True)),
-    Column("last_sequence", "bigint", lambda entry: entry.events[-1].sequence),
-    Column("offer_digest", "bytea", lambda entry: entry.offer and entry.offer.digest),
-    Column("cancel_request_id", "text", lambda entry: entry.cancel_request_id or None),
-    Column("ends", "boolean", lambda entry: entry.summary.state in TERMINAL),
-    Column("control_request", "text", lambda entry: entry.control and entry.control.request),
-    Column("pauses", "boolean", lambda entry: entry.control and entry.control.is_pause),
-    Column("tells", "boolean", lambda entry: entry.tells),
+_ENTRIES: Final[tuple[Column[_Appended], ...]] = (
+    Column("run", "uuid", lambda row: row.entry.run_id),
+    Column("fencing_token", "bigint", lambda row: row.entry.fencing_token),
+    Column("follows", "bigint", lambda row: row.entry.follows),
+    Column("state", "smallint", lambda row: _stored_state(row.entry.summary.state)),
+    Column("summary", "bytea", lambda row: row.summary.public),
+    Column("sealed", "bytea", lambda row: row.summary.sealed),
+    Column("key_id", "bytea", lambda row: row.entry.key and row.entry.key.key_id),
+    Column("last_sequence", "bigint", lambda row: row.entry.events[-1].sequence),
+    Column("offer_digest", "bytea", lambda row: row.entry.offer and row.entry.offer.digest),
+    Column("cancel_request_id", "text", lambda row: row.entry.cancel_request_id or None),
+    Column("ends", "boolean", lambda row: row.entry.summary.state in TERMINAL),
+    Column("control_request", "text", lambda row: _control(row.entry, "request")),
+    Column("pauses", "boolean", lambda row: _control(row.entry, "is_pause")),
+    Column("tells", "boolean", lambda row: row.entry.tells),
+    Column("untold", "bytea", lambda row: _untold(row.entry)),
 )
 
 _EVENTS: Final[tuple[Column[EventRow], ...]] = (
@@ -106,6 +130,9 @@ _EVENTS: Final[tuple[Column[EventRow], ...]] = (
     Column("payload", "bytea", lambda row: row.payload),
     Column("content_digest", "bytea", lambda row: row.content_digest),
     Column("digest", "bytea", lambda row: row.digest),
+    Column("claim", "uuid", lambda row: row.facts and row.facts.claim),
+    Column("resource", "text", lambda row: row.facts and row.facts.resource),
+    Column("intent_leaf_index", "bigint", lambda row: row.facts and row.facts.intent_leaf_index),
 )
 
 _CONTENTS: Final[tuple[Column[ContentRow], ...]] = (
@@ -129,9 +156,10 @@ def write_arguments(
 ) -> list[list[object]]:
     """The arguments of WRITE, in its order."""
     new = [_created(run) for run in created]
+    appended = [_Appended(entry, encode_summary(entry.summary, entry.key)) for entry in entries]
     return [
         *arrays(_NEW_RUNS, new),
-        *arrays(_ENTRIES, entries),
+        *arrays(_ENTRIES, appended),
         *arrays(_CONTENTS, contents),
         *arrays(_EVENTS, events),
         *arrays(_NOTICES, notices),
@@ -139,8 +167,25 @@ def write_arguments(
 
 
 def _created(new: NewRun) -> _Created:
-    summary, given = encode_run(new.run)
-    return _Created(new, summary, given.digest)
+    run, given = split_run(new.run)
+    digest = new.key.keyed(given.digest) if new.key is not None else given.digest
+    return _Created(new, encode_summary(run, new.key), digest, len(given.data))
+
+
+def stored_digest(new: NewRun) -> bytes:
+    """The digest of a request as it is stored."""
+    return new.key.keyed(new.body_digest) if new.key is not None else new.body_digest
+
+
+def _control(entry: Entry, field: str) -> object:
+    return getattr(entry.control, field) if entry.control is not None else None
+
+
+def _untold(entry: Entry) -> bytes | None:
+    """Why the end of a run is told to nobody who was to be told; None where that is not so."""
+    if not entry.is_burial or not entry.summary.HasField("webhook"):
+        return None
+    return entry.summary.error.SerializeToString()
 
 
 def _run_or_none(name: str) -> UUID | None:
@@ -205,6 +250,10 @@ WITH new AS MATERIALIZED (
 ), told AS (
     INSERT INTO webhook_deliveries (run)
     SELECT run FROM entry JOIN held USING (run) WHERE entry.tells
+), untold AS (
+    INSERT INTO webhook_deliveries (run, state, end_time, error)
+    SELECT run, 4, clock_timestamp(), entry.untold FROM entry JOIN held USING (run)
+    WHERE entry.untold IS NOT NULL
 ), contents AS (
     INSERT INTO content (digest, bytes)
     SELECT DISTINCT ON (digest) digest, bytes
@@ -219,6 +268,8 @@ WITH new AS MATERIALIZED (
     UPDATE runs SET
         state = e.state,
         summary = e.summary,
+        sealed = e.sealed,
+        key_id = coalesce(runs.key_id, e.key_id),
         last_sequence = e.last_sequence,
         offer_digest = coalesce(e.offer_digest, runs.offer_digest),
         cancel_request_id = coalesce(e.cancel_request_id, runs.cancel_request_id),

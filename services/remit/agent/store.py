@@ -15,11 +15,12 @@ from uuid import UUID
 from remit import names
 from remit.agent.entries import CreatedRun, Entry, Item, NewRun, run_of
 from remit.agent.journal import TERMINAL
-from remit.agent.records import Content, EventRow, encode_event
-from remit.agent.statements import WRITE, ContentRow, Notice, write_arguments
+from remit.agent.records import EventRow, encode_event
+from remit.agent.sealing import KEY_COLUMNS, Content
+from remit.agent.statements import WRITE, ContentRow, Notice, stored_digest, write_arguments
 from remit.agent.threads import not_continued
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.postgres import Connection, Database, GroupCommit
+from remit.postgres import Connection, Database, GroupCommit, unavailable
 from remit.rpc.errors import RemitError
 
 CHANNEL: Final = "remit_runs"
@@ -152,7 +153,7 @@ class _Batch:
             self.conversations.add(item.run.conversation)
         self._keep(run, item.offer)
         for event in item.events:
-            row, content = encode_event(event)
+            row, content = encode_event(event, item.key)
             self.events.append(row)
             self._keep(run, content)
         if isinstance(item, NewRun):
@@ -163,7 +164,7 @@ class _Batch:
         else:
             self.entries.append(item)
             for artifact in item.artifacts:
-                self._keep(run, artifact)
+                self._keep(run, item.key.sealed(artifact) if item.key else artifact)
             self.notices += [Notice(run, order) for order in _orders(item)]
         last = f"{run} {item.events[-1].sequence} {item.fencing_token} {self.origin}"
         self.notices.append(Notice(run, last))
@@ -219,7 +220,10 @@ async def _earlier(connection: Connection, new: NewRun) -> CreatedRun | RemitErr
         return fenced(new.run.parent)
     if row is None and new.run.conversation:
         return await not_continued(connection, new.run.conversation)
-    if row is None or row["body_digest"] != new.body_digest:
+    if row is not None and new.key is not None and row["key_id"] not in {None, new.key.key_id}:
+        # Whether it is the same request, whoever asks again is told under the other key.
+        return unavailable(f"the key of {new.run.subject} has just changed")
+    if row is None or row["body_digest"] not in {stored_digest(new), new.body_digest}:
         return key_reused(new.request_id)
     return CreatedRun(names.run_name(str(row["run"])), is_new=False)
 
@@ -254,6 +258,7 @@ SELECT count(*) FILTER (WHERE {IS_DUE}) AS queued,
 FROM runs WHERE state = 1 AND pause_time IS NULL
 """  # noqa: S608 - made of constants
 
-FIND_REQUEST: Final = """
-SELECT run, body_digest FROM runs WHERE org = $1 AND subject = $2 AND request_id = $3
-"""
+FIND_REQUEST: Final = f"""
+SELECT run, body_digest, {KEY_COLUMNS} FROM runs
+WHERE org = $1 AND subject = $2 AND request_id = $3
+"""  # noqa: S608 - made of constants

@@ -11,6 +11,7 @@ from remit.agent.history import Exchange
 from remit.agent.journal import Progress
 from remit.agent.leases import Held
 from remit.agent.run_remit import IssuedRemit
+from remit.agent.sealing import KeyRef
 
 STOP_SHARE: Final = 0.8
 """Share of a lease after which its holder stops, by its own monotonic clock."""
@@ -41,6 +42,8 @@ class Tenure:
     """Monotonic seconds at which the run itself must end."""
     org: str
     """`orgs/{org}` that it counts for."""
+    key: KeyRef
+    """What the run is sealed with."""
     head: Head | None = None
     traceparent: str = ""
     """The trace that created the run."""

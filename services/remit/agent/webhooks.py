@@ -48,6 +48,7 @@ _FATES: Final = {
     reasons.ERROR_REASON_RUN_NOT_FOUND: Fate.GIVEN_UP,
     reasons.ERROR_REASON_FENCED: Fate.GIVEN_UP,
     reasons.ERROR_REASON_DATA_CORRUPT: Fate.GIVEN_UP,
+    reasons.ERROR_REASON_SUBJECT_ERASED: Fate.GIVEN_UP,
     # A draining service cancels; the remit is asked for anew each time.
     reasons.ERROR_REASON_CANCELLED: Fate.SAME_AGAIN,
     reasons.ERROR_REASON_REMIT_INVALID: Fate.SAME_AGAIN,

@@ -11,7 +11,7 @@ from remit.agent.history import Exchange
 from remit.agent.logbook import Logbook
 from remit.agent.offers import Offers, pinned, unpinned
 from remit.agent.reading import RunReader
-from remit.agent.records import Content
+from remit.agent.sealing import Content
 from remit.agent.settings import AgentSettings
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc

@@ -12,19 +12,25 @@ from remit.cli import documents, exit_codes
 from remit.cli.client import Edge, Session, client_options
 from remit.cli.output import Column, Line, Output
 from remit.cli.parameters import limit_option
-from remit.cli.run_view import STATE_STYLES, state_name
+from remit.cli.run_view import ERASED, STATE_STYLES, state_name
 from remit.cli.wording import last_part, local_time
 from remit.client import ListedRuns, RunList
 from remit.rpc.errors import RemitError
 
 Conversation = conversation_pb2.Conversation
+
+
+def _about(conversation: Conversation) -> str:
+    return ERASED if conversation.erased else conversation.display_name
+
+
 _COLUMNS: Final = (
     Column[Conversation]("conversation", lambda c: last_part(c.name), keep=True),
     Column[Conversation]("runs", lambda c: str(c.runs), "right", keep=True),
     Column[Conversation]("created", lambda c: local_time(c.create_time), keep=True),
     Column[Conversation]("used", lambda c: local_time(c.update_time), keep=True),
     Column[Conversation]("by", lambda c: last_part(c.subject)),
-    Column[Conversation]("about", lambda c: c.display_name),
+    Column[Conversation]("about", _about),
 )
 
 
@@ -139,7 +145,7 @@ def _print(output: Output, conversation: Conversation, found: RunList) -> None:
     output.facts(
         (
             ("conversation", conversation.name),
-            ("about", conversation.display_name),
+            ("about", _about(conversation)),
             ("by", conversation.subject),
             ("created", local_time(conversation.create_time)),
             ("used", local_time(conversation.update_time)),
@@ -155,7 +161,7 @@ def _print(output: Output, conversation: Conversation, found: RunList) -> None:
 def _exchange(run: run_pb2.Run) -> Iterator[Line]:
     yield Line("")
     yield Line(f"{last_part(run.name)}  {last_part(run.agent)}", "dim")
-    yield Line(f"> {run.task}", "bold")
+    yield Line(f"> {ERASED if run.erased else run.task}", "bold")
     if run.state == run_pb2.RUN_STATE_SUCCEEDED:
         yield Line(run.result)
         return

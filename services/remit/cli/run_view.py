@@ -21,6 +21,8 @@ from remit.rpc.errors import RemitError
 
 MOST_VALUE_CHARS: Final = 300
 """Arguments and results are cut there, with a mark: `--json` has them whole."""
+ERASED: Final = "(erased)"
+"""Stands where something was that concerned a person who was erased."""
 STATE_STYLES: Final = {
     run_pb2.RUN_STATE_QUEUED: "yellow",
     run_pb2.RUN_STATE_RUNNING: "cyan",
@@ -223,6 +225,11 @@ def summary(run: run_pb2.Run, exit_code: int) -> documents.Document:
 def event_document(event: run_pb2.RunEvent) -> documents.Document:
     """One event for machines: its kind under `type`, the rest as in the contracts."""
     return {"type": event.WhichOneof("event") or "unknown", **documents.of_message(event)}
+
+
+def task_of(run: run_pb2.Run, most_chars: int) -> str:
+    """A run's task on one line."""
+    return ERASED if run.erased else shortened(run.task, most_chars)
 
 
 def state_name(state: run_pb2.RunState.ValueType) -> str:

@@ -14,10 +14,10 @@ from remit.cli.output import Column
 from remit.cli.parameters import limit_option
 from remit.cli.run import Journey, exit_code_of
 from remit.cli.run_display import Display, display_for
-from remit.cli.run_view import continues, ending, state_name
+from remit.cli.run_view import ERASED, continues, ending, state_name, task_of
 from remit.cli.runs_top import command as top
 from remit.cli.runs_tree import command as tree
-from remit.cli.wording import last_part, local_time, seconds, shortened, span, usd
+from remit.cli.wording import last_part, local_time, seconds, span, usd
 from remit.client import ListedRuns
 
 _STATES: Final = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
@@ -28,7 +28,7 @@ _COLUMNS: Final = (
     Column[run_pb2.Run]("state", lambda r: state_name(r.state), keep=True),
     Column[run_pb2.Run]("created", lambda r: local_time(r.create_time), keep=True),
     Column[run_pb2.Run]("cost", lambda r: usd(r.cost_nanos), "right", keep=True),
-    Column[run_pb2.Run]("task", lambda r: shortened(r.task, _TASK_CHARS)),
+    Column[run_pb2.Run]("task", lambda r: task_of(r, _TASK_CHARS)),
 )
 
 
@@ -197,7 +197,7 @@ def _print_run(session: Session, run: run_pb2.Run) -> None:
             ("part of", run.parent),
             ("forked from", runs_fork.origin(run)),
             ("continues", continues(run)),
-            ("task", run.task),
+            ("task", ERASED if run.erased else run.task),
             *((f"context {key}", run.context[key]) for key in sorted(run.context)),
             ("progress", f"{run.percent} %{f', {run.stage}' if run.stage else ''}"),
             ("created", local_time(run.create_time)),

@@ -13,8 +13,8 @@ from remit.cli import documents
 from remit.cli.client import Edge, Session, client_options, collect
 from remit.cli.output import Line
 from remit.cli.parameters import full_name, limit_option
-from remit.cli.run_view import STATE_STYLES, duration_s, state_name
-from remit.cli.wording import last_part, shortened, span, usd
+from remit.cli.run_view import STATE_STYLES, duration_s, state_name, task_of
+from remit.cli.wording import last_part, span, usd
 
 _TASK_CHARS: Final = 60
 
@@ -91,6 +91,6 @@ def _lines(branch: Branch, lead: str, lead_below: str) -> Iterator[Line]:
 def _told(run: run_pb2.Run) -> str:
     length_s = duration_s(run)
     took = f" after {span(length_s)}" if length_s is not None else ""
-    task = shortened(run.task, _TASK_CHARS)
+    task = task_of(run, _TASK_CHARS)
     state = f"{state_name(run.state)}{took}"
     return f"{last_part(run.agent)}  {last_part(run.name)}  {state}  {usd(run.cost_nanos)}  {task}"

@@ -121,21 +121,21 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """Follows a run's journal from a sequence on, to the end of the run.
+        """Follows a run's journal from a sequence on, to the end of the run. SUBJECT_ERASED once its subject was erased.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Returns a run.
+        """Returns a run; of one whose subject was erased what is left, with `erased` set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Lists the runs that the caller may read, newest first.
+        """Lists the runs that the caller may read, newest first; those too whose subject was erased, as GetRun shows them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +143,7 @@ class AgentServiceServicer:
 
     def CancelRun(self, request, context):
         """Asks a run to stop. Nothing new starts after the answer; what is under way is asked to stop and is
-        billed for what it used.
+        billed for what it used. A run whose subject was erased ends FAILED with SUBJECT_ERASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,7 +152,7 @@ class AgentServiceServicer:
     def PauseRun(self, request, context):
         """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
         its result is there when the run goes on; a model turn under way may be asked for again. The run's
-        time limit stands still.
+        time limit stands still. SUBJECT_ERASED once its subject was erased: such a run ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +168,8 @@ class AgentServiceServicer:
     def ForkRun(self, request, context):
         """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
         own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
-        again, and keeps the source's agent version and tools unless the overrides say otherwise.
+        again, and keeps the source's agent version and tools unless the overrides say otherwise. SUBJECT_ERASED once
+        the source's subject was erased.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,7 +177,8 @@ class AgentServiceServicer:
 
     def ReplayRun(self, request, context):
         """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
-        nothing is called, spent or written. Names the first difference from what was recorded.
+        nothing is called, spent or written. Names the first difference from what was recorded. SUBJECT_ERASED once the
+        run's subject was erased.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,7 +187,8 @@ class AgentServiceServicer:
     def ExplainRun(self, request, context):
         """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
         policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
-        its own, what is away is named, and where the sums differ each difference is.
+        its own, what is away is named, and where the sums differ each difference is. Of a run whose subject was erased
+        the journal is away for good, with the reason SUBJECT_ERASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,14 +196,14 @@ class AgentServiceServicer:
 
     def ListRunCalls(self, request, context):
         """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
-        with the log. It tells no content.
+        with the log. It tells no content, and those of erased subjects too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetArtifact(self, request, context):
-        """Returns the content of a file that a run made.
+        """Returns the content of a file that a run made. SUBJECT_ERASED once its subject was erased.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,42 +21,45 @@ class AgentServiceStub:
     StreamRun: _aio.UnaryStreamMultiCallable[_agent_service_pb2.StreamRunRequest, _agent_service_pb2.StreamRunResponse]
     """Accepts a run and follows it to its end: CreateRun and WatchRun in one call."""
     WatchRun: _aio.UnaryStreamMultiCallable[_agent_service_pb2.WatchRunRequest, _agent_service_pb2.WatchRunResponse]
-    """Follows a run's journal from a sequence on, to the end of the run."""
+    """Follows a run's journal from a sequence on, to the end of the run. SUBJECT_ERASED once its subject was erased."""
     GetRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetRunRequest, _agent_service_pb2.GetRunResponse]
-    """Returns a run."""
+    """Returns a run; of one whose subject was erased what is left, with `erased` set."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListRunsRequest, _agent_service_pb2.ListRunsResponse]
-    """Lists the runs that the caller may read, newest first."""
+    """Lists the runs that the caller may read, newest first; those too whose subject was erased, as GetRun shows them."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CancelRunRequest, _agent_service_pb2.CancelRunResponse]
     """Asks a run to stop. Nothing new starts after the answer; what is under way is asked to stop and is
-    billed for what it used.
+    billed for what it used. A run whose subject was erased ends FAILED with SUBJECT_ERASED.
     """
     PauseRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.PauseRunRequest, _agent_service_pb2.PauseRunResponse]
     """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
     its result is there when the run goes on; a model turn under way may be asked for again. The run's
-    time limit stands still.
+    time limit stands still. SUBJECT_ERASED once its subject was erased: such a run ends.
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ResumeRunRequest, _agent_service_pb2.ResumeRunResponse]
     """Lets a paused run go on where it stood."""
     ForkRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ForkRunRequest, _agent_service_pb2.ForkRunResponse]
     """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
     own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
-    again, and keeps the source's agent version and tools unless the overrides say otherwise.
+    again, and keeps the source's agent version and tools unless the overrides say otherwise. SUBJECT_ERASED once
+    the source's subject was erased.
     """
     ReplayRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReplayRunRequest, _agent_service_pb2.ReplayRunResponse]
     """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
-    nothing is called, spent or written. Names the first difference from what was recorded.
+    nothing is called, spent or written. Names the first difference from what was recorded. SUBJECT_ERASED once the
+    run's subject was erased.
     """
     ExplainRun: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ExplainRunRequest, _agent_service_pb2.ExplainRunResponse]
     """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
     policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
-    its own, what is away is named, and where the sums differ each difference is.
+    its own, what is away is named, and where the sums differ each difference is. Of a run whose subject was erased
+    the journal is away for good, with the reason SUBJECT_ERASED.
     """
     ListRunCalls: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListRunCallsRequest, _agent_service_pb2.ListRunCallsResponse]
     """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
-    with the log. It tells no content.
+    with the log. It tells no content, and those of erased subjects too.
     """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetArtifactRequest, _agent_service_pb2.GetArtifactResponse]
-    """Returns the content of a file that a run made."""
+    """Returns the content of a file that a run made. SUBJECT_ERASED once its subject was erased."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """AgentService starts runs and lets their owners follow them."""
@@ -83,7 +86,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.WatchRunRequest,
         context: _aio.ServicerContext[_agent_service_pb2.WatchRunRequest, _abc.AsyncIterator[_agent_service_pb2.WatchRunResponse]],
     ) -> _abc.AsyncIterator[_agent_service_pb2.WatchRunResponse]:
-        """Follows a run's journal from a sequence on, to the end of the run."""
+        """Follows a run's journal from a sequence on, to the end of the run. SUBJECT_ERASED once its subject was erased."""
 
     @_abc_1.abstractmethod
     def GetRun(
@@ -91,7 +94,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.GetRunRequest,
         context: _aio.ServicerContext[_agent_service_pb2.GetRunRequest, _abc.Awaitable[_agent_service_pb2.GetRunResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.GetRunResponse]:
-        """Returns a run."""
+        """Returns a run; of one whose subject was erased what is left, with `erased` set."""
 
     @_abc_1.abstractmethod
     def ListRuns(
@@ -99,7 +102,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.ListRunsRequest,
         context: _aio.ServicerContext[_agent_service_pb2.ListRunsRequest, _abc.Awaitable[_agent_service_pb2.ListRunsResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.ListRunsResponse]:
-        """Lists the runs that the caller may read, newest first."""
+        """Lists the runs that the caller may read, newest first; those too whose subject was erased, as GetRun shows them."""
 
     @_abc_1.abstractmethod
     def CancelRun(
@@ -108,7 +111,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_service_pb2.CancelRunRequest, _abc.Awaitable[_agent_service_pb2.CancelRunResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.CancelRunResponse]:
         """Asks a run to stop. Nothing new starts after the answer; what is under way is asked to stop and is
-        billed for what it used.
+        billed for what it used. A run whose subject was erased ends FAILED with SUBJECT_ERASED.
         """
 
     @_abc_1.abstractmethod
@@ -119,7 +122,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_service_pb2.PauseRunResponse]:
         """Halts a run until it is resumed. Nothing new starts after the answer. A tool call under way ends, and
         its result is there when the run goes on; a model turn under way may be asked for again. The run's
-        time limit stands still.
+        time limit stands still. SUBJECT_ERASED once its subject was erased: such a run ends.
         """
 
     @_abc_1.abstractmethod
@@ -138,7 +141,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_service_pb2.ForkRunResponse]:
         """Starts a new run that goes on from where another one stood, under a name, a remit and a budget of its
         own. It takes over the model turns and tool results of the source up to that point, calls nothing of it
-        again, and keeps the source's agent version and tools unless the overrides say otherwise.
+        again, and keeps the source's agent version and tools unless the overrides say otherwise. SUBJECT_ERASED once
+        the source's subject was erased.
         """
 
     @_abc_1.abstractmethod
@@ -148,7 +152,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_service_pb2.ReplayRunRequest, _abc.Awaitable[_agent_service_pb2.ReplayRunResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.ReplayRunResponse]:
         """Goes through a run's journal and computes what each step would be now, from recorded inputs and outputs:
-        nothing is called, spent or written. Names the first difference from what was recorded.
+        nothing is called, spent or written. Names the first difference from what was recorded. SUBJECT_ERASED once the
+        run's subject was erased.
         """
 
     @_abc_1.abstractmethod
@@ -159,7 +164,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_agent_service_pb2.ExplainRunResponse]:
         """Explains a run: its journal in order, and with every effect what permitted, paid for and recorded it, as
         policy, ledger, claims and log have it. Nothing is left out: what one of them alone knows has an entry of
-        its own, what is away is named, and where the sums differ each difference is.
+        its own, what is away is named, and where the sums differ each difference is. Of a run whose subject was erased
+        the journal is away for good, with the reason SUBJECT_ERASED.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +175,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_service_pb2.ListRunCallsRequest, _abc.Awaitable[_agent_service_pb2.ListRunCallsResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.ListRunCallsResponse]:
         """Lists the model and tool calls that journals record as ended, by run and sequence, for audit to compare
-        with the log. It tells no content.
+        with the log. It tells no content, and those of erased subjects too.
         """
 
     @_abc_1.abstractmethod
@@ -178,6 +184,6 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.GetArtifactRequest,
         context: _aio.ServicerContext[_agent_service_pb2.GetArtifactRequest, _abc.Awaitable[_agent_service_pb2.GetArtifactResponse]],
     ) -> _abc.Awaitable[_agent_service_pb2.GetArtifactResponse]:
-        """Returns the content of a file that a run made."""
+        """Returns the content of a file that a run made. SUBJECT_ERASED once its subject was erased."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _aio.Server) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/agent/v1/conversation.proto\x12\x12remit.api.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\"\xfc\x01\n\x0c\x43onversation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01\x12\x10\n\x08last_run\x18\x04 \x01(\t\x12\x0c\n\x04runs\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/agent/v1/conversation.proto\x12\x12remit.api.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\"\x8c\x02\n\x0c\x43onversation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01\x12\x10\n\x08last_run\x18\x04 \x01(\t\x12\x0c\n\x04runs\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65rased\x18\t \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSATION'].fields_by_name['display_name']._loaded_options = None
   _globals['_CONVERSATION'].fields_by_name['display_name']._serialized_options = b'\220\347\030\001'
   _globals['_CONVERSATION']._serialized_start=131
-  _globals['_CONVERSATION']._serialized_end=383
+  _globals['_CONVERSATION']._serialized_end=399
 # @@protoc_insertion_point(module_scope)

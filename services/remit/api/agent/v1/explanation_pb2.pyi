@@ -389,7 +389,7 @@ Global___BillDifference: _TypeAlias = BillDifference  # noqa: Y015
 
 @_typing.final
 class MissingPart(_message.Message):
-    """MissingPart is a service that could not be asked."""
+    """MissingPart is a part that is not told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -397,7 +397,7 @@ class MissingPart(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     part: _builtins.str
-    """The service, such as `audit`."""
+    """The service that could not be asked, such as `audit`; or `journal` where the run's subject was erased."""
     reason: _builtins.str
     """ErrorReason without its prefix."""
     message: _builtins.str
