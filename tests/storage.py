@@ -20,7 +20,7 @@ WHERE c.relkind = 'r' AND n.nspname = 'public'
 
 _UNREST: Final = """
 SELECT count(*) FROM effect_attempts WHERE closed_time IS NULL
-    OR (outcome = 'SUCCEEDED' AND result_digest IS NULL)
+    OR (outcome = 'SUCCEEDED' AND result IS NOT NULL)
 """
 _GATES: Final = ("inference", "tools")
 

@@ -9,6 +9,7 @@ from typing import Any
 from remit.api.audit.v1 import subject_key_service_pb2, subject_key_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.rpc.errors import RemitError
+from remit.subject_keys import AreaKey
 
 
 @dataclass
@@ -33,6 +34,10 @@ class Subjects:
     def area_key(self, subject: str) -> bytes:
         """What an area is given of it."""
         return self._derived("key", subject)
+
+    def key(self, subject: str) -> AreaKey:
+        """Both, as the area has them."""
+        return AreaKey(self.key_id(subject), self.area_key(subject))
 
     def _derived(self, what: str, subject: str) -> bytes:
         generation = self.generations.get(subject, 0)

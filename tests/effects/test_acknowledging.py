@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.options.v1 import options_pb2
 from remit.api.usage.v1 import usage_pb2
-from remit.effects import EffectRequest, EffectResult, Ended, Outcome, Permit
-from remit.effects.steps import Finish
+from remit.effects import EffectRequest, EffectResult, Outcome, Permit
+from remit.effects.steps import Change, Finish
 from remit.effects.store import ClaimStore
 from remit.names import claim_name
 from remit.postgres import Database
@@ -59,10 +59,20 @@ async def performed(one: Replica, world: World, request: EffectRequest) -> str:
         return (await one.gate.perform(request, world.effect)).claim
 
 
-async def kept(claims: Database) -> list[tuple[bytes | None, bytes | None]]:
-    """Result and digest of every attempt."""
-    rows = await claims.fetch("SELECT result, result_digest FROM effect_attempts ORDER BY claim")
-    return [(row["result"], row["result_digest"]) for row in rows]
+async def kept(world: World, claims: Database) -> list[tuple[bytes | None, bytes]]:
+    """Result (None: dropped) and digest of every attempt, as its subject reads them."""
+    rows = await claims.fetch(
+        "SELECT claim, attempt, subject, result, sealed_digest, result_digest"
+        " FROM effect_attempts ORDER BY claim"
+    )
+    found = []
+    for row in rows:
+        assert row["result_digest"] is None, "a digest in clear"
+        key = world.subjects.key(row["subject"])
+        record = key.of_record(f"claims/{row['claim']}/{row['attempt']}".encode())
+        result = row["result"] and record.open(row["result"], part=b"result")
+        found.append((result, record.open(row["sealed_digest"], part=b"digest")))
+    return found
 
 
 def reason_of(status: status_pb2.Status) -> str:
@@ -74,7 +84,7 @@ async def test_a_recorded_result_is_dropped_and_its_digest_kept(
 ) -> None:
     claim = await performed(one, world, of_agent())
     assert await one.gate.acknowledge([claim], AGENT) == [status_pb2.Status()]
-    assert await kept(claims) == [(None, DIGEST)]
+    assert await kept(world, claims) == [(None, DIGEST)]
 
 
 async def test_its_key_answers_where_the_result_is(one: Replica, world: World) -> None:
@@ -93,7 +103,7 @@ async def test_to_say_it_twice_changes_nothing(
     claim = await performed(one, world, of_agent())
     answers = [await one.gate.acknowledge([claim, claim], AGENT) for _ in range(3)]
     assert answers == [[status_pb2.Status()] * 2] * 3
-    assert await kept(claims) == [(None, DIGEST)]
+    assert await kept(world, claims) == [(None, DIGEST)]
 
 
 async def test_a_claim_of_another_presenter_is_as_if_it_did_not_exist(
@@ -104,7 +114,7 @@ async def test_a_claim_of_another_presenter_is_as_if_it_did_not_exist(
     answers = await one.gate.acknowledge([foreign, missing], AGENT)
     assert [reason_of(answer) for answer in answers] == ["RESOURCE_NOT_FOUND"] * 2
     assert answers[0].message == answers[1].message.replace(missing, foreign)
-    assert await kept(claims) == [(b"answer", None)]
+    assert await kept(world, claims) == [(b"answer", DIGEST)]
 
 
 async def test_a_claim_from_before_presenters_were_stored_keeps_its_result(
@@ -114,7 +124,7 @@ async def test_a_claim_from_before_presenters_were_stored_keeps_its_result(
     await claims.execute("UPDATE effect_claims SET presenter = NULL")
     (answer,) = await one.gate.acknowledge([claim], AGENT)
     assert reason_of(answer) == "RESOURCE_NOT_FOUND"
-    assert await kept(claims) == [(b"answer", None)]
+    assert await kept(world, claims) == [(b"answer", DIGEST)]
 
 
 async def test_one_refused_claim_leaves_the_others_alone(one: Replica, world: World) -> None:
@@ -157,7 +167,7 @@ async def test_an_effect_under_way_is_not_recorded(
         assert (reason_of(answer), answer.code) == ("INVALID_STATE", code_pb2.FAILED_PRECONDITION)
         end.set()
         assert (await call).payload == b"answer"
-    assert await kept(claims) == [(b"answer", None)]
+    assert await kept(world, claims) == [(b"answer", DIGEST)]
 
 
 async def test_an_outcome_that_a_sweeper_records_names_the_dropped_result(
@@ -183,15 +193,22 @@ async def test_an_outcome_that_a_sweeper_records_names_the_dropped_result(
 
 
 async def test_a_result_whose_commit_was_not_told_is_found_after_it_was_dropped(
-    one: Replica, world: World
+    one: Replica, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sent: list[Change] = []
+    change = one.store.change
+
+    async def noted(step: Change) -> bool:
+        sent.append(step)
+        return await change(step)
+
+    monkeypatch.setattr(one.store, "change", noted)
     claim = await performed(one, world, of_agent())
-    ended = Ended(Outcome.SUCCEEDED, b"answer", b"", b"", 100, repeatable=False)
-    finish = Finish(claim.removeprefix("claims/"), 1, ended)
+    (finish,) = (step for step in sent if isinstance(step, Finish))
     assert await one.store.holds(finish)
     await one.gate.acknowledge([claim], AGENT)
     assert await one.store.holds(finish)
-    assert not await one.store.holds(replace(finish, ended=replace(ended, result=b"other")))
+    assert not await one.store.holds(replace(finish, end=replace(finish.end, digest=b"other")))
 
 
 @pytest.mark.parametrize(
@@ -221,13 +238,15 @@ async def test_a_crash_around_the_drop_loses_nothing_and_it_can_be_said_again(
         await mortal.gate.acknowledge([claim], AGENT)
 
     survivor = replica(ClaimStore(claims, owner="survivor", lease_s=LEASE_S), world)
-    assert await kept(claims) == [(b"answer", None) if moment == "before" else (None, DIGEST)]
+    assert await kept(world, claims) == [
+        (b"answer", DIGEST) if moment == "before" else (None, DIGEST)
+    ]
     if moment == "before":
         with a_call():
             again = await survivor.gate.perform(of_agent(), world.effect)
         assert (again.payload, again.replayed) == (b"answer", True)
     assert await survivor.gate.acknowledge([claim], AGENT) == [status_pb2.Status()]
-    assert await kept(claims) == [(None, DIGEST)]
+    assert await kept(world, claims) == [(None, DIGEST)]
     assert sum(world.touched.values()) == 1
 
 

@@ -17,7 +17,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
+from remit.api.audit.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+    event_pb2,
+    subject_key_service_pb2_grpc,
+)
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
@@ -26,6 +31,7 @@ from remit.api.usage.v1 import usage_pb2
 from remit.effects import EffectGate, EffectRequest, EffectResult, EffectSettings, Outcome, Permit
 from remit.effects.closing import Closer
 from remit.effects.permits import PermitSource
+from remit.effects.sealing import Sealing
 from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.pricing import bound_nanos, cost_nanos
@@ -36,6 +42,8 @@ from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.remits import Remit, RemitVerifier
+from remit.subject_keys import SubjectKeys
+from tests.subject_keys import SubjectKeyService, Subjects
 from tests.waiting import PATIENCE, in_time
 
 PRICE = reservation_pb2.Price(version="test", call_nanos=100)
@@ -68,6 +76,8 @@ class World:
     questions: list[policy_service_pb2.CheckPermissionRequest] = field(default_factory=list)
     """What policy was asked."""
     events: dict[str, event_pb2.Event] = field(default_factory=dict)
+    subjects: Subjects = field(default_factory=Subjects)
+    """The keys of subjects."""
     touched: Counter[str] = field(default_factory=Counter)
     """Effects performed, by claim and attempt."""
     faults: list[str] = field(default_factory=list)
@@ -253,6 +263,11 @@ def connected(world: World) -> MemoryMesh:
     mesh.add(guard, policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, policy)
     mesh.add(guard, cost_service_pb2_grpc.add_CostServiceServicer_to_server, cost)
     mesh.add(guard, audit_service_pb2_grpc.add_AuditServiceServicer_to_server, Audit(world))
+    mesh.add(
+        guard,
+        subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
+        SubjectKeyService(world.subjects),
+    )
     return mesh
 
 
@@ -288,8 +303,10 @@ def replica(
     cost = client.stub(cost_service_pb2_grpc.CostServiceStub)
     audit = client.stub(audit_service_pb2_grpc.AuditServiceStub)
     chosen = settings(lease_s, stop_grace_s)
-    closer = Closer(store, cost, audit, SystemClock(), chosen)
-    permits = PermitSource(policy, cost, audit, SystemClock(), chosen)
+    keys = client.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub)
+    sealing = Sealing(SubjectKeys(keys, SystemClock()), SystemIds())
+    closer = Closer(store, cost, audit, sealing, SystemClock(), chosen)
+    permits = PermitSource(policy, cost, audit, sealing, SystemClock(), chosen)
     gate = EffectGate(store, permits, closer, clock=SystemClock(), ids=SystemIds(), settings=chosen)
     return Replica(gate, closer, store)
 

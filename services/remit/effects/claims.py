@@ -70,6 +70,22 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class SealedEnd:
+    """What a finished attempt recorded, as it is stored: what may hold content is sealed."""
+
+    outcome: Outcome
+    result: bytes
+    error: bytes
+    digest: bytes
+    """SHA-256 over the result, sealed too: whoever has a digest in clear can test guesses."""
+    used: bytes
+    cost_nanos: int
+    repeatable: bool
+    is_kept: bool = True
+    """Whether the result is still there: its caller has not said that it recorded it."""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """The newest attempt of a claim, as the database holds it."""
 
@@ -81,7 +97,9 @@ class Attempt:
     """Until its lease lapses, by the database's clock; negative after."""
     body_digest: bytes
     intent_leaf: int | None = None
-    ended: Ended | None = None
+    ended: Ended | SealedEnd | None = None
+    subject: str = ""
+    """Whose effect it is, `orgs/{org}/users/{user}`."""
 
 
 class Admission(Enum):

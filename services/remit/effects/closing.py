@@ -22,6 +22,7 @@ from remit.api.usage.v1 import usage_pb2
 from remit.effects.batching import Batcher, closing_limits
 from remit.effects.claims import Outcome
 from remit.effects.metrics import DELAYED, LAPSED, SWEPT
+from remit.effects.sealing import Sealing
 from remit.effects.settings import EffectSettings
 from remit.effects.steps import Close, Unclosed
 from remit.effects.store import ClaimStore
@@ -58,12 +59,14 @@ class Closer:
         store: ClaimStore,
         cost: cost_service_pb2_grpc.CostServiceStub,
         audit: audit_service_pb2_grpc.AuditServiceStub,
+        sealing: Sealing,
         clock: Clock,
         settings: EffectSettings,
     ) -> None:
         self._store = store
         self._cost = cost
         self._audit = audit
+        self._sealing = sealing
         self._clock = clock
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,7 +152,8 @@ class Closer:
                 raise
 
     async def _close_record(self, ended: Unclosed) -> None:
-        entry = audit_service_pb2.Entry(event=outcome_event(ended, self._clock))
+        told = await self._sealing.unclosed(ended)
+        entry = audit_service_pb2.Entry(event=outcome_event(told, self._clock))
         try:
             await self._outcomes.ask(entry)
         except RemitError as error:
@@ -214,6 +218,8 @@ def _detail(ended: Unclosed) -> dict[str, Any]:
         "decision": ended.decision_id,
         "result_sha256": ended.result_digest.hex(),
     }
+    if ended.is_unreadable:
+        detail["erased"] = True
     if ended.error:
         error = RemitError.from_status(status_pb2.Status.FromString(ended.error))
         detail |= {"reason": error.reason_name, "message": error.message}

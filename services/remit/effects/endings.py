@@ -49,13 +49,13 @@ class Closing:
         )
 
 
-def known_outcome(request: EffectRequest, begun: Begun) -> EffectOutcome:
-    """Answers a call whose key is known already."""
+def known_outcome(request: EffectRequest, begun: Begun, ended: Ended | None) -> EffectOutcome:
+    """Answers a call whose key is known already; `ended` is what is replayed."""
     known = begun.attempt
-    if begun.admission is Admission.REPLAY and known.ended is not None:
-        if known.ended.result_digest:
-            raise not_kept(request, known)
-        return recorded_outcome(known, known.intent_leaf or 0, known.ended, replayed=True)
+    if begun.admission is Admission.REPLAY and ended is not None:
+        if ended.result_digest:
+            raise not_kept(request, known, ended)
+        return recorded_outcome(known, known.intent_leaf or 0, ended, replayed=True)
     if begun.admission is Admission.KEY_REUSED:
         raise key_reused(request)
     if begun.admission is Admission.IN_DOUBT:
@@ -158,9 +158,9 @@ def _repeatable(outcome: Outcome, error: RemitError | None) -> bool:
     return outcome is Outcome.CANCELLED or bool(error and error.retryable)
 
 
-def not_kept(request: EffectRequest, known: Attempt) -> RemitError:
+def not_kept(request: EffectRequest, known: Attempt, ended: Ended) -> RemitError:
     """The error of a key whose result its caller has recorded."""
-    digest = known.ended.result_digest.hex() if known.ended is not None else ""
+    digest = ended.result_digest.hex()
     return RemitError(
         error_reason_pb2.ERROR_REASON_RESULT_NOT_KEPT,
         f"{request.resource} was performed under this key; its result was recorded by who asked"

@@ -36,8 +36,9 @@ from remit.effects.endings import (
 )
 from remit.effects.holds import RollingHold
 from remit.effects.permits import Permits, PermitSource
+from remit.effects.sealing import refusal
 from remit.effects.settings import EffectSettings
-from remit.effects.steps import Begin, Finish, Refuse, Renew, Start
+from remit.effects.steps import Begin, Finish, Renew, Start
 from remit.effects.store import ClaimStore
 from remit.rpc.calls import current_call, spawn
 from remit.rpc.clock import Clock
@@ -85,6 +86,7 @@ class EffectGate:
         self.attempts = AttemptReader(store.database, settings)
         self._permits = permits
         self._closer = closer
+        self._sealing = permits.sealing
         self._clock = clock
         self._ids = ids
         self._settings = settings
@@ -189,7 +191,9 @@ class EffectGate:
         if begun.admission is not None:
             metrics.KNOWN.labels(request.action, begun.admission.name).inc()
             telemetry.annotate(table.REPLAYED, begun.admission is Admission.REPLAY)
-            return known_outcome(request, begun)
+            is_replay = begun.admission is Admission.REPLAY
+            ended = await self._sealing.recorded(begun.attempt) if is_replay else None
+            return known_outcome(request, begun, ended)
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
         try:
@@ -234,7 +238,7 @@ class EffectGate:
         result = await self._io(request, effect, permit)
         await hold.make_certain(result.used)
         ended = ended_of(result, hold.reservation, hold.bound)
-        await self._finish(attempt, ended)
+        await self._finish(Finish(attempt.claim, attempt.attempt, permits.seal.end(ended)))
         metrics.ended(request.action, ended.outcome).inc()
         telemetry.annotate(table.OUTCOME, ended.outcome)
         telemetry.annotate(table.COST_NANOS, ended.cost_nanos)
@@ -280,9 +284,10 @@ class EffectGate:
     async def _refuse(self, closing: Closing, error: RemitError) -> None:
         """Ends an attempt that did no I/O; if the database is away, the sweeper will."""
         status = error.to_status().SerializeToString()
+        place = (closing.attempt.claim, closing.attempt.attempt)
+        seal = self._sealing.at_hand(closing.request.remit.subject, *place)
         with contextlib.suppress(RemitError):
-            change = Refuse(closing.attempt.claim, closing.attempt.attempt, status)
-            if await self._store.change(change):
+            if await self._store.change(refusal(*place, error, seal)):
                 ended = Ended(Outcome.REFUSED, b"", status, b"", 0, repeatable=False)
                 metrics.ended(closing.request.action, ended.outcome).inc()
                 self._closer.close_soon(closing.ended(ended, ""))
@@ -303,21 +308,20 @@ class EffectGate:
             task.cancel()
         return result_of(task, request, permit.hold.bound)
 
-    async def _finish(self, attempt: Attempt, ended: Ended) -> None:
+    async def _finish(self, finish: Finish) -> None:
         """Commits the result. An outage is waited out: the effect has happened."""
-        finish = Finish(attempt.claim, attempt.attempt, ended)
         pause_s = _FIRST_RETRY_S
         while True:
             try:
                 # A commit whose end was not told may have taken place all the same.
                 recorded = await self._store.change(finish) or await self._store.holds(finish)
             except RemitError as error:
-                log.warning("result_not_recorded_yet", claim=attempt.claim, text=error.message)
+                log.warning("result_not_recorded_yet", claim=finish.claim, text=error.message)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
             else:
                 if not recorded:
-                    log.error("result_had_no_claim", claim=attempt.claim)
+                    log.error("result_had_no_claim", claim=finish.claim)
                 return
 
     # ---------------------------------------------------------------------------------- leases

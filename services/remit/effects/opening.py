@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from remit.api.audit.v1 import audit_service_pb2_grpc
+from remit.api.audit.v1 import audit_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.cost.v1 import cost_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.effects.closing import Closer
 from remit.effects.gate import EffectGate
 from remit.effects.permits import PermitSource
+from remit.effects.sealing import Sealing
 from remit.effects.settings import EffectSettings
 from remit.effects.store import ClaimStore
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.ids import IdSource
 from remit.rpc.mesh import Mesh
+from remit.subject_keys import SubjectKeys
 
 
 def open_gate(
@@ -37,7 +39,9 @@ def open_gate(
         max_batch=settings.effect_max_batch,
         max_queue=settings.effect_max_queue,
     )
-    closer = Closer(store, cost, audit, clock, settings)
-    permits = PermitSource(policy, cost, audit, clock, settings)
+    keys = SubjectKeys(mesh.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub), clock)
+    sealing = Sealing(keys, ids)
+    closer = Closer(store, cost, audit, sealing, clock, settings)
+    permits = PermitSource(policy, cost, audit, sealing, clock, settings)
     gate = EffectGate(store, permits, closer, clock=clock, ids=ids, settings=settings)
     return gate, closer

@@ -22,6 +22,7 @@ from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_servi
 from remit.api.usage.v1 import usage_pb2
 from remit.effects.batching import Batcher, opening_limits
 from remit.effects.effect import EffectRequest
+from remit.effects.sealing import AttemptSeal, Sealing
 from remit.effects.settings import EffectSettings
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -42,6 +43,8 @@ class Permits:
     """Monotonic seconds until which the decision may be acted on."""
     reservation: reservation_pb2.Reservation
     intent_leaf: int
+    seal: AttemptSeal
+    """For what it will leave."""
 
 
 class PermitSource:
@@ -52,12 +55,14 @@ class PermitSource:
         policy: policy_service_pb2_grpc.PolicyServiceStub,
         cost: cost_service_pb2_grpc.CostServiceStub,
         audit: audit_service_pb2_grpc.AuditServiceStub,
+        sealing: Sealing,
         clock: Clock,
         settings: EffectSettings,
     ) -> None:
         self._policy = policy
         self._cost = cost
         self._audit = audit
+        self.sealing = sealing
         self._clock = clock
         self._checks = Batcher(self._check, name="decisions", **opening_limits(settings, _CHECK))
         self._reservations = Batcher(
@@ -69,24 +74,29 @@ class PermitSource:
         self._intents = Batcher(self._append, name="intents", **opening_limits(settings, _APPEND))
 
     async def ask(self, request: EffectRequest, claim: str, attempt: int, trace_id: str) -> Permits:
-        """All three permits. Raises the most telling refusal if any is refused or fails."""
+        """All three permits and a key, which is as needed and asks audit only now and then.
+
+        Raises the most telling refusal if any is refused or fails.
+        """
         asked = self._clock.monotonic()
         answers = await asyncio.gather(
             self._checks.ask(_check_request(request, claim, attempt)),
             self._reservations.ask(_reserve_request(request, claim, attempt)),
             self._intents.ask(self._intent(request, claim, attempt, trace_id)),
+            self.sealing.of(request.remit.subject, claim, attempt),
             return_exceptions=True,
         )
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-        decision, reservation, intent_leaf = answers
+        decision, reservation, intent_leaf, seal = answers
         assert not isinstance(decision, BaseException)  # noqa: S101 - narrows
         assert not isinstance(reservation, BaseException)  # noqa: S101 - narrows
         assert not isinstance(intent_leaf, BaseException)  # noqa: S101 - narrows
+        assert not isinstance(seal, BaseException)  # noqa: S101 - narrows
         valid_s = decision.valid_for.ToNanoseconds() / 1e9
         return Permits(
-            decision.decision_id, asked + _HOLDER_SHARE * valid_s, reservation, intent_leaf
+            decision.decision_id, asked + _HOLDER_SHARE * valid_s, reservation, intent_leaf, seal
         )
 
     async def recheck(

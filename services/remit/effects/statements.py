@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from remit.effects.claims import OPEN_STATES, Attempt, Ended, Outcome, State
+from remit.effects.claims import OPEN_STATES, Attempt, Ended, Outcome, SealedEnd, State
 from remit.effects.steps import Begin, Change, Close, Extend, Finish, Refuse, Renew, Start, Unclosed
 
 INSERT_FRESH: Final = """
@@ -31,8 +31,9 @@ RETURNING claim
 """
 
 SELECT_KNOWN: Final = """
-SELECT c.claim, c.attempt, c.body_digest, a.state, a.owner, a.intent_leaf, a.outcome, a.result,
-       a.result_digest, a.error, a.used, a.cost_nanos, a.repeatable,
+SELECT c.claim, c.attempt, c.body_digest, a.subject, a.state, a.owner, a.intent_leaf, a.outcome,
+       a.result, a.result_digest, a.error, a.used, a.cost_nanos, a.repeatable, a.is_sealed,
+       a.sealed_digest,
        extract(epoch FROM a.lease_expires - clock_timestamp())::float8 AS lease_left_s
 FROM effect_claims c JOIN effect_attempts a USING (claim, attempt)
 WHERE c.org = $1 AND c.principal = $2 AND c.method = $3 AND c.key = $4
@@ -70,13 +71,13 @@ RETURNING a.claim, a.attempt
 
 FINISH: Final = """
 UPDATE effect_attempts a
-SET state = 'DONE', outcome = t.outcome, result = t.result, error = t.error, used = t.used,
-    cost_nanos = t.cost_nanos, repeatable = t.repeatable, update_time = clock_timestamp(),
-    closed_time = NULL
-FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[],
-            $7::bigint[], $8::bool[])
-    AS t (claim, attempt, outcome, result, error, used, cost_nanos, repeatable)
-WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $9
+SET state = 'DONE', outcome = t.outcome, result = t.result, error = t.error,
+    sealed_digest = t.digest, is_sealed = true, used = t.used, cost_nanos = t.cost_nanos,
+    repeatable = t.repeatable, update_time = clock_timestamp(), closed_time = NULL
+FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bytea[],
+            $8::bigint[], $9::bool[])
+    AS t (claim, attempt, outcome, result, error, digest, used, cost_nanos, repeatable)
+WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $10
     AND a.state IN ('STARTED', 'IN_DOUBT')
 RETURNING a.claim, a.attempt
 """
@@ -85,15 +86,16 @@ HOLDS_END: Final = """
 SELECT EXISTS (
     SELECT FROM effect_attempts
     WHERE claim = $1 AND attempt = $2 AND owner = $3 AND state IN ('DONE', 'CLOSED')
-        AND outcome = $4 AND (result = $5 OR result_digest = sha256($5)) AND error = $6
+        AND outcome = $4 AND coalesce(result, $5) = $5 AND error = $6 AND sealed_digest = $7
 )
 """
 
 REFUSE: Final = """
 UPDATE effect_attempts a
-SET state = 'REFUSED', outcome = 'REFUSED', error = t.error, update_time = clock_timestamp()
-FROM unnest($1::uuid[], $2::int[], $3::bytea[]) AS t (claim, attempt, error)
-WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $4
+SET state = 'REFUSED', outcome = 'REFUSED', error = t.error, is_sealed = t.is_sealed,
+    update_time = clock_timestamp()
+FROM unnest($1::uuid[], $2::int[], $3::bytea[], $4::bool[]) AS t (claim, attempt, error, is_sealed)
+WHERE a.claim = t.claim AND a.attempt = t.attempt AND a.owner = $5
     AND a.state IN ('CLAIMED', 'STARTED')
 RETURNING a.claim, a.attempt
 """
@@ -135,9 +137,10 @@ WHERE claim = $1 AND attempt = $2 AND state = $4
 
 SELECT_UNCLOSED: Final = """
 SELECT c.org, a.claim, a.attempt, a.outcome, a.subject, a.run, a.action, a.resource, a.trace_id,
-       a.decision_id, a.used, a.error, a.cost_nanos, a.update_time,
-       coalesce(a.result_digest, CASE WHEN a.result <> '' THEN sha256(a.result) END)
-           AS result_digest
+       a.decision_id, a.used, a.error, a.cost_nanos, a.update_time, a.is_sealed,
+       CASE WHEN a.is_sealed THEN CASE WHEN a.result = '' THEN NULL ELSE a.sealed_digest END
+            ELSE coalesce(a.result_digest, CASE WHEN a.result <> '' THEN sha256(a.result) END)
+       END AS result_digest
 FROM effect_attempts a JOIN effect_claims c USING (claim)
 WHERE a.outcome IS NOT NULL AND a.closed_time IS NULL
     AND a.update_time < clock_timestamp() - $1::interval
@@ -153,7 +156,8 @@ WITH known AS MATERIALIZED (
     WHERE c.claim = ANY($1::uuid[]) AND c.presenter = $2
     ORDER BY c.claim, a.attempt FOR UPDATE OF a
 ), dropped AS (
-    UPDATE effect_attempts a SET result = NULL, result_digest = sha256(a.result)
+    UPDATE effect_attempts a
+    SET result = NULL, result_digest = CASE WHEN NOT a.is_sealed THEN sha256(a.result) END
     FROM known
     WHERE a.claim = known.claim AND a.attempt = known.attempt
         AND known.outcome = 'SUCCEEDED' AND known.is_kept
@@ -198,19 +202,20 @@ def change_values(change: Change) -> tuple[Any, ...]:
             return (claim, attempt, decision_id, reservation, intent_leaf, hold_nanos)
         case Extend(claim, attempt, hold_nanos):
             return (claim, attempt, hold_nanos)
-        case Finish(claim, attempt, ended):
+        case Finish(claim, attempt, end):
             return (
                 claim,
                 attempt,
-                ended.outcome,
-                ended.result,
-                ended.error,
-                ended.used,
-                ended.cost_nanos,
-                ended.repeatable,
+                end.outcome,
+                end.result,
+                end.error,
+                end.digest,
+                end.used,
+                end.cost_nanos,
+                end.repeatable,
             )
-        case Refuse(claim, attempt, error):
-            return (claim, attempt, error)
+        case Refuse(claim, attempt, error, is_sealed):
+            return (claim, attempt, error, is_sealed)
         case Close(claim, attempt, outcome):
             return (claim, attempt, outcome)
         case Renew(claim, attempt):
@@ -220,17 +225,6 @@ def change_values(change: Change) -> tuple[Any, ...]:
 def attempt_of(row: Any) -> Attempt:  # noqa: ANN401 - asyncpg.Record
     """The attempt in a row of SELECT_KNOWN."""
     state = State(row["state"])
-    ended = None
-    if state not in OPEN_STATES:
-        ended = Ended(
-            outcome=Outcome(row["outcome"]),
-            result=row["result"] or b"",
-            error=row["error"] or b"",
-            used=row["used"] or b"",
-            cost_nanos=row["cost_nanos"] or 0,
-            repeatable=row["repeatable"],
-            result_digest=row["result_digest"] or b"",
-        )
     return Attempt(
         claim=str(row["claim"]),
         attempt=row["attempt"],
@@ -239,8 +233,20 @@ def attempt_of(row: Any) -> Attempt:  # noqa: ANN401 - asyncpg.Record
         lease_left_s=row["lease_left_s"],
         body_digest=row["body_digest"],
         intent_leaf=row["intent_leaf"],
-        ended=ended,
+        ended=None if state in OPEN_STATES else _end_of(row),
+        subject=row["subject"],
     )
+
+
+def _end_of(row: Any) -> Ended | SealedEnd:  # noqa: ANN401 - asyncpg.Record
+    outcome, used = Outcome(row["outcome"]), row["used"] or b""
+    result, error = row["result"] or b"", row["error"] or b""
+    cost_nanos, repeatable = row["cost_nanos"] or 0, row["repeatable"]
+    if not row["is_sealed"]:
+        digest = row["result_digest"] or b""
+        return Ended(outcome, result, error, used, cost_nanos, repeatable, digest)
+    digest, is_kept = row["sealed_digest"] or b"", row["result"] is not None
+    return SealedEnd(outcome, result, error, digest, used, cost_nanos, repeatable, is_kept)
 
 
 def lapsed(known: Attempt, after: State) -> Attempt:
@@ -255,6 +261,7 @@ def lapsed(known: Attempt, after: State) -> Attempt:
         known.body_digest,
         known.intent_leaf,
         ended,
+        known.subject,
     )
 
 
@@ -275,6 +282,7 @@ def unclosed_of(row: Any) -> Unclosed:  # noqa: ANN401 - asyncpg.Record
         error=row["error"] or b"",
         cost_nanos=row["cost_nanos"] or 0,
         result_digest=row["result_digest"] or b"",
+        is_sealed=row["is_sealed"],
         end_time=row["update_time"],
     )
 

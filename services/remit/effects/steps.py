@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from remit.effects.claims import Admission, Attempt, Ended, Outcome
+from remit.effects.claims import Admission, Attempt, Outcome, SealedEnd
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Finish:
 
     claim: str
     attempt: int
-    ended: Ended
+    end: SealedEnd
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Refuse:
     claim: str
     attempt: int
     error: bytes
+    is_sealed: bool
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Unclosed:
     cost_nanos: int
     result_digest: bytes
     """SHA-256 over the result; empty if there is none."""
+    is_sealed: bool = False
+    """Whether error and digest are as they are stored."""
+    is_unreadable: bool = False
+    """Whether error and digest are missing because nobody can read them any more."""
     end_time: datetime | None = None
     """When it ended, by the database's clock; the same at every closing."""
 

@@ -77,15 +77,16 @@ class ClaimStore:
 
     async def holds(self, finish: Finish) -> bool:
         """Whether exactly this end is recorded already."""
-        ended = finish.ended
+        end = finish.end
         found: bool = await self.database.fetchval(
             HOLDS_END,
             finish.claim,
             finish.attempt,
             self.owner,
-            ended.outcome,
-            ended.result,
-            ended.error,
+            end.outcome,
+            end.result,
+            end.error,
+            end.digest,
         )
         return found
 
@@ -202,7 +203,15 @@ class ClaimStore:
 
     def _claimed(self, claim: str, attempt: int, begin: Begin) -> Attempt:
         self._tentative[begin.claim] = (claim, attempt)
-        return Attempt(claim, attempt, State.CLAIMED, self.owner, self.lease_s, begin.body_digest)
+        return Attempt(
+            claim,
+            attempt,
+            State.CLAIMED,
+            self.owner,
+            self.lease_s,
+            begin.body_digest,
+            subject=begin.subject,
+        )
 
     async def _change_all(self, connection: Connection, changes: Sequence[Change]) -> set[Change]:
         changed: set[Change] = set()
