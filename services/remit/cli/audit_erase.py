@@ -22,11 +22,11 @@ Erasure = privacy_service_pb2.Erasure
 @click.option("--request-id", default="", help="Names this request, so that it can be repeated.")
 @client_options
 def command(*, session: Session, subject: str, yes: bool, request_id: str) -> None:
-    """Erase SUBJECT, orgs/ORG/users/USER: destroy the key of what the log holds of it.
+    """Erase SUBJECT, orgs/ORG/users/USER: destroy the key of what is stored of it.
 
     Nobody can read that any more, and nothing brings it back. Entries, ledger and proofs stay as
-    they are; the erasure is an entry itself. A subject that acts again gets a new key. Journals of
-    runs and recorded results of effects are not encrypted: delete them in their databases.
+    they are; the erasure is an entry itself. A subject that acts again gets a new key. With it go
+    the journals of runs and the recorded results of effects.
     """
     if not yes:
         click.confirm(f"Erase {subject}? It cannot be undone.", abort=True, err=True)

@@ -89,8 +89,8 @@ class Erasure(_message.Message):
 
     @_builtins.property
     def forget_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on, at the latest, no replica of any service holds the key in its memory. A repetition of the
-        request states it anew.
+        """From when on, at the latest, no replica of any service opens anything with the key, or with what was derived
+        from it. A repetition of the request states it anew.
         """
 
     def __init__(
