@@ -199,7 +199,7 @@ class CheckWorld:
         org: str = ORG,
     ) -> int:
         """An outcome of an effect."""
-        name = event_pb2.Outcome.Name(outcome)
+        name = event_pb2.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
         return await self._log(number, name, event_pb2.EVENT_KIND_OUTCOME, outcome, org)
 
     def pay(self, number: int, *, service: str = "tools", org: str = ORG) -> None:

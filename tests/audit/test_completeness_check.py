@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from remit.postgres import Database
 from remit.rpc.errors import RemitError
 from tests.audit.completeness_world import CheckWorld, claim_of, total
 from tests.audit.events import EVE, RUN, Log
+from tests.audit.old_months import OldLog, make_old, month_ago
 from tests.conftest import PostgresCluster
 
 OTHER = "orgs/other"
@@ -259,3 +261,55 @@ def test_tokens_lead_back_to_their_places() -> None:
     assert place_of("journals") == (None, None)
     assert place_of("") == (Key("", 0), None)
     assert completeness_check.MOST_LOGGED > 0
+
+
+# ------------------------------------------------------------------------- dropped months
+
+
+async def dropped(world: CheckWorld, postgres: PostgresCluster, place: Path, stop: int) -> None:
+    """The first leaves are of an old month, which is archived and dropped."""
+    dsn = world.log.database.dsn.replace("remit_audit@", "remit_audit_archiver@")
+    async with Database.open(dsn, pool_size=1) as dropper:
+        old = OldLog.of(world.log, dropper, place)
+        await make_old(world.log.database, month_ago(3), 0, stop)
+        await old.publish()
+        assert len(await old.run(month_ago(2))) == 1
+
+
+async def test_a_check_sees_into_dropped_months(
+    world: CheckWorld,
+    postgres: PostgresCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Effects before, across and behind the end of a month; and what is wrong among them."""
+    monkeypatch.setattr(completeness_walk, "SPAN_SIZE", 2)
+    for number in range(1, 8):
+        await world.effect(number, service="inference" if number % 2 else "tools")
+    await dropped(world, postgres, tmp_path, 7)  # the intent of the fourth, not its outcome
+    assert await world.kinds() == []
+    steps = await world.check()
+    counts = {name: total(steps, name) for name in ("attempts", "events", "calls")}
+    assert counts == {"attempts": 7, "events": 14, "calls": 7}
+    del world.ledger.records[claim_of(1)]
+    await world.changed("outcome = 'FAILED'", 2)
+    models = world.claims["inference"].dsn.replace("remit_inference@", "remit_inference_owner@")
+    owner = await asyncpg.connect(models)
+    await owner.execute("DELETE FROM effect_attempts")
+    await owner.close()
+    found = [kind for kind, _ in await world.kinds()]
+    assert "OUTCOME_DIFFERS" in found, "of a dropped month, by its own org"
+    steps = await world.check()
+    assert total(steps, "differences_elsewhere") >= 2, "whose effects these were is not known"
+
+
+async def test_what_lacks_in_a_dropped_month_is_found(
+    world: CheckWorld, postgres: PostgresCluster, tmp_path: Path
+) -> None:
+    await world.attempt(1, 0)  # started, and nobody wrote an intent
+    await world.effect(2)
+    await world.changed("intent_leaf = 0", 1)
+    await dropped(world, postgres, tmp_path, 2)
+    assert await world.kinds() == [("INTENT_MISSING", claim_of(1))]
+    world.record(2, 1)  # leaf 1 is the outcome
+    assert ("JOURNAL_WITHOUT_INTENT", claim_of(2)) in await world.kinds()

@@ -16,7 +16,7 @@ from remit.audit.anchor import ANCHOR_FILE
 from remit.audit.export import write_export
 from remit.audit.key_files import LOG_PUBLIC_KEY, rotate_log_key
 from remit.audit.lost_leaves import ExportFile
-from remit.audit.main import reconciled
+from remit.audit.operating import reconciled
 from remit.audit.reconciliation import Reconciled
 from remit.audit.settings import AuditSettings
 from remit.audit.verifier import verify_export

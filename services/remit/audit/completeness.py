@@ -85,6 +85,7 @@ class Recorded:
     """What the log has of an attempt."""
 
     org: str
+    """Empty where all of it is of dropped months: only the ids of its events are left then."""
     run: str
     began: datetime
     """When the log took the first of it."""
@@ -246,7 +247,7 @@ def _intent(sight: Sight, attempt: Attempt) -> Difference | None:
 
 def _owner(sight: Sight, attempt: Attempt) -> Difference | None:
     logged = sight.recorded
-    if logged is None or (logged.org, logged.run) == (attempt.org, attempt.run):
+    if logged is None or not logged.org or (logged.org, logged.run) == (attempt.org, attempt.run):
         return None
     text = (
         f"the log has it for {logged.org} and {logged.run or 'no run'}, its claim for"

@@ -10,6 +10,7 @@ import asyncpg
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.completeness import Key, Recorded
+from remit.audit.dropped_effects import DroppedEffects, DroppedEvent
 from remit.audit.leaf import Leaf, LeafError
 from remit.audit.packing import PackingError, unpack
 from remit.postgres import Database
@@ -53,6 +54,7 @@ class EffectEvents:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._dropped = DroppedEffects(database)
 
     async def head(self) -> Head:
         """How far the log is now."""
@@ -66,20 +68,26 @@ class EffectEvents:
         Raises DATA_CORRUPT for a leaf that was changed beyond reading.
         """
         rows = await self._database.fetch(_CLAIMS, after.claim, through.claim, claims + 1)
-        names = [row["claim"] for row in rows[:claims]]
-        events = await self._database.fetch(_EVENTS, names)
+        dropped = await self._dropped.claims(after.claim, through.claim, claims + 1)
+        every = sorted({*(row["claim"] for row in rows), *dropped})
+        names = every[:claims]
         recorded: dict[Key, Recorded] = {}
-        for row in events:
+        for row in await self._database.fetch(_EVENTS, names):
             _take(recorded, row)
+        # Looked at last: a month that is dropped meanwhile is seen here.
+        for event in await self._dropped.events(names):
+            _take_dropped(recorded, event)
         found = {key: each for key, each in recorded.items() if after < key <= through}
-        last = Key(names[-1], _LAST_ATTEMPT) if len(rows) > claims else None
+        last = Key(names[-1], _LAST_ATTEMPT) if len(every) > claims else None
         return Page(found, last)
 
     async def intents(self, indices: Sequence[int]) -> dict[int, Key]:
         """Whose intents these leaves are, those that are intents. Raises DATA_CORRUPT."""
         rows = await self._database.fetch(_LEAVES, indices)
         leaves = ((row["leaf_index"], _leaf(row)) for row in rows)
-        return {i: Key(leaf.claim, leaf.attempt) for i, leaf in leaves if leaf.kind == _INTENT}
+        found = {i: Key(leaf.claim, leaf.attempt) for i, leaf in leaves if leaf.kind == _INTENT}
+        there = {row["leaf_index"] for row in rows}
+        return found | await self._dropped.intents([i for i in indices if i not in there])
 
 
 def _take(recorded: dict[Key, Recorded], row: asyncpg.Record) -> None:
@@ -93,6 +101,16 @@ def _take(recorded: dict[Key, Recorded], row: asyncpg.Record) -> None:
         found.intents.append(index)
     else:
         found.outcomes.append((index, leaf.outcome))
+
+
+def _take_dropped(recorded: dict[Key, Recorded], event: DroppedEvent) -> None:
+    """Take up an event of a dropped month, unless it stands in the database all the same."""
+    found = recorded.setdefault(event.key, Recorded("", "", event.append_time))
+    found.began = min(found.began, event.append_time)
+    if not event.outcome and event.leaf_index not in found.intents:
+        found.intents.insert(0, event.leaf_index)
+    elif event.outcome and event.leaf_index not in [leaf for leaf, _ in found.outcomes]:
+        found.outcomes.append((event.leaf_index, event.outcome))
 
 
 def _leaf(row: asyncpg.Record) -> Leaf:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from remit.audit.archive_file import Contents
 from remit.audit.cosignature import WitnessKey
 from remit.audit.key_chain import KeyChain
 from remit.audit.merkle import Frontier
@@ -53,6 +54,7 @@ class Report:
         root_hash: root of the tree, 32 bytes.
         earlier_tree_sizes: sizes of the earlier checkpoints that this log extends, smallest first.
         cosigned: what the witnesses that were asked for have cosigned.
+        archives: archives of months whose every byte is what the log says, oldest first.
 
     """
 
@@ -61,6 +63,7 @@ class Report:
     root_hash: bytes
     earlier_tree_sizes: tuple[int, ...] = ()
     cosigned: tuple[Cosigned, ...] = ()
+    archives: tuple[Contents, ...] = ()
 
     @property
     def earlier_tree_size(self) -> int | None:

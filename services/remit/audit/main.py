@@ -17,31 +17,31 @@ from remit.api.audit.v1 import (
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.audit.admission import Limits
-from remit.audit.anchor import ANCHOR_FILE, Anchor
+from remit.audit.archive_run import (
+    LogParts,
+    archive_job,
+)
+from remit.audit.archived_leaves import ArchivedLeaves
+from remit.audit.archived_months import ArchivedMonths
 from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.erasing import Eraser
-from remit.audit.guard import LogGuard
 from remit.audit.key_files import LogKeys, load_log_keys
-from remit.audit.keyring import SubjectKeyring
 from remit.audit.log import AuditLog
-from remit.audit.lost_leaves import ExportFile
-from remit.audit.own_events import record_reconciliation, record_rotations
+from remit.audit.own_events import record_rotations
+from remit.audit.parts import checkpoints_of, keyring_of, signing_of
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
 from remit.audit.reading import ReadRecorder
-from remit.audit.reconciliation import Reconciled, reconcile
 from remit.audit.run_events import RunEvents
 from remit.audit.sealing import Pseudonyms
 from remit.audit.service import AuditService
 from remit.audit.settings import AuditSettings
-from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
 from remit.audit.subject_key_service import SubjectKeyService
 from remit.audit.tail import LogHead, Tail
 from remit.audit.tile_files import TileFiles
 from remit.audit.tile_writer import TileWriter
-from remit.audit.wrapping import FileKeyWrapper
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
@@ -75,11 +75,15 @@ async def open_service(
         _destroyer(settings) as destroyer,
     ):
         store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
-        keyring = _keyring(settings, keys_database, keys, clock, ids)
+        keyring = keyring_of(settings, keys_database, keys, clock, ids)
         pseudonyms = Pseudonyms(keys.pseudonym)
         audit_log = AuditLog(store, keyring, pseudonyms, ids)
         eraser = Eraser(database, audit_log, keyring, pseudonyms, destroyer, clock=clock)
-        checkpoints = _checkpoints(settings, database, store, keys)
+        signing = signing_of(settings, keys)
+        checkpoints = checkpoints_of(settings, database, store, signing)
+        parts = LogParts(database, audit_log, checkpoints, signing, clock)
+        months = ArchivedMonths(database)
+        leaves = ArchivedLeaves(store, months, settings.tiles_dir)
         await store.prepare_partitions()
         await _checked(checkpoints, audit_log, keys)
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
@@ -91,9 +95,11 @@ async def open_service(
             checkpoints,
             reads,
             sizes,
-            RunEvents(audit_log, reads, verifier, default=sizes.default, most=sizes.most),
+            RunEvents(audit_log, reads, verifier, months, default=sizes.default, most=sizes.most),
             CompletenessCheck.of(database, mesh, open_limit_s=settings.open_limit_s),
             tail=_tail(settings, audit_log, head),
+            months=months,
+            leaves=leaves,
         )
         yield Service(
             "audit",
@@ -120,57 +126,14 @@ async def open_service(
                 checkpoints.run,
                 head.run,
                 _partition_keeper(store, settings.partition_check_s),
-                *_tile_writers(settings, store, checkpoints),
+                *_tile_writers(settings, store, checkpoints, leaves),
+                *archive_job(settings, parts),
                 functools.partial(eraser.run, settings.erasure_check_s),
             ],
             ready=[store.ping, keyring.ping],
             drain=[head.close],
             permissions=StreamPermissions(policy, clock),
         )
-
-
-async def reconciled(
-    settings: AuditSettings, source: ExportFile, *, clock: Clock, ids: IdSource
-) -> Reconciled | None:
-    """Reconcile the log with its checkpoints, and record that; None if nothing was missing.
-
-    Raises:
-        RemitError: as `open_service` and `reconcile`.
-
-    """
-    keys = load_log_keys(settings.keys_dir)
-    signing = SigningKeys(keys.signer, keys.rotations)
-    async with (
-        Database.of(settings, "audit") as database,
-        Database.of(settings, "audit_keys", settings.keys_dsn) as keys_database,
-    ):
-        store = LogStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue)
-        await store.prepare_partitions()
-        done = await reconcile(database, store, signing, _anchor(settings, signing), source)
-        if done is not None:
-            keyring = _keyring(settings, keys_database, keys, clock, ids)
-            audit_log = AuditLog(store, keyring, Pseudonyms(keys.pseudonym), ids)
-            await record_reconciliation(audit_log, keys.signer.name, done, clock.now())
-        return done
-
-
-def _anchor(settings: AuditSettings, keys: SigningKeys) -> Anchor:
-    return Anchor(settings.anchor_file or settings.keys_dir / ANCHOR_FILE, keys)
-
-
-def _checkpoints(
-    settings: AuditSettings, database: Database, store: LogStore, keys: LogKeys
-) -> CheckpointSigner:
-    signing = SigningKeys(
-        keys.signer, keys.rotations, load=lambda: load_log_keys(settings.keys_dir)
-    )
-    return CheckpointSigner(
-        database,
-        store,
-        signing,
-        interval_ms=settings.checkpoint_interval_ms,
-        guard=LogGuard(store, _anchor(settings, signing)),
-    )
 
 
 async def _checked(checkpoints: CheckpointSigner, audit_log: AuditLog, keys: LogKeys) -> None:
@@ -182,19 +145,6 @@ async def _checked(checkpoints: CheckpointSigner, audit_log: AuditLog, keys: Log
     except RemitError as error:
         if error.reason != error_reason_pb2.ERROR_REASON_LOG_ROLLED_BACK:
             raise
-
-
-def _keyring(
-    settings: AuditSettings, database: Database, keys: LogKeys, clock: Clock, ids: IdSource
-) -> SubjectKeyring:
-    return SubjectKeyring(
-        database,
-        FileKeyWrapper(keys.master, ids),
-        clock=clock,
-        ids=ids,
-        cache_size=settings.subject_key_cache_size,
-        cache_ttl_s=settings.subject_key_cache_s,
-    )
 
 
 @contextlib.asynccontextmanager
@@ -242,7 +192,10 @@ def _page_sizes(settings: AuditSettings) -> PageSizes:
 
 
 def _tile_writers(
-    settings: AuditSettings, store: LogStore, checkpoints: CheckpointSigner
+    settings: AuditSettings,
+    store: LogStore,
+    checkpoints: CheckpointSigner,
+    leaves: ArchivedLeaves,
 ) -> Iterator[Callable[[], Awaitable[None]]]:
     if settings.tiles_dir is not None:
         yield TileWriter(
@@ -251,6 +204,7 @@ def _tile_writers(
             checkpoints,
             interval_ms=settings.tiles_interval_ms,
             tiles_per_round=settings.tiles_per_round,
+            leaves=leaves.read,
         ).run
 
 

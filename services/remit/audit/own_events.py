@@ -1,4 +1,6 @@
-"""What the log records about itself: a new key, a reconciliation. The operator answers for these.
+"""What the log records about itself: a new key, a reconciliation, an archive of an old month.
+
+The operator answers for these.
 
 They belong to no tenant, so they stand under an org of the operator's own. Each is a function of
 what it tells and nothing else, so that every replica may append it and one entry comes of it.
@@ -13,6 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from remit.api.audit.v1 import event_pb2
+from remit.audit.archive_file import Contents, label
 from remit.audit.key_chain import Rotation
 from remit.audit.log import AuditLog
 from remit.audit.reconciliation import Reconciled
@@ -23,6 +26,7 @@ ORG: Final = "orgs/operator"
 SUBJECT: Final = "orgs/operator/users/audit"
 ROTATE_KEY: Final = "audit.rotate_key"
 RECONCILE: Final = "audit.reconcile"
+ARCHIVE: Final = "audit.archive"
 _ID_HEX: Final = 32
 
 
@@ -69,6 +73,39 @@ async def record_reconciliation(
     [place] = await log.append([event], REPORTER)
     if isinstance(place, RemitError):
         raise place
+    return place
+
+
+async def record_archive(log: AuditLog, contents: Contents, now: datetime) -> int:
+    """Append the entry that a month is archived, unless it is there already; return its index.
+
+    Its id names the month and the digest of its contents, so whoever has the leaf can check the
+    file, and the database drops nothing else by it.
+
+    Raises:
+        RemitError: it cannot be appended.
+
+    """
+    known = await log.store.index_of(contents.event_id)
+    if known is not None:
+        return known
+    detail: dict[str, object] = {
+        "month": label(contents.month),
+        "events": contents.events,
+        "first_index": contents.first_index,
+        "last_index": contents.last_index,
+        "digest": contents.digest.hex(),
+    }
+    event = _event(ARCHIVE, "archive", contents.log_name, detail)
+    event.event_id = contents.event_id
+    event.event_time.FromDatetime(now)
+    [place] = await log.append([event], REPORTER)
+    if isinstance(place, RemitError):
+        # Another replica recorded the same at another time.
+        known = await log.store.index_of(contents.event_id)
+        if known is None:
+            raise place
+        return known
     return place
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,8 @@ import grpc
 
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.audit import merkle
+from remit.audit.archived_leaves import ArchivedLeaves
+from remit.audit.archived_months import ArchivedMonths, messages
 from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
 from remit.audit.completeness_check import CompletenessCheck
 from remit.audit.filters import EventFilter, Walk
@@ -61,6 +63,8 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         check: CompletenessCheck,
         *,
         tail: Tail,
+        months: ArchivedMonths,
+        leaves: ArchivedLeaves,
     ) -> None:
         self._log = log
         self._store = log.store
@@ -70,6 +74,8 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         self._run_events = run_events
         self._check = check
         self._tail = tail
+        self._months = months
+        self._leaves = leaves
 
     async def ListEvents(
         self,
@@ -93,10 +99,12 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> audit_query_service_pb2.ListRunEventsResponse:
         """List the events of a run that the agent service explains; see the contract."""
-        events, has_more = await self._run_events.page(request)
-        page = _fitting([_logged(event) for event in events])
+        found = await self._run_events.page(request)
+        page = _fitting([_logged(event) for event in found.events])
         return audit_query_service_pb2.ListRunEventsResponse(
-            events=page, has_more=has_more or len(page) < len(events)
+            events=page,
+            has_more=found.has_more or len(page) < len(found.events),
+            archived_months=messages(found.archived),
         )
 
     async def CheckCompleteness(
@@ -121,13 +129,15 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         now = await self._reads.record(detail | place_asked(request))
         start = place_of(request, now)
         async for piece in self._tail.follow(wanted, start, end=now if request.until_now else None):
+            missed = await self._missed(wanted, start, piece.size)
+            start = piece.size
             events = [_logged(event) for event in piece.events]
             part = _fitting(events)
             while len(part) < len(events):
                 yield _told(part[-1].leaf_index + 1, part)
                 events = events[len(part) :]
                 part = _fitting(events)
-            yield _told(piece.size, part)
+            yield _told(piece.size, part, missed)
 
     async def GetCheckpoint(
         self,
@@ -193,7 +203,7 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         )
         while start < checkpoint.tree_size:
             stop = min(start + self._sizes.export_leaves, checkpoint.tree_size)
-            leaves = await self._store.leaves(start, stop)
+            leaves = await self._leaves.read(start, stop)
             yield audit_query_service_pb2.ExportLogResponse(sequence=start, leaves=leaves)
             start = stop
 
@@ -209,7 +219,14 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         return audit_query_service_pb2.ListEventsResponse(
             events=page,
             next_page_token="" if goes_on is None else page_token(goes_on, wanted),
+            archived_months=await self._missed(wanted, goes_on or 0, before_index),
         )
+
+    async def _missed(
+        self, wanted: EventFilter, low: int, high: int
+    ) -> list[event_pb2.ArchivedMonth]:
+        """The dropped months among leaves that were looked at."""
+        return messages(await self._months.missed(wanted, low, high)) if low < high else []
 
     async def _check_size(self, field: str, tree_size: int) -> None:
         size = await self._store.size()
@@ -260,9 +277,13 @@ def _checkpoint(checkpoint: SignedCheckpoint) -> event_pb2.Checkpoint:
 
 
 def _told(
-    sequence: int, events: list[audit_query_service_pb2.LoggedEvent]
+    sequence: int,
+    events: list[audit_query_service_pb2.LoggedEvent],
+    missed: Sequence[event_pb2.ArchivedMonth] = (),
 ) -> audit_query_service_pb2.TailEventsResponse:
-    return audit_query_service_pb2.TailEventsResponse(sequence=sequence, events=events)
+    return audit_query_service_pb2.TailEventsResponse(
+        sequence=sequence, events=events, archived_months=missed
+    )
 
 
 def _logged(logged: LoggedEvent) -> audit_query_service_pb2.LoggedEvent:

@@ -55,6 +55,30 @@ class AuditSettings(ServiceSettings):
         le=4096,
         description="Tiles of 256 leaves that one look writes at most; the next look goes on.",
     )
+    archiver_dsn: str = Field(
+        default="",
+        description="PostgreSQL DSN of the log's database for the role that may drop archived"
+        " months and do nothing else. Without it no month is dropped.",
+    )
+    archive_dir: Path | None = Field(
+        default=None,
+        description="Folder that the payloads of old months are archived in, still encrypted: a"
+        " file a month. Needs `tiles_dir`, which has the entries themselves. `remit up` sets"
+        " `archive` of its state.",
+    )
+    retention_months: int = Field(
+        default=0,
+        ge=0,
+        le=1200,
+        description="Whole months before this one whose events stay in the database; older ones"
+        " are archived and dropped. 0 keeps all for ever; 1 and more need `archive_dir`.",
+    )
+    archive_check_s: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between looks for months older than the retention.",
+    )
     max_entries: int = Field(
         default=256, ge=1, le=256, description="Entries of one append request at most."
     )

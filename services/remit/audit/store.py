@@ -40,6 +40,10 @@ _HEAD = "SELECT coalesce(max(leaf_index) + 1, 0) FROM leaves"
 _KNOWN = "SELECT event_id, leaf_index, leaf_hash FROM leaves WHERE event_id = ANY($1::text[])"
 _LEAF_HASHES = "SELECT leaf_index, leaf_hash FROM leaves WHERE leaf_index = ANY($1::bigint[])"
 _NODE_HASHES = "SELECT position, hash FROM nodes WHERE level = $1 AND position = ANY($2::bigint[])"
+_INDEX = "SELECT leaf_index FROM leaves WHERE event_id = $1"
+_HASHES = """
+    SELECT leaf_hash FROM leaves WHERE leaf_index >= $1 AND leaf_index < $2 ORDER BY leaf_index
+"""
 _LEAVES = """
     SELECT leaf_index, leaf FROM events
     WHERE leaf_index >= $1 AND leaf_index < $2 ORDER BY leaf_index
@@ -163,10 +167,20 @@ class LogStore:
             RemitError: DATA_CORRUPT when one is missing or was changed beyond reading.
 
         """
+        found = await self.present_leaves(start, stop)
+        if len(found) != stop - start:
+            raise _corrupt(f"leaves {start} to {stop - 1} are not all in the log's database")
+        return list(found.values())
+
+    async def present_leaves(self, start: int, stop: int) -> dict[int, bytes]:
+        """Return the bytes of those leaves that are there, in order; of dropped months none are.
+
+        Raises:
+            RemitError: DATA_CORRUPT when one was changed beyond reading.
+
+        """
         rows = await self._database.fetch(_LEAVES, start, stop)
-        if [row["leaf_index"] for row in rows] != list(range(start, stop)):
-            raise _corrupt(f"leaves {start} to {stop - 1} are not all in the log")
-        return [_unpacked(row["leaf_index"], row["leaf"]) for row in rows]
+        return {row["leaf_index"]: _unpacked(row["leaf_index"], row["leaf"]) for row in rows}
 
     async def list_events(
         self, wanted: EventFilter, walk: Walk, *, limit: int
@@ -190,6 +204,15 @@ class LogStore:
         """
         rows = await self._database.fetch(_FIND, event_id)
         return _stored(rows[0]) if rows else None
+
+    async def index_of(self, event_id: str) -> int | None:
+        """Return the index of an event's leaf, whatever became of the event; None: no such id."""
+        found = await self._database.fetchval(_INDEX, event_id)
+        return None if found is None else int(found)
+
+    async def leaf_hashes(self, start: int, stop: int) -> list[bytes]:
+        """Return the hashes of the leaves from `start` up to and without `stop`, 32 bytes each."""
+        return [row["leaf_hash"] for row in await self._database.fetch(_HASHES, start, stop)]
 
     async def walked_to(self, wanted: EventFilter, walk: Walk) -> int | None:
         """Return the index of the last event that a walk looks at; None if it comes to the end.

@@ -15,7 +15,7 @@ from typing import Final
 
 from remit.audit import merkle
 from remit.audit.merkle import HASH_BYTES, TILE_HEIGHT, LeafRange, Node
-from remit.audit.note import MAX_NOTE_BYTES
+from remit.audit.note import MAX_NOTE_BYTES, Checkpoint, NoteError
 from remit.audit.tiles import (
     CHECKPOINT,
     MAX_BUNDLE_BYTES,
@@ -52,6 +52,13 @@ class TileFolder:
             return data.decode()
         except UnicodeDecodeError as error:
             raise TileFaultError(CHECKPOINT, "it is not text") from error
+
+    def published_size(self) -> int:
+        """The number of leaves that are shown. Nobody's signature is looked at."""
+        try:
+            return Checkpoint.parse(self.checkpoint().partition("\n\n")[0] + "\n").tree_size
+        except NoteError as error:
+            raise TileFaultError(CHECKPOINT, f"it is no checkpoint: {error}") from error
 
     def rotations(self) -> list[str]:
         """The statements by which each key of the log led to the next; none if it had one key."""

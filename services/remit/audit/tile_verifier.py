@@ -7,8 +7,11 @@ witnesses take their proofs from them, and because they tell where an accident h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+from remit.audit.archive_verifier import check_archives, note_archive
 from remit.audit.evidence import Auditor, Report, Tree, VerificationError
 from remit.audit.key_chain import ChainError, KeyChain
 from remit.audit.merkle import Frontier, leaf_hash
@@ -17,8 +20,8 @@ from remit.audit.tile_folder import TileFaultError, TileFolder
 from remit.audit.tiles import BUNDLES, CHECKPOINT, ROTATIONS, Tile, levels_of, tiles_of
 
 
-def verify_tiles(folder: Path, auditor: Auditor) -> Report:
-    """Verify a folder of tiles, also while it grows.
+def verify_tiles(folder: Path, auditor: Auditor, archives: Path | None = None) -> Report:
+    """Verify a folder of tiles, also while it grows, and the archives of a folder against it.
 
     Raises:
         VerificationError: something does not fit; it names the place.
@@ -26,7 +29,7 @@ def verify_tiles(folder: Path, auditor: Auditor) -> Report:
 
     """
     try:
-        return _verified(TileFolder(folder), auditor)
+        return _verified(TileFolder(folder), auditor, archives)
     except TileFaultError as error:
         raise VerificationError(error.path, error.fault) from error
 
@@ -40,20 +43,26 @@ def read_keys(reader: TileFolder, known: Verifier) -> KeyChain:
         raise VerificationError(place, error.fault) from error
 
 
-def _verified(reader: TileFolder, auditor: Auditor) -> Report:
+def _verified(reader: TileFolder, auditor: Auditor, archives: Path | None) -> Report:
     note = reader.checkpoint()
     keys = read_keys(reader, auditor.known)
     tree = auditor.tree(CHECKPOINT, note, keys)
     size = tree.checkpoint.tree_size
-    roots = list(_check_entries(reader, size, tree))
+    recorded: dict[date, str] = {}
+    roots = list(_check_entries(reader, size, tree, recorded))
     for level in levels_of(size)[1:]:
         roots = list(_check_level(reader, size, level, roots))
     tree.check_root()
     tree.check_earlier()
-    return tree.report()
+    report = tree.report()
+    if archives is None:
+        return report
+    return replace(report, archives=tuple(check_archives(archives, recorded)))
 
 
-def _check_entries(reader: TileFolder, tree_size: int, tree: Tree) -> Iterator[bytes]:
+def _check_entries(
+    reader: TileFolder, tree_size: int, tree: Tree, recorded: dict[date, str]
+) -> Iterator[bytes]:
     """Check each entry against its hash; give the roots of the full tiles."""
     for tile in tiles_of(tree_size, 0):
         bundle = Tile(BUNDLES, tile.index, tile.width)
@@ -67,6 +76,7 @@ def _check_entries(reader: TileFolder, tree_size: int, tree: Tree) -> Iterator[b
                     f"the entry does not have its hash in {tile.path}: one of them was changed",
                 )
             tree.append(hashed)
+            note_archive(recorded, entry)
         if tile.is_full:
             yield _root(hashes)
 

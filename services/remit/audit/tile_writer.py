@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from collections.abc import Callable, Sequence
-from typing import Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, ParamSpec, TypeAlias, TypeVar
 
 from remit import telemetry
 from remit.api.errors.v1 import error_reason_pb2
@@ -41,12 +41,16 @@ from remit.rpc.errors import RemitError
 _NOTHING: Final = Checkpoint("", 0, EMPTY_ROOT)
 Result = TypeVar("Result")
 Params = ParamSpec("Params")
+ReadLeaves: TypeAlias = Callable[[int, int], Awaitable[list[bytes]]]
 
 log = telemetry.logger(__name__)
 
 
 class TileWriter:
-    """Writes the tiles of one log to one folder."""
+    """Writes the tiles of one log to one folder.
+
+    `leaves` reads those of dropped months too: a bundle that is not full yet may have some.
+    """
 
     def __init__(
         self,
@@ -56,10 +60,12 @@ class TileWriter:
         *,
         interval_ms: int,
         tiles_per_round: int,
+        leaves: ReadLeaves | None = None,
     ) -> None:
         self._files = files
         self._store = store
         self._checkpoints = checkpoints
+        self._leaves = leaves or store.leaves
         self._interval_s = interval_ms / 1000
         self._most = tiles_per_round
         self._known = 0
@@ -151,7 +157,7 @@ class TileWriter:
                 if written == self._most:
                     log.info("tiles_behind", leaves=tile.first, tree_size=tree_size)
                     return False
-                leaves = await self._store.leaves(*tile.leaves)
+                leaves = await self._leaves(*tile.leaves)
                 stated = (await self._store.range_hashes([tile.leaves]))[0]
                 await _in_thread(self._write_bundle, entries, tile, leaves, stated)
                 written += 1

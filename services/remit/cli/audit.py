@@ -12,6 +12,7 @@ from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.export import ExportError, ExportSummary, write_export
 from remit.cli import audit_erase, documents
+from remit.cli.audit_archive import archive
 from remit.cli.audit_events import events
 from remit.cli.audit_keys import rotate_key
 from remit.cli.audit_list import list_events
@@ -38,6 +39,7 @@ def command() -> None:
 
 
 for _other in (
+    archive,
     audit_erase.command,
     events,
     list_events,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from remit.api.audit.v1 import audit_query_service_pb2
+from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.export import replacing
-from remit.cli.audit_list import Filters, filter_options
+from remit.cli import documents
+from remit.cli.audit_list import Filters, archived_line, filter_options
 from remit.cli.audit_tail import pieces
 from remit.cli.client import Edge, Session, client_options
 from remit.cli.event_files import FORMATS
@@ -20,10 +21,14 @@ from remit.rpc.errors import RemitError
 
 @dataclass(frozen=True)
 class _Written:
-    """How many events, and how many of the log's entries were looked at for them."""
+    """How many events, and how many of the log's entries were looked at for them.
+
+    `missed`: dropped months among those entries, whose events are not in the file.
+    """
 
     events: int
     log_size: int
+    missed: list[event_pb2.ArchivedMonth]
 
 
 @click.command(
@@ -64,6 +69,7 @@ def events(
                 "events": written.events,
                 "log_size": written.log_size,
                 "size_bytes": size_bytes,
+                "archived_months": [documents.of_message(month) for month in written.missed],
             }
         )
     else:
@@ -71,16 +77,19 @@ def events(
             f"{written.events:,} events of {written.log_size:,} entries, {size_bytes:,} bytes:"
             f" {file}"
         )
+        for month in written.missed:
+            session.output.line(archived_line(month), "yellow")
 
 
 async def _write(
     edge: Edge, request: audit_query_service_pb2.TailEventsRequest, path: Path, file_format: str
 ) -> _Written:
     """Writes the events, across broken streams. Raises RemitError."""
-    count = 0
+    count, missed = 0, dict[str, event_pb2.ArchivedMonth]()
     try:
         with replacing(path) as file, contextlib.closing(FORMATS[file_format](file)) as rows:
             async for message in pieces(edge, request):
+                missed.update({month.month: month for month in message.archived_months})
                 for event in message.events:
                     rows.put(event)
                 count += len(message.events)
@@ -89,4 +98,4 @@ async def _write(
             error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID,
             f"{path} cannot be written: {error.strerror}",
         ) from error
-    return _Written(count, request.after_sequence)
+    return _Written(count, request.after_sequence, list(missed.values()))

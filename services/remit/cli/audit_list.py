@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
+from remit.cli import documents
 from remit.cli.client import Edge, Listing, Session, client_options, collect
 from remit.cli.output import Column
 from remit.cli.parameters import full_name, limit_option, since_option, timestamp, until_option
@@ -115,6 +116,14 @@ _COLUMNS: Final = (
 )
 
 
+def archived_line(month: event_pb2.ArchivedMonth) -> str:
+    """What a person is told of a month whose events are in no list any more."""
+    return (
+        f"{month.month} was archived: leaves {month.first_index:,} to {month.last_index:,} are in"
+        " the tiles, and not here"
+    )
+
+
 @click.command(
     "list",
     epilog="\b\nExamples:\n  remit audit list --since 1h\n  remit audit list --run 01981a2b-...\n"
@@ -127,17 +136,33 @@ _COLUMNS: Final = (
 def list_events(*, session: Session, filters: Filters, limit: int) -> None:
     """List the events of your org, newest first: what was intended, and how it ended."""
     request = audit_query_service_pb2.ListEventsRequest(**filters.fields())
-    listing = session.run(lambda edge: _events(edge, request, limit))
-    session.output.listing("events", listing.items, _COLUMNS, more=listing.more)
+    found, missed = session.run(lambda edge: _events(edge, request, limit))
+    output = session.output
+    if output.as_json:
+        output.document(
+            {
+                "events": [documents.of_message(event) for event in found.items],
+                "more": found.more,
+                "archived_months": [documents.of_message(month) for month in missed],
+            }
+        )
+        return
+    output.listing("events", found.items, _COLUMNS, more=found.more)
+    for month in missed:
+        output.line(archived_line(month), "yellow")
 
 
 async def _events(
     edge: Edge, request: audit_query_service_pb2.ListEventsRequest, limit: int
-) -> Listing[LoggedEvent]:
+) -> tuple[Listing[LoggedEvent], list[event_pb2.ArchivedMonth]]:
     stub = edge.stub(Query)
+    missed: dict[str, event_pb2.ArchivedMonth] = {}
 
     async def fetch(size: int, token: str) -> audit_query_service_pb2.ListEventsResponse:
         request.page_size, request.page_token = size, token
-        return await stub.ListEvents(request, metadata=edge.metadata)
+        page = await stub.ListEvents(request, metadata=edge.metadata)
+        missed.update({month.month: month for month in page.archived_months})
+        return page
 
-    return await collect(fetch, lambda page: page.events, limit)
+    listing = await collect(fetch, lambda page: page.events, limit)
+    return listing, [missed[month] for month in sorted(missed, reverse=True)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from remit.cli.output import Output
+from remit.cli.state_settings import audit_settings
 
 if TYPE_CHECKING:
     from remit.audit.reconciliation import Reconciled
@@ -36,7 +37,7 @@ def reconcile(*, file: Path, state: Path | None, as_json: bool) -> None:
     by the services that owe them.
     """
     output = Output(as_json=as_json)
-    settings = _settings(state)
+    settings = audit_settings(state)
     done = asyncio.run(_reconciled(settings, file))
     if output.as_json:
         output.document(_document(done))
@@ -70,24 +71,9 @@ def _document(done: Reconciled | None) -> dict[str, Any]:
     }
 
 
-def _settings(state: Path | None) -> AuditSettings:
-    from remit.audit.settings import AuditSettings  # noqa: PLC0415 - slow
-    from remit.local.postgres_server import operator_dsn  # noqa: PLC0415 - slow
-    from remit.local.state import StateDirectory  # noqa: PLC0415 - slow
-
-    if state is None:
-        return AuditSettings.load()
-    folder = StateDirectory.existing(state)
-    return AuditSettings.load(
-        dsn=operator_dsn(folder.postgres, "audit"),
-        keys_dsn=operator_dsn(folder.postgres, "audit_keys"),
-        keys_dir=folder.folder / "secrets" / "audit",
-    )
-
-
 async def _reconciled(settings: AuditSettings, file: Path) -> Reconciled | None:
     from remit.audit.lost_leaves import ExportFile  # noqa: PLC0415 - slow
-    from remit.audit.main import reconciled  # noqa: PLC0415 - slow
+    from remit.audit.operating import reconciled  # noqa: PLC0415 - slow
     from remit.rpc.clock import SystemClock  # noqa: PLC0415 - slow
     from remit.rpc.ids import SystemIds  # noqa: PLC0415 - slow
 

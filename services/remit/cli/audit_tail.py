@@ -15,6 +15,7 @@ from remit.cli.audit_list import (
     Filters,
     LoggedEvent,
     Query,
+    archived_line,
     filter_options,
     kind_word,
     outcome_word,
@@ -120,6 +121,8 @@ async def _followed(
     async for message in pieces(
         edge, request, on_break=lambda error: output.warn(f"{error.message}; resuming")
     ):
+        for month in message.archived_months:
+            output.warn(archived_line(month))
         for event in message.events:
             _show(output, event)
 

@@ -28,6 +28,7 @@ _SMALL_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     epilog="\b\nExamples:\n  remit audit verify log.export --key audit.pub\n"
     "  remit audit verify /mirror/tiles --key audit.pub --checkpoint monday.checkpoint\n"
     "  remit audit verify log.export --key audit.pub --checkpoint seen --witness witness.pub\n"
+    "  remit audit verify /mirror/tiles --key audit.pub --archive /mirror/archive\n"
     "  remit audit verify --complete\n\n"
     "\b\nExit codes:\n    0  every entry is what was signed; with --complete, nothing is missing\n"
     "    1  it is not; the first fault is named\n    2  the command line or a key file is wrong\n"
@@ -56,15 +57,21 @@ _SMALL_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     multiple=True,
     help="Public key of a witness, which must have cosigned each --checkpoint, or else the log's.",
 )
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of archived months, to be verified against the tiles in DIR.",
+)
 @complete_option
 @client_options
-def verify(
+def verify(  # noqa: PLR0913 - its options
     *,
     session: Session,
     log: Path | None,
     key: Path | None,
     earlier: tuple[Path, ...],
     witnesses: tuple[Path, ...],
+    archive: Path | None,
     complete: bool,
 ) -> int:
     """Verify the export FILE, or the tiles in DIR, offline: no service, no database, no network.
@@ -77,7 +84,7 @@ def verify(
     mesh; then alone are address, API key and state of use.
     """
     if complete:
-        if log or key or earlier or witnesses:
+        if log or key or earlier or witnesses or archive:
             raise click.UsageError("--complete asks a running mesh: it takes no file and no key")
         return check_completeness(session)
     if log is None:
@@ -90,7 +97,7 @@ def verify(
     notes = [small_text(file) for file in earlier]
     try:
         auditor = Auditor.of(public_key, notes, witness_keys)
-        report = (verify_tiles if log.is_dir() else verify_lines)(log, auditor)
+        report = _verified(log, auditor, archive)
     except VerificationError as error:
         return _refuted(output, error)
     except OSError as error:
@@ -99,14 +106,23 @@ def verify(
     return exit_codes.OK
 
 
+def _verified(log: Path, auditor: Auditor, archive: Path | None) -> Report:
+    if log.is_dir():
+        return verify_tiles(log, auditor, archive)
+    if archive:
+        raise click.UsageError("--archive goes with the tiles in DIR, not with an export")
+    return verify_lines(log, auditor)
+
+
 def verified_line(report: Report) -> str:
     """What a person is told of a log that verifies."""
     sizes = [f"{size:,}" for size in report.earlier_tree_sizes]
     extends = f", extends the checkpoint of {' and of '.join(sizes)}" if sizes else ""
     seen = [f", cosigned by {seen.witness} at {_time(seen.time_s)}" for seen in report.cosigned]
+    kept = f", and the archives of {len(report.archives)} months" if report.archives else ""
     return (
         f"audit: verified {report.tree_size:,} entries, root {report.root_hash.hex()},"
-        f" signed by {report.origin}{extends}{''.join(seen)}"
+        f" signed by {report.origin}{extends}{''.join(seen)}{kept}"
     )
 
 
@@ -156,6 +172,14 @@ def _proved(output: Output, report: Report) -> None:
                         "time": _time(seen.time_s),
                     }
                     for seen in report.cosigned
+                ],
+                "archives": [
+                    {
+                        "month": f"{each.month:%Y-%m}",
+                        "events": each.events,
+                        "digest": each.digest.hex(),
+                    }
+                    for each in report.archives
                 ],
             }
         )

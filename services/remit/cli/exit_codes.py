@@ -56,6 +56,7 @@ MEANINGS: Final = (
             "RESULT_NOT_KEPT",
             "SUBJECT_ERASED",
             "POLICY_VERSION_CONFLICT",
+            "EVENTS_ARCHIVED",
         ),
     ),
     Meaning(USAGE, "the command line is wrong"),

@@ -1,9 +1,10 @@
 """The databases of a mesh and their roles, made by an administrator of a PostgreSQL server.
 
 Each database `remit_<name>` belongs to the role `remit_<name>_owner`, which migrates it; the
-service `remit_<name>` may connect and gets from the migrations what it needs. A further role,
-`remit_audit_keys_eraser`, may delete subjects' keys and nothing else. Nothing here needs a
-superuser: a role with CREATEROLE and CREATEDB, as managed PostgreSQL gives it, will do.
+service `remit_<name>` may connect and gets from the migrations what it needs. Two further roles can
+do one thing each: `remit_audit_keys_eraser` deletes subjects' keys, `remit_audit_archiver` drops
+archived months of the log. Nothing here needs a superuser: a role with CREATEROLE and CREATEDB, as
+managed PostgreSQL gives it, will do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from remit.postgres import DATABASES, translated, usable
 from remit.rpc.errors import RemitError
 
 KEYS_ERASER: Final = "audit_keys_eraser"
-FURTHER: Final = {KEYS_ERASER: "audit_keys"}
+ARCHIVER: Final = "audit_archiver"
+FURTHER: Final = {KEYS_ERASER: "audit_keys", ARCHIVER: "audit"}
 """Roles beside the owner and the service, by their short names, and the database each may enter."""
 _CONNECT_TIMEOUT_S: Final = 10.0
 _PASSWORD: Final = re.compile(r"[0-9A-Za-z_-]{16,200}")

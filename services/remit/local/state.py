@@ -7,6 +7,7 @@
     api-key        the first API key (0600)
     audit.pub      public key that verifies an export of the audit log
     tiles/         the audit log as static files, for mirrors
+    archive/       what old months of the audit log had beside that, still encrypted (0600)
     secrets/       keys of services, made once (0600)
     ca/ tls/       local certificate authority; a folder with a certificate for each party
     postgres/      the databases
@@ -130,6 +131,11 @@ class StateDirectory:
     def tiles(self) -> Path:
         """Folder of the audit log's tiles."""
         return self.folder / "tiles"
+
+    @property
+    def archive(self) -> Path:
+        """Folder of the payloads of archived months of the audit log."""
+        return self.folder / "archive"
 
     @property
     def postgres(self) -> Path:

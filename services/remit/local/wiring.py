@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from remit.gateway.topology import Replica, Topology
-from remit.local.databases import KEYS_ERASER
+from remit.local.databases import ARCHIVER, KEYS_ERASER
 from remit.local.probes import not_ready
 from remit.local.process import ProcessSpec
 from remit.local.state import StateDirectory, corrupt, private_folder
@@ -170,10 +170,12 @@ class Wiring:
             audit: dict[str, object] = {
                 "keys_dsn": self._dsns["audit_keys"],
                 "keys_eraser_dsn": self._dsns[KEYS_ERASER],
+                "archiver_dsn": self._dsns[ARCHIVER],
                 "keys_dir": self._secrets.audit,
                 "tiles_dir": self._state.tiles,
+                "archive_dir": self._state.archive,
             }
-            return _not_chosen(area, audit, "tiles_dir")
+            return _not_chosen(area, audit, "tiles_dir", "archive_dir")
         if area == "tools":
             own: dict[str, object] = {
                 "webhook_key_files": self._secrets.webhooks,

@@ -93,21 +93,27 @@ class ListEventsResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ARCHIVED_MONTHS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty at the end."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
         """The events. Fewer than asked for, or none, do not mean that there are no more: the token says so."""
 
+    @_builtins.property
+    def archived_months(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ArchivedMonth]:
+        """Dropped months within what was looked at for this page: what they held of what is wanted is not here."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___LoggedEvent] | None = ...,
         next_page_token: _builtins.str = ...,
+        archived_months: _abc.Iterable[_event_pb2.ArchivedMonth] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_months", b"archived_months", "events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,21 +163,27 @@ class ListRunEventsResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     HAS_MORE_FIELD_NUMBER: _builtins.int
+    ARCHIVED_MONTHS_FIELD_NUMBER: _builtins.int
     has_more: _builtins.bool
     """Whether there are more: go on after the last of these."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
         """The events, newest first. What the read itself leaves in the log is not among them."""
 
+    @_builtins.property
+    def archived_months(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ArchivedMonth]:
+        """Dropped months within what was looked at for this page: what they held of the run is not here."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___LoggedEvent] | None = ...,
         has_more: _builtins.bool = ...,
+        archived_months: _abc.Iterable[_event_pb2.ArchivedMonth] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "has_more", b"has_more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_months", b"archived_months", "events", b"events", "has_more", b"has_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,21 +297,27 @@ class TailEventsResponse(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    ARCHIVED_MONTHS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """How many of the log's leaves have been looked at: the stream goes on after it."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEvent]:
         """The events that are wanted among them and were not sent before, oldest first; none in a heartbeat."""
 
+    @_builtins.property
+    def archived_months(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ArchivedMonth]:
+        """Dropped months within what was looked at since the last message: what they held of what is wanted is not sent."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         events: _abc.Iterable[Global___LoggedEvent] | None = ...,
+        archived_months: _abc.Iterable[_event_pb2.ArchivedMonth] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_months", b"archived_months", "events", b"events", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremit/api/audit/v1/event.proto\x12\x12remit.api.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\"\xbe\x02\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.remit.api.audit.v1.EventKind\x12\x0b\n\x03org\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0b\n\x03run\x18\x08 \x01(\t\x12\r\n\x05\x63laim\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12,\n\x07outcome\x18\x0b \x01(\x0e\x32\x1b.remit.api.audit.v1.Outcome\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x19\n\x0b\x64\x65tail_json\x18\r \x01(\tB\x04\x90\xe7\x18\x01\"G\n\nCheckpoint\x12\x11\n\ttree_size\x18\x01 \x01(\x03\x12\x11\n\troot_hash\x18\x02 \x01(\x0c\x12\x13\n\x0bsigned_note\x18\x03 \x01(\t*\x97\x01\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_INTENT\x10\x01\x12\x16\n\x12\x45VENT_KIND_OUTCOME\x10\x02\x12\x14\n\x10\x45VENT_KIND_ADMIN\x10\x03\x12\x13\n\x0f\x45VENT_KIND_READ\x10\x04\x12\x14\n\x10\x45VENT_KIND_ALERT\x10\x05*\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x14\n\x10OUTCOME_IN_DOUBT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eremit/api/audit/v1/event.proto\x12\x12remit.api.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\"\xbe\x02\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.remit.api.audit.v1.EventKind\x12\x0b\n\x03org\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0b\n\x03run\x18\x08 \x01(\t\x12\r\n\x05\x63laim\x18\t \x01(\t\x12\x0f\n\x07\x61ttempt\x18\n \x01(\x05\x12,\n\x07outcome\x18\x0b \x01(\x0e\x32\x1b.remit.api.audit.v1.Outcome\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\x19\n\x0b\x64\x65tail_json\x18\r \x01(\tB\x04\x90\xe7\x18\x01\"G\n\nCheckpoint\x12\x11\n\ttree_size\x18\x01 \x01(\x03\x12\x11\n\troot_hash\x18\x02 \x01(\x0c\x12\x13\n\x0bsigned_note\x18\x03 \x01(\t\"W\n\rArchivedMonth\x12\r\n\x05month\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\x03\x12\x12\n\nlast_index\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x03*\x97\x01\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_INTENT\x10\x01\x12\x16\n\x12\x45VENT_KIND_OUTCOME\x10\x02\x12\x14\n\x10\x45VENT_KIND_ADMIN\x10\x03\x12\x13\n\x0f\x45VENT_KIND_READ\x10\x04\x12\x14\n\x10\x45VENT_KIND_ALERT\x10\x05*\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x14\n\x10OUTCOME_IN_DOUBT\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT'].fields_by_name['detail_json']._loaded_options = None
   _globals['_EVENT'].fields_by_name['detail_json']._serialized_options = b'\220\347\030\001'
-  _globals['_EVENTKIND']._serialized_start=518
-  _globals['_EVENTKIND']._serialized_end=669
-  _globals['_OUTCOME']._serialized_start=672
-  _globals['_OUTCOME']._serialized_end=815
+  _globals['_EVENTKIND']._serialized_start=607
+  _globals['_EVENTKIND']._serialized_end=758
+  _globals['_OUTCOME']._serialized_start=761
+  _globals['_OUTCOME']._serialized_end=904
   _globals['_EVENT']._serialized_start=124
   _globals['_EVENT']._serialized_end=442
   _globals['_CHECKPOINT']._serialized_start=444
   _globals['_CHECKPOINT']._serialized_end=515
+  _globals['_ARCHIVEDMONTH']._serialized_start=517
+  _globals['_ARCHIVEDMONTH']._serialized_end=604
 # @@protoc_insertion_point(module_scope)

@@ -193,3 +193,39 @@ class Checkpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class ArchivedMonth(_message.Message):
+    """ArchivedMonth is a month whose events were archived and left the log's database. Its leaves are in exports and
+    in tiles, and proofs of them work as ever; no list holds its events any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONTH_FIELD_NUMBER: _builtins.int
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    month: _builtins.str
+    """The month in UTC, such as `2026-08`."""
+    first_index: _builtins.int
+    """Index of its first leaf. At its ends, leaves of the months beside it may lie among its own."""
+    last_index: _builtins.int
+    """Index of its last leaf."""
+    events: _builtins.int
+    """How many events the month had, of all orgs."""
+    def __init__(
+        self,
+        *,
+        month: _builtins.str = ...,
+        first_index: _builtins.int = ...,
+        last_index: _builtins.int = ...,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_index", b"first_index", "last_index", b"last_index", "month", b"month"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchivedMonth: _TypeAlias = ArchivedMonth  # noqa: Y015

@@ -104,6 +104,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Nobody set a budget for this account and period."""
     ERROR_REASON_SUBJECT_ERASED: _ErrorReason.ValueType  # 45
     """The key under which this was encrypted was destroyed, because its subject was erased."""
+    ERROR_REASON_EVENTS_ARCHIVED: _ErrorReason.ValueType  # 48
+    """The entries asked for are of a month that was archived and dropped, and this service cannot read the tiles."""
     ERROR_REASON_LOG_ROLLED_BACK: _ErrorReason.ValueType  # 49
     """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 50
@@ -196,6 +198,8 @@ ERROR_REASON_BUDGET_NOT_FOUND: ErrorReason.ValueType  # 40
 """Nobody set a budget for this account and period."""
 ERROR_REASON_SUBJECT_ERASED: ErrorReason.ValueType  # 45
 """The key under which this was encrypted was destroyed, because its subject was erased."""
+ERROR_REASON_EVENTS_ARCHIVED: ErrorReason.ValueType  # 48
+"""The entries asked for are of a month that was archived and dropped, and this service cannot read the tiles."""
 ERROR_REASON_LOG_ROLLED_BACK: ErrorReason.ValueType  # 49
 """The audit log lacks what it had signed: its database was restored from a backup, or is another one."""
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 50
