@@ -51,7 +51,6 @@ READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
     f"{MODELS}/GetModel": ({"model": "builtin-rules"}, {}),
     f"{POLICY}/ListApiKeys": ({}, {}),
     f"{POLICY}/GetPolicySet": ({}, {}),
-    f"{GRANTS}/ListToolGrants": ({}, {"pageSize": "1"}),
     f"{POLICY_SETS}/ListPolicySets": ({}, {"pageSize": "1"}),
     f"{TOOLS}/ListTools": ({}, {}),
     f"{TOOLS}/GetWebhookKeys": ({}, {}),
@@ -76,6 +75,7 @@ CHANGES = {
     f"{COST}/DeleteBudget",
     f"{COST}/ListBudgetAlerts",
     f"{GRANTS}/GrantToolAccess",
+    f"{GRANTS}/ListToolGrants",
     f"{GRANTS}/RevokeToolAccess",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
@@ -197,6 +197,8 @@ async def test_changes(rest: Rest) -> None:
     path = {"org": org, "grant": made_grant}
     revoked = await changed(f"{GRANTS}/RevokeToolAccess", {"requestId": new_id()}, path)
     assert revoked["grant"]["revokeTime"]
+    listed = await rest(f"{GRANTS}/ListToolGrants", query={"principal": grant["principal"]})
+    assert revoked["grant"] in fits(f"{GRANTS}/ListToolGrants", listed)["grants"]
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})

@@ -42,7 +42,7 @@ def installation(database: Database, folder: Path, **changes: Any) -> PolicySett
 async def opened(settings: PolicySettings, mesh: Mesh) -> None:
     async with open_service(settings, mesh, clock=SystemClock(), ids=SystemIds()) as service:
         assert service.area == "policy"
-        assert len(service.servicers) == 3
+        assert len(service.servicers) == 5
         for check in service.ready:
             await check()
 
@@ -83,7 +83,7 @@ async def test_a_policy_that_does_not_fit_stops_the_start_by_name(
         '@id("typo") permit(principal, action == Action::"runs.craete", resource);'
     )
     settings = installation(policy_database, tmp_path, policies_dir=policies)
-    with pytest.raises(RemitError, match=r"mine\.cedar: policy typo") as refused:
+    with pytest.raises(RemitError, match=r"mine\.cedar:1: policy typo") as refused:
         await opened(settings, mesh)
     assert refused.value.reason == error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID
 
