@@ -129,3 +129,7 @@ bench: $(UV_INSTALLED) ## Measure calls, runs, streams, start-up; write docs/BEN
 .PHONY: bench-ledger
 bench-ledger: $(UV_INSTALLED) ## Measure the ledger, batched and one by one; write docs/BENCHMARKS.md
 	$(RUN) python -m tests.bench.ledger $(ARGS)
+
+.PHONY: bench-log
+bench-log: $(UV_INSTALLED) ## Measure the audit log: appends, verification, bytes; write docs/BENCHMARKS.md
+	$(RUN) python -m tests.bench.log $(ARGS)

@@ -7,8 +7,13 @@ after any of the changes that the same data makes to it.
 
 from __future__ import annotations
 
+import base64
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -160,6 +165,47 @@ def broken_proofs(proof: list[bytes], roots: list[bytes]) -> Iterator[list[bytes
         yield [*proof[:place], b"", *proof[place + 1 :]]
         yield [*proof[:place], bytes([proof[place][0] ^ 8, *proof[place][1:]]), *proof[place + 1 :]]
         yield [*proof[:place], GARBAGE, *proof[place:]]
+
+
+# --------------------------------------------------------------- all that are published
+
+PUBLISHED: list[dict[str, Any]] = json.loads(
+    Path(__file__).with_name("transparency_dev_vectors.json").read_text(encoding="utf-8")
+)
+"""`testdata/inclusion` and `testdata/consistency` of github.com/transparency-dev/merkle at 417fb0c,
+Apache License 2.0, word for word but for their descriptions."""
+STRICTER = "consistency/additional/sizes-are-equal-one-and-proof-is-empty"
+"""Its roots are texts of 12 bytes; here a root is a SHA-256 or nothing is proved."""
+
+
+@pytest.mark.parametrize("vector", PUBLISHED, ids=lambda vector: vector["name"])
+def test_every_published_vector_is_judged_as_its_authors_do(vector: dict[str, Any]) -> None:
+    proof = [base64.b64decode(part) for part in vector["proof"]]
+    if "leafIdx" in vector:
+        leaf, root_hash = (base64.b64decode(vector[name] or "") for name in ("leafHash", "root"))
+        proved: Inclusion | Consistency = Inclusion(
+            leaf, vector["leafIdx"], vector["treeSize"], proof, root_hash
+        )
+    else:
+        first, second = (base64.b64decode(vector[name] or "") for name in ("root1", "root2"))
+        proved = Consistency(vector["size1"], vector["size2"], first, second, proof)
+    if vector["wantErr"] or vector["name"] == STRICTER:
+        with pytest.raises(ProofError):
+            proved.verify()
+    else:
+        proved.verify()
+
+
+def test_the_published_vectors_are_all_there() -> None:
+    kinds = Counter((v["name"].partition("/")[0], v["wantErr"]) for v in PUBLISHED)
+    assert kinds == {
+        ("consistency", False): 6,
+        ("consistency", True): 92,
+        ("inclusion", False): 6,
+        ("inclusion", True): 92,
+    }
+    (stricter,) = (v for v in PUBLISHED if v["name"] == STRICTER)
+    assert not stricter["wantErr"]
 
 
 # ------------------------------------------------------------------- random trees

@@ -1,4 +1,4 @@
-"""The cost service as a process, called directly over mTLS, and who stands in for policy.
+"""A service as a process, called directly over mTLS, and who stands in for policy; ways to cost.
 
 The service asks policy for the keys that verify remits, and nobody else for anything: a server with
 that one answer stands where the gateway's mesh listener would. Whoever reserves signs its remits
@@ -51,13 +51,18 @@ _POLICY: Final = "remit.api.policy.v1.PolicyService"
 _RESERVE: Final = "/remit.api.cost.v1.CostService/BatchReserveBudgets"
 _SETTLE: Final = "/remit.api.cost.v1.CostService/BatchSettleReservations"
 _AUDIENCE: Final = frozenset(
-    {options_pb2.CALLER_INFERENCE, options_pb2.CALLER_TOOLS, options_pb2.CALLER_COST}
+    {
+        options_pb2.CALLER_INFERENCE,
+        options_pb2.CALLER_TOOLS,
+        options_pb2.CALLER_COST,
+        options_pb2.CALLER_AUDIT,
+    }
 )
 
 
 @dataclass(frozen=True)
 class Server:
-    """A cost service that runs."""
+    """A service that runs."""
 
     pid: int
     port: int
@@ -97,22 +102,24 @@ async def keys(tls: Path, address: str) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def server(tls: Path, dsn: str, mesh: str, **settings: int) -> AsyncIterator[Server]:
-    """A cost service with the defaults and a few settings of its own.
+async def server(
+    tls: Path, dsn: str, mesh: str, *, area: str = "cost", **settings: object
+) -> AsyncIterator[Server]:
+    """A service with the defaults and a few settings of its own.
 
     Raises:
         SystemExit: it did not start, with the end of its log.
 
     """
     port, http_port = free_ports(2)
-    told = {"dsn": dsn, "tls_dir": tls / "cost", "mesh_address": mesh, "log_level": "warning"}
+    told = {"dsn": dsn, "tls_dir": tls / area, "mesh_address": mesh, "log_level": "warning"}
     told |= {"port": port, "http_port": http_port} | settings
     environment = dict(os.environ) | {
-        f"REMIT_COST_{name.upper()}": str(value) for name, value in told.items()
+        f"REMIT_{area.upper()}_{name.upper()}": str(value) for name, value in told.items()
     }
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "remit.cli.main", "serve", "cost"),
+            *(sys.executable, "-m", "remit.cli.main", "serve", area),
             env=environment,
             stdout=log,
             stderr=log,
@@ -131,11 +138,11 @@ async def _until_ready(process: asyncio.subprocess.Process, http_port: int, log:
     while not await asyncio.to_thread(is_ready, http_port):
         if process.returncode is not None or time.monotonic() > give_up:
             log.seek(0)
-            raise SystemExit(f"cost did not start:\n{log.read().decode()[-2000:]}")
+            raise SystemExit(f"it did not start:\n{log.read().decode()[-2000:]}")
         await asyncio.sleep(_POLL_S)
 
 
-def look_at(served: Server, postgres: int) -> Look:
+def look_at(served: Server, postgres: int, *, area: str = "cost") -> Look:
     """Looks at this process, which calls, at the service and at PostgreSQL."""
 
     def metrics() -> str:
@@ -146,7 +153,7 @@ def look_at(served: Server, postgres: int) -> Look:
     async def look() -> Moment:
         parts = {
             "client": [os.getpid()],
-            "cost": family(served.pid),
+            area: family(served.pid),
             "postgres": family(postgres),
         }
         return Moment.now(parts, await asyncio.to_thread(metrics))
@@ -166,7 +173,7 @@ class _Requests:
     def reserve(self, payer: Payer, claim: str) -> cost_service_pb2.ReserveBudgetRequest:
         token = self._tokens.get(payer)
         if token is None:
-            token = self._tokens[payer] = _token(payer)
+            token = self._tokens[payer] = token_of(payer)
         return cost_service_pb2.ReserveBudgetRequest(
             remit=token,
             claim=claim,
@@ -277,7 +284,8 @@ def _answer(result: cost_service_pb2.ReservationResult) -> object | RemitError:
     return RemitError.from_status(result.error)
 
 
-def _token(payer: Payer) -> str:
+def token_of(payer: Payer) -> str:
+    """A signed remit of a run."""
     now = datetime.now(UTC)
     remit = Remit(
         remit_id="bench",

@@ -34,7 +34,8 @@ _POLL_S: Final = 0.01
 _LATE: Final = frozenset({error_reason_pb2.ERROR_REASON_DEADLINE_EXCEEDED})
 """An RPC has the deadline of its contract, which a service that does not batch may miss."""
 _COMMITS: Final = re.compile(
-    r'^remit_commit_items_(?P<what>count|sum)\{writer="(?:opening|closing)"\} (?P<value>\S+)$',
+    r"^remit_commit_items_(?P<what>count|sum)"
+    r'\{writer="(?:opening|closing|audit_log)"\} (?P<value>\S+)$',
     re.MULTILINE,
 )
 
