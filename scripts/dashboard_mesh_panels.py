@@ -265,6 +265,18 @@ AUDIT: Final = Row(
             ),
         ),
         Panel(
+            "Decisions on record",
+            "Decisions that were stored to try policies on, and those that were dropped, by reason."
+            " No decision waits for its record.",
+            OPERATIONS_PER_S,
+            (
+                Query(
+                    "sum(rate(remit_policy_decisions_recorded_total[$__rate_interval]))", "stored"
+                ),
+                Query(rate("remit_policy_decisions_dropped_total", "reason"), "dropped {{reason}}"),
+            ),
+        ),
+        Panel(
             "Policy epoch",
             "What the replicas of policy have loaded. They differ for a second after a change of"
             " policies or grants; for longer, one has lost its database.",

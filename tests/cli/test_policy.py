@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.api.policy.v1 import policy_admin_service_pb2, policy_set_pb2, policy_set_service_pb2
+from remit.api.policy.v1 import (
+    permission_pb2,
+    policy_admin_service_pb2,
+    policy_set_pb2,
+    policy_set_service_pb2,
+)
 from remit.cli import exit_codes
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.rpc.errors import RemitError
@@ -201,3 +206,32 @@ def test_wrong_policies_or_cases_are_named(
     code, _, err = run_test(capsys, documented)
     assert code == exit_codes.INVALID
     assert says in err
+
+
+def test_a_preview_shows_what_would_change_and_ends_only_at_its_end(
+    remit: Remit, edge: EdgeServer, folder: Path
+) -> None:
+    change = policy_set_service_pb2.DecisionChange(
+        count=3,
+        subject="orgs/local/users/bob",
+        action="tools.call",
+        resource="tools/mail",
+        after=permission_pb2.DECISION_DENY,
+        policy_id="no-mail",
+        reason="forbidden: mail rests",
+    )
+    first = policy_set_service_pb2.SimulatePolicyResponse(
+        sequence=1, decisions=10, newly_denied=3, erased=1, changes=[change], resume_token="here"
+    )
+    last = policy_set_service_pb2.SimulatePolicyResponse(sequence=2, decisions=2, done=True)
+    # Each stream breaks off after its first message, and goes on behind it.
+    edge.answers["SimulatePolicy"] = lambda asked: iter((last if asked.resume_token else first,))
+    out = remit("policy", "simulate", str(folder), "--most", "12").out
+    assert "denied" in out
+    assert "no-mail" in out
+    assert "of 12 decisions 3 would be denied and 0 allowed that were not" in out
+    assert edge.requests("SimulatePolicy")[0].max_decisions == 12
+    (document,) = remit("policy", "simulate", str(folder), "--json").documents
+    assert (document["decisions"], document["newly_denied"]) == (12, 3)
+    edge.answers["SimulatePolicy"] = lambda _: iter(())
+    assert remit("policy", "simulate", str(folder)).code == exit_codes.UNHEALTHY

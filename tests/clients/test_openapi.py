@@ -93,6 +93,7 @@ STREAMS = {
     f"{AUDIT}/CheckCompleteness",
     f"{AUDIT}/TailEvents",
     f"{COST}/CheckLedger",
+    f"{POLICY_SETS}/SimulatePolicy",
     f"{INFERENCE}/StreamGenerateText",
 }
 
@@ -224,6 +225,8 @@ async def test_policies_are_compared_pushed_and_rolled_back(rest: Rest) -> None:
     compared = await rest(f"{POLICY_SETS}/DiffPolicySets", body={"files": files})
     (difference,) = fits(f"{POLICY_SETS}/DiffPolicySets", compared)["differences"]
     assert (difference["policyId"], difference["kind"]) == ("rest", "KIND_ADDED")
+    simulated = await rest(f"{POLICY_SETS}/SimulatePolicy", body={"files": files})
+    assert messages(f"{POLICY_SETS}/SimulatePolicy", simulated)[-1]["done"] is True
     change = {"expectedVersion": version, "requestId": new_id()}
     made = await rest(f"{POLICY_SETS}/PushPolicySet", body=change | {"files": files})
     pushed = fits(f"{POLICY_SETS}/PushPolicySet", made)["policySet"]["version"]

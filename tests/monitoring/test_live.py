@@ -65,6 +65,9 @@ STILL: Final = {
         "the disk takes what it is given", "tests/audit/test_tile_writer"
     ),
     "remit_ledger_holds_unclaimed": Elsewhere("no claim is lost", "tests/cost/test_hold_watch"),
+    "remit_policy_decisions_dropped_total": Elsewhere(
+        "the record keeps up with so few decisions", "tests/policy/test_decision_record"
+    ),
     "remit_audit_rolled_back": Elsewhere("no database is restored", "tests/audit/test_guard"),
 }
 """Metrics that may stay at 0 here."""
@@ -80,6 +83,7 @@ EMPTY: Final = {
     ],
     ("Tiles behind the checkpoint", "failed {{reason}}"): STILL["remit_audit_tiles_failures_total"],
     ("What sweepers do", "delayed {{reason}}"): STILL["remit_closings_delayed_total"],
+    ("Decisions on record", "dropped {{reason}}"): STILL["remit_policy_decisions_dropped_total"],
     ("RPCs refused as overloaded", "{{method}}"): STILL["remit_rpc_overloaded_total"],
 }
 """Queries, by panel and legend, that may find nothing."""

@@ -308,7 +308,7 @@ async def test_a_decision_is_never_older_than_the_policies_in_force(world: World
     assert answer.reason == "forbidden: stopped by hand"
 
 
-@pytest.mark.parametrize("caller", [options_pb2.CALLER_PUBLIC, options_pb2.CALLER_POLICY])
+@pytest.mark.parametrize("caller", [options_pb2.CALLER_PUBLIC])
 async def test_only_services_that_enforce_or_stream_may_ask(
     world: World, caller: Caller.ValueType
 ) -> None:

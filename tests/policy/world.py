@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import uuid
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 
-from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
+from remit.api.audit.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+    event_pb2,
+    subject_key_service_pb2_grpc,
+)
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
@@ -26,6 +32,7 @@ from remit.policy.api_keys import Pepper
 from remit.policy.authority import Authority
 from remit.policy.bootstrap import bootstrap_admin
 from remit.policy.credentials import Credentials
+from remit.policy.decision_record import DecisionRecord
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
@@ -34,18 +41,23 @@ from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
+from remit.policy.replay import Candidate, prepare
 from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
 from remit.policy.set_store import SetStore
 from remit.policy.signing import Seal
+from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.envoy import add_authorization_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
+from remit.subject_keys import SubjectKeys
+from tests.subject_keys import SubjectKeyService, Subjects
 from tests.waiting import PATIENCE
 
 ORG = "orgs/acme"
@@ -56,6 +68,7 @@ SEAL = bytes(range(32, 64))
 CACHE_S = 5.0
 CACHE_SIZE = 8
 LIFETIME_S = 600
+MOST_WAITING = 50
 
 
 class MovedClock:
@@ -115,6 +128,11 @@ class AuditLog(audit_service_pb2_grpc.AuditServiceServicer):
         raise NotImplementedError  # policy reports no outcomes
 
 
+def in_a_thread(candidate: Candidate) -> Executor:
+    """A pool that needs no process, so that a preview costs a test little."""
+    return ThreadPoolExecutor(1, initializer=prepare, initargs=(candidate,))
+
+
 class World:
     """One replica of policy on a database, reached over an in-memory mesh."""
 
@@ -136,6 +154,8 @@ class World:
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
         self.mesh = MemoryMesh(PATIENCE)
         self._add_audit()
+        self.subjects = Subjects()
+        self._add_subjects()
         self.recorder = AdminRecorder(
             self.database,
             self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
@@ -152,7 +172,22 @@ class World:
             cache_s=CACHE_S,
             cache_size=CACHE_SIZE,
         )
+        self.record = self._decision_record()
         self._add_policy()
+
+    def _decision_record(self) -> DecisionRecord:
+        stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
+            subject_key_service_pb2_grpc.SubjectKeyServiceStub
+        )
+        return DecisionRecord(
+            self.database,
+            SubjectKeys(stub, self.clock),
+            self.clock,
+            self.ids,
+            retention_days=7,
+            max_queue=MOST_WAITING,
+            interval_s=0.01,
+        )
 
     @classmethod
     async def open(cls, database: Database, clock: MovedClock) -> World:
@@ -172,7 +207,11 @@ class World:
     def _guard(self, audience: Caller.ValueType) -> Guard:
         # The guard's deadlines are the event loop's, so its clock is too.
         return Guard(
-            audience=audience, verifier=self.verifier, clock=self.clock, max_in_flight=1000
+            audience=audience,
+            verifier=self.verifier,
+            clock=self.clock,
+            max_in_flight=1000,
+            permissions=StreamPermissions(self.hot(options_pb2.CALLER_POLICY), self.clock),
         )
 
     def _add_audit(self) -> None:
@@ -180,6 +219,13 @@ class World:
             self._guard(options_pb2.CALLER_AUDIT),
             audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
             self.audit,
+        )
+
+    def _add_subjects(self) -> None:
+        self.mesh.add(
+            self._guard(options_pb2.CALLER_AUDIT),
+            subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
+            SubjectKeyService(self.subjects),
         )
 
     def _add_policy(self) -> None:
@@ -194,6 +240,7 @@ class World:
                 issuer=self.issuer,
                 verifier=self.verifier,
                 ids=self.ids,
+                record=self.record,
                 decision_valid_s=10,
             ),
         )
@@ -219,6 +266,7 @@ class World:
                 policies=self.policies,
                 authority=self.authority,
                 recorder=self.recorder,
+                simulator=Simulator(self.sets, self.record, self.clock, in_a_thread),
             ),
         )
         self.mesh.add(

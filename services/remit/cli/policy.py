@@ -20,6 +20,8 @@ from remit.cli.client import Edge, Listing, Session, client_options, collect, ne
 from remit.cli.output import Column, Output
 from remit.cli.parameters import limit_option
 from remit.cli.policy_cases import test_cases
+from remit.cli.policy_files import policy_files
+from remit.cli.policy_simulate import simulate
 from remit.cli.wording import local_time
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def command() -> None:
 
 
 command.add_command(test_cases)
+command.add_command(simulate)
 
 
 @command.command(
@@ -135,7 +138,9 @@ def diff(*, session: Session, folder: Path | None, earlier: int | None, later: i
         message = "compare with a FOLDER or with --to, not with both"
         raise click.UsageError(message)
     request = policy_set_service_pb2.DiffPolicySetsRequest(
-        from_version=earlier or 0, to_version=later or 0, files=_files(folder) if folder else ()
+        from_version=earlier or 0,
+        to_version=later or 0,
+        files=policy_files(folder) if folder else (),
     )
     found = session.run(lambda edge: _diff(edge, request))
     if session.output.as_json:
@@ -164,7 +169,7 @@ def push(
 
     They must parse, fit the schema, and let an administrator with a working key push again.
     """
-    files = _files(folder)
+    files = policy_files(folder)
 
     async def work(edge: Edge) -> PolicySet:
         stub = edge.stub(policy_set_service_pb2_grpc.PolicySetServiceStub)
@@ -240,14 +245,6 @@ async def _versions(edge: Edge, limit: int) -> Listing[PolicySet]:
         return await stub.ListPolicySets(request, metadata=edge.metadata)
 
     return await collect(fetch, lambda page: page.policy_sets, limit)
-
-
-def _files(folder: Path) -> list[policy_set_pb2.PolicyFile]:
-    """The policies of a folder. Raises CONFIGURATION_INVALID if there are none to read."""
-    from remit.policy.epochs import read_policies  # noqa: PLC0415 - slow
-    from remit.policy.set_messages import file_messages  # noqa: PLC0415
-
-    return file_messages(read_policies(folder).files)
 
 
 def _write(folder: Path, files: Iterable[policy_set_pb2.PolicyFile]) -> None:

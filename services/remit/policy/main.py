@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 
 from remit import telemetry
-from remit.api.audit.v1 import audit_service_pb2_grpc
+from remit.api.audit.v1 import audit_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.api.policy.v1 import (
     grant_service_pb2_grpc,
@@ -21,6 +22,7 @@ from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
 from remit.policy.authority import Authority
 from remit.policy.credentials import Credentials
+from remit.policy.decision_record import DecisionRecord
 from remit.policy.epochs import Policies, read_policies
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.grant_service import GrantService
@@ -28,12 +30,14 @@ from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.remits import RemitIssuer
+from remit.policy.replay import process_pool
 from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
 from remit.policy.set_store import SetStore
 from remit.policy.settings import PolicySettings
 from remit.policy.signing import Seal
+from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.clock import Clock
@@ -42,8 +46,10 @@ from remit.rpc.errors import RemitError
 from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
 from remit.rpc.mesh import Mesh
+from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
 from remit.secret_files import read_secret
+from remit.subject_keys import SubjectKeys
 
 log = telemetry.logger(__name__)
 
@@ -113,6 +119,15 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         cache_s=settings.edge_cache_s,
         cache_size=settings.edge_cache_size,
     )
+    record = DecisionRecord(
+        database,
+        SubjectKeys(mesh.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub), clock),
+        clock,
+        ids,
+        retention_days=settings.decision_retention_days,
+        max_queue=settings.decision_queue,
+        interval_s=settings.decision_interval_s,
+    )
     hot = PolicyService(
         policies=policies,
         runs=RunStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue),
@@ -120,6 +135,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         issuer=issuer,
         verifier=verifier,
         ids=ids,
+        record=record,
         decision_valid_s=settings.decision_valid_s,
     )
     admin = PolicyAdminService(
@@ -132,7 +148,14 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         clock=clock,
     )
     policy_sets = PolicySetService(
-        store=store, sets=sets, policies=policies, authority=authority, recorder=recorder
+        store=store,
+        sets=sets,
+        policies=policies,
+        authority=authority,
+        recorder=recorder,
+        simulator=Simulator(
+            sets, record, clock, partial(process_pool, processes=settings.simulation_processes)
+        ),
     )
     grants = GrantService(
         store=store,
@@ -154,8 +177,10 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (add_authorization_servicer, edge),
         ),
         verifier=verifier,
+        permissions=StreamPermissions(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock),
         background=(
             recorder.run,
+            record.run,
             lambda: _follow(keys.refresh, settings.refresh_s),
             lambda: _follow(policies.refresh, settings.policies_refresh_s),
         ),

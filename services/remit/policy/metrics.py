@@ -29,6 +29,16 @@ EDGE: Final = Counter(
     "Client calls that the edge asked about, by result: ADMITTED or the reason of the refusal.",
     ["result"],
 )
+DECISIONS_RECORDED: Final = Counter(
+    "remit_policy_decisions_recorded_total",
+    "Decisions that were stored, so that candidate policies can be tried on them.",
+)
+DECISIONS_DROPPED: Final = Counter(
+    "remit_policy_decisions_dropped_total",
+    "Decisions that were made and not stored, by reason: QUEUE_FULL, or what kept the batch from"
+    " being stored. A decision never waits for its record.",
+    ["reason"],
+)
 EPOCH: Final = Gauge(
     "remit_policy_epoch",
     "The policy epoch that this replica last loaded: replicas that differ for longer than the look"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -43,6 +43,7 @@ from remit.policy.rules import RuleBook
 from remit.policy.schema import schema_text
 from remit.policy.set_messages import differences, files_of, version_message
 from remit.policy.set_store import NewSet, SetStore, StoredSet, Version
+from remit.policy.simulation import Simulator, violations
 from remit.policy.store import PolicyStore
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -68,12 +69,14 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
         policies: Policies,
         authority: Authority,
         recorder: AdminRecorder,
+        simulator: Simulator,
     ) -> None:
         self._store = store
         self._sets = sets
         self._policies = policies
         self._authority = authority
         self._recorder = recorder
+        self._simulator = simulator
 
     async def PushPolicySet(
         self, request: policy_set_service_pb2.PushPolicySetRequest, context: Context
@@ -142,6 +145,17 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
             from_version=earlier.facts.version,
             to_version=version,
         )
+
+    async def SimulatePolicy(
+        self, request: policy_set_service_pb2.SimulatePolicyRequest, context: Context
+    ) -> AsyncIterator[policy_set_service_pb2.SimulatePolicyResponse]:
+        """Tell which recorded decisions, of all orgs, a candidate would change."""
+        _require(violations(request))
+        source = _candidate(request.files)
+        await self._authority.require_operator(current_remit(), PUSH)
+        rules = await self._checked(source)
+        async for step in self._simulator.run(rules, request):
+            yield step
 
     async def _change(self, asked: AdminRequest, new: NewSet, expected: int) -> AdminChange:
         change = await self._store.known_change(asked)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -31,6 +31,11 @@ _STACK_BYTES: Final = 64 * 1024 * 1024
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\.cedar")
 _MAX_ID_CHARS: Final = 200
 _DOUBT: Final = re.compile(r"for policy `policy\d+`, ")
+
+FACTS_OF_A_CALL: Final = frozenset({"run", "arguments_digest", "now"})
+"""Facts in the context that differ from call to call."""
+_CONTEXT: Final = repr(pst.Var("context"))
+_TOOL_CALL: Final = repr(pst.GetAttr(pst.Var("context"), "tool_call"))
 
 Result = TypeVar("Result")
 
@@ -82,7 +87,8 @@ class WrittenPolicy:
     """One policy that passed, and to which questions its scope can apply.
 
     `actions` are the actions or groups that its scope names, None for any; `resource` is the name
-    of the only resource that its scope fits, empty for any.
+    of the only resource that its scope fits, empty for any. `looked_at` are those facts of each
+    call that its conditions may look at.
     """
 
     identifier: str
@@ -93,6 +99,7 @@ class WrittenPolicy:
     text: str
     actions: frozenset[str] | None
     resource: str
+    looked_at: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,17 @@ def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPo
         text=statement.text,
         actions=_actions(policy.action),
         resource=_only_resource(policy.resource),
+        looked_at=_looked_at(policy.clauses),
     )
+
+
+def _looked_at(clauses: Sequence[pst.Clause]) -> frozenset[str]:
+    """The facts of each call that some attribute names; all, where a record is taken as a whole."""
+    written = repr(clauses)
+    for record in (_CONTEXT, _TOOL_CALL):
+        if written.count(record) > written.count(f"base={record}"):
+            return FACTS_OF_A_CALL
+    return frozenset(fact for fact in FACTS_OF_A_CALL if f"'{fact}'" in written)
 
 
 def _actions(scope: pst.ScopeAny | pst.ActionEq | pst.ActionIn) -> frozenset[str] | None:

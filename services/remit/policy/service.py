@@ -34,6 +34,7 @@ from remit.policy.checks import (
     refused_by_remit,
     violations,
 )
+from remit.policy.decision_record import DecisionRecord
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
@@ -78,6 +79,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         issuer: RemitIssuer,
         verifier: RemitVerifier,
         ids: IdSource,
+        record: DecisionRecord,
         decision_valid_s: float,
     ) -> None:
         self._policies = policies
@@ -86,6 +88,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self._issuer = issuer
         self._verifier = verifier
         self._ids = ids
+        self._record = record
         self._decision_valid_s = decision_valid_s
         self._registered: OrderedDict[str, Registration] = OrderedDict()
 
@@ -215,13 +218,31 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         request: policy_service_pb2.CheckPermissionRequest,
     ) -> policy_service_pb2.CheckPermissionResponse:
         _check_fence(fences, remit)
-        decision = _decide(book, fences, remit, request)
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
+        decision = self._decide(book, fences, remit, request, name)
         if decision.errors:
             note_undecided(decision, request.action, request.resource, decision=name)
         else:
             count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
         return answer_of(decision, name, self._decision_valid_s, book.clock.now())
+
+    def _decide(
+        self,
+        book: RuleBook,
+        fences: Fences,
+        remit: Remit,
+        request: policy_service_pb2.CheckPermissionRequest,
+        name: str,
+    ) -> Decision:
+        if remit.api_key and remit.api_key not in fences.api_keys:
+            return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
+        outside = outside_remit(remit, request.resource)
+        if outside:
+            return refused_by_remit(outside, book.epoch)
+        question = question_of(remit, request)
+        decision = book.decide(question)
+        self._record.note(name, question, decision)
+        return decision
 
     # ----------------------------------------------------------------------------------- runs
 
@@ -281,20 +302,6 @@ def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str]]:
     """Of which runs and which API keys a decision must know where they stand."""
     runs = [remit.run for remit in remits if remit.is_run]
     return runs, [remit.api_key for remit in remits if remit.api_key]
-
-
-def _decide(
-    book: RuleBook,
-    fences: Fences,
-    remit: Remit,
-    request: policy_service_pb2.CheckPermissionRequest,
-) -> Decision:
-    if remit.api_key and remit.api_key not in fences.api_keys:
-        return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
-    outside = outside_remit(remit, request.resource)
-    if outside:
-        return refused_by_remit(outside, book.epoch)
-    return book.decide(question_of(remit, request))
 
 
 def _check_fence(fences: Fences, remit: Remit) -> None:

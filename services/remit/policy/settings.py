@@ -78,3 +78,21 @@ class PolicySettings(ServiceSettings):
         le=300,
         description="Seconds between attempts to record admin changes that audit has not taken.",
     )
+    decision_retention_days: int = Field(
+        default=7,
+        ge=0,
+        le=28,
+        description="Days for which decisions are kept, so that policies can be tried on them"
+        " before they are pushed. 0 keeps none.",
+    )
+    decision_queue: int = Field(
+        default=20_000,
+        ge=1,
+        description="Decisions that wait to be stored at most; more are not stored.",
+    )
+    decision_interval_s: float = Field(
+        default=0.5, gt=0, le=60, description="Seconds between two stores of decisions."
+    )
+    simulation_processes: int = Field(
+        default=2, ge=1, le=16, description="Processes that try policies on recorded decisions."
+    )

@@ -120,6 +120,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.policy.service", "PolicyService.DelegateRemit"),
         Step("remit.policy.service", "PolicyService.BatchCheckPermissions"),
         Step("remit.policy.ext_authz", "EdgeAuthorization.Check"),
+        Step("remit.policy.decision_record", "DecisionRecord._store"),
     ),
     "cost": (
         Step("remit.cost.store", "LedgerStore.open"),

@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/audit/v1/subject_key_service.proto\x12\x12remit.api.audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\"P\n\x15GetSubjectKeysRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.remit.api.audit.v1.SubjectKeyRequest\"O\n\x16GetSubjectKeysResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.remit.api.audit.v1.SubjectKeyResult\"4\n\x11SubjectKeyRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\"p\n\x10SubjectKeyResult\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x1e.remit.api.audit.v1.SubjectKeyH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"e\n\nSubjectKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x16\n\x08\x61rea_key\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x12/\n\x0cremember_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xb5\x01\n\x11SubjectKeyService\x12\x9f\x01\n\x0eGetSubjectKeys\x12).remit.api.audit.v1.GetSubjectKeysRequest\x1a*.remit.api.audit.v1.GetSubjectKeysResponse\"6\x8a\xe7\x18\x32\x08\x02\x10\x03\x1a\x02\x08\x03\"\x02\x08\x01*\x03\x02\x03\x04\x30\x02J\x10requests.subjectX\x04`\x80\x80\x10h\x80\x80@p\x80\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/audit/v1/subject_key_service.proto\x12\x12remit.api.audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\"P\n\x15GetSubjectKeysRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.remit.api.audit.v1.SubjectKeyRequest\"O\n\x16GetSubjectKeysResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.remit.api.audit.v1.SubjectKeyResult\"4\n\x11SubjectKeyRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\"p\n\x10SubjectKeyResult\x12-\n\x03key\x18\x01 \x01(\x0b\x32\x1e.remit.api.audit.v1.SubjectKeyH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"e\n\nSubjectKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x16\n\x08\x61rea_key\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x12/\n\x0cremember_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xb6\x01\n\x11SubjectKeyService\x12\xa0\x01\n\x0eGetSubjectKeys\x12).remit.api.audit.v1.GetSubjectKeysRequest\x1a*.remit.api.audit.v1.GetSubjectKeysResponse\"7\x8a\xe7\x18\x33\x08\x02\x10\x03\x1a\x02\x08\x03\"\x02\x08\x01*\x04\x02\x03\x04\x05\x30\x02J\x10requests.subjectX\x04`\x80\x80\x10h\x80\x80@p\x80\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBJECTKEY'].fields_by_name['area_key']._loaded_options = None
   _globals['_SUBJECTKEY'].fields_by_name['area_key']._serialized_options = b'\220\347\030\001'
   _globals['_SUBJECTKEYSERVICE'].methods_by_name['GetSubjectKeys']._loaded_options = None
-  _globals['_SUBJECTKEYSERVICE'].methods_by_name['GetSubjectKeys']._serialized_options = b'\212\347\0302\010\002\020\003\032\002\010\003\"\002\010\001*\003\002\003\0040\002J\020requests.subjectX\004`\200\200\020h\200\200@p\200\002'
+  _globals['_SUBJECTKEYSERVICE'].methods_by_name['GetSubjectKeys']._serialized_options = b'\212\347\0303\010\002\020\003\032\002\010\003\"\002\010\001*\004\002\003\004\0050\002J\020requests.subjectX\004`\200\200\020h\200\200@p\200\002'
   _globals['_GETSUBJECTKEYSREQUEST']._serialized_start=161
   _globals['_GETSUBJECTKEYSREQUEST']._serialized_end=241
   _globals['_GETSUBJECTKEYSRESPONSE']._serialized_start=243
@@ -49,5 +49,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBJECTKEY']._serialized_start=492
   _globals['_SUBJECTKEY']._serialized_end=593
   _globals['_SUBJECTKEYSERVICE']._serialized_start=596
-  _globals['_SUBJECTKEYSERVICE']._serialized_end=777
+  _globals['_SUBJECTKEYSERVICE']._serialized_end=778
 # @@protoc_insertion_point(module_scope)

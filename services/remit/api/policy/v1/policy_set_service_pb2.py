@@ -23,11 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
+from remit.api.policy.v1 import permission_pb2 as remit_dot_api_dot_policy_dot_v1_dot_permission__pb2
 from remit.api.policy.v1 import policy_set_pb2 as remit_dot_api_dot_policy_dot_v1_dot_policy__set__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/policy/v1/policy_set_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\"remit/api/options/v1/options.proto\x1a$remit/api/policy/v1/policy_set.proto\"\x85\x01\n\x14PushPolicySetRequest\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x15PushPolicySetResponse\x12\x32\n\npolicy_set\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\">\n\x15ListPolicySetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x16ListPolicySetsResponse\x12\x33\n\x0bpolicy_sets\x18\x01 \x03(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x18RollbackPolicySetRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"O\n\x19RollbackPolicySetResponse\x12\x32\n\npolicy_set\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\"q\n\x15\x44iffPolicySetsRequest\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x03\x12\x12\n\nto_version\x18\x02 \x01(\x03\x12.\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\"~\n\x16\x44iffPolicySetsResponse\x12:\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32%.remit.api.policy.v1.PolicyDifference\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\x03\x12\x12\n\nto_version\x18\x03 \x01(\x03\x32\x97\x06\n\x10PolicySetService\x12\xbd\x01\n\rPushPolicySet\x12).remit.api.policy.v1.PushPolicySetRequest\x1a*.remit.api.policy.v1.PushPolicySetResponse\"U\x8a\xe7\x18\x38\x08\x02\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.pushJ\nrequest_idX\x02`\x80\x80@h\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/policySets:\x01*\x12\xb0\x01\n\x0eListPolicySets\x12*.remit.api.policy.v1.ListPolicySetsRequest\x1a+.remit.api.policy.v1.ListPolicySetsResponse\"E\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/policySets\x12\xd2\x01\n\x11RollbackPolicySet\x12-.remit.api.policy.v1.RollbackPolicySetRequest\x1a..remit.api.policy.v1.RollbackPolicySetResponse\"^\x8a\xe7\x18\x38\x08\x02\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.pushJ\nrequest_idX\x02`\x80\x80\x01h\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/policySets:rollback:\x01*\x12\xba\x01\n\x0e\x44iffPolicySets\x12*.remit.api.policy.v1.DiffPolicySetsRequest\x1a+.remit.api.policy.v1.DiffPolicySetsResponse\"O\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80\x80@h\x80\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x18\"\x13/v1/policySets:diff:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,remit/api/policy/v1/policy_set_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\x1a$remit/api/policy/v1/permission.proto\x1a$remit/api/policy/v1/policy_set.proto\"\x85\x01\n\x14PushPolicySetRequest\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x15PushPolicySetResponse\x12\x32\n\npolicy_set\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\">\n\x15ListPolicySetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x16ListPolicySetsResponse\x12\x33\n\x0bpolicy_sets\x18\x01 \x03(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x18RollbackPolicySetRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x18\n\x10\x65xpected_version\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"O\n\x19RollbackPolicySetResponse\x12\x32\n\npolicy_set\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet\"q\n\x15\x44iffPolicySetsRequest\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x03\x12\x12\n\nto_version\x18\x02 \x01(\x03\x12.\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\"~\n\x16\x44iffPolicySetsResponse\x12:\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32%.remit.api.policy.v1.PolicyDifference\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\x03\x12\x12\n\nto_version\x18\x03 \x01(\x03\"\xd2\x01\n\x15SimulatePolicyRequest\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmax_decisions\x18\x04 \x01(\x05\x12\x14\n\x0cresume_token\x18\x05 \x01(\t\"\xe7\x01\n\x16SimulatePolicyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x11\n\tdecisions\x18\x02 \x01(\x03\x12\x11\n\tquestions\x18\x03 \x01(\x03\x12\x0e\n\x06\x65rased\x18\x04 \x01(\x03\x12\x14\n\x0cnewly_denied\x18\x05 \x01(\x03\x12\x15\n\rnewly_allowed\x18\x06 \x01(\x03\x12\x34\n\x07\x63hanges\x18\x07 \x03(\x0b\x32#.remit.api.policy.v1.DecisionChange\x12\x0c\n\x04\x64one\x18\x08 \x01(\x08\x12\x14\n\x0cresume_token\x18\t \x01(\t\"\xcf\x02\n\x0e\x44\x65\x63isionChange\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x31\n\rdecision_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\x10\n\x08resource\x18\x06 \x01(\t\x12-\n\x06\x62\x65\x66ore\x18\x07 \x01(\x0e\x32\x1d.remit.api.policy.v1.Decision\x12\x19\n\x11policy_ids_before\x18\x08 \x03(\t\x12,\n\x05\x61\x66ter\x18\t \x01(\x0e\x32\x1d.remit.api.policy.v1.Decision\x12\x18\n\x10policy_ids_after\x18\n \x03(\t\x12\x11\n\tpolicy_id\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t2\xf3\x07\n\x10PolicySetService\x12\xbd\x01\n\rPushPolicySet\x12).remit.api.policy.v1.PushPolicySetRequest\x1a*.remit.api.policy.v1.PushPolicySetResponse\"U\x8a\xe7\x18\x38\x08\x02\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.pushJ\nrequest_idX\x02`\x80\x80@h\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/policySets:\x01*\x12\xb0\x01\n\x0eListPolicySets\x12*.remit.api.policy.v1.ListPolicySetsRequest\x1a+.remit.api.policy.v1.ListPolicySetsResponse\"E\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/policySets\x12\xd2\x01\n\x11RollbackPolicySet\x12-.remit.api.policy.v1.RollbackPolicySetRequest\x1a..remit.api.policy.v1.RollbackPolicySetResponse\"^\x8a\xe7\x18\x38\x08\x02\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.pushJ\nrequest_idX\x02`\x80\x80\x01h\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/policySets:rollback:\x01*\x12\xba\x01\n\x0e\x44iffPolicySets\x12*.remit.api.policy.v1.DiffPolicySetsRequest\x1a+.remit.api.policy.v1.DiffPolicySetsResponse\"O\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\x0f\"\x02\x08\n*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80\x80@h\x80\x80\x80\x01p\x04\x82\xd3\xe4\x93\x02\x18\"\x13/v1/policySets:diff:\x01*\x12\xd9\x01\n\x0eSimulatePolicy\x12*.remit.api.policy.v1.SimulatePolicyRequest\x1a+.remit.api.policy.v1.SimulatePolicyResponse\"l\x8a\xe7\x18\x46\x08\x01\x10\x03\x1a\x03\x08\xac\x02*\x01\x01\x30\x01:\rpolicies.pushR\x1b\n\x02\x08<\x12\x03\x08\xac\x02\x1a\x0cresume_token\"\x02\x08\x1eX\x04`\x80\x80@h\x80\x80@p\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/policySets:simulate:\x01*0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,22 +44,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYSETSERVICE'].methods_by_name['RollbackPolicySet']._serialized_options = b'\212\347\0308\010\002\020\003\032\002\010\017\"\002\010\n*\001\0010\001:\rpolicies.pushJ\nrequest_idX\002`\200\200\001h\200\200\001p\004\202\323\344\223\002\034\"\027/v1/policySets:rollback:\001*'
   _globals['_POLICYSETSERVICE'].methods_by_name['DiffPolicySets']._loaded_options = None
   _globals['_POLICYSETSERVICE'].methods_by_name['DiffPolicySets']._serialized_options = b'\212\347\030-\010\001\020\003\032\002\010\017\"\002\010\n*\001\0010\001:\rpolicies.readX\004`\200\200@h\200\200\200\001p\004\202\323\344\223\002\030\"\023/v1/policySets:diff:\001*'
-  _globals['_PUSHPOLICYSETREQUEST']._serialized_start=174
-  _globals['_PUSHPOLICYSETREQUEST']._serialized_end=307
-  _globals['_PUSHPOLICYSETRESPONSE']._serialized_start=309
-  _globals['_PUSHPOLICYSETRESPONSE']._serialized_end=384
-  _globals['_LISTPOLICYSETSREQUEST']._serialized_start=386
-  _globals['_LISTPOLICYSETSREQUEST']._serialized_end=448
-  _globals['_LISTPOLICYSETSRESPONSE']._serialized_start=450
-  _globals['_LISTPOLICYSETSRESPONSE']._serialized_end=552
-  _globals['_ROLLBACKPOLICYSETREQUEST']._serialized_start=554
-  _globals['_ROLLBACKPOLICYSETREQUEST']._serialized_end=660
-  _globals['_ROLLBACKPOLICYSETRESPONSE']._serialized_start=662
-  _globals['_ROLLBACKPOLICYSETRESPONSE']._serialized_end=741
-  _globals['_DIFFPOLICYSETSREQUEST']._serialized_start=743
-  _globals['_DIFFPOLICYSETSREQUEST']._serialized_end=856
-  _globals['_DIFFPOLICYSETSRESPONSE']._serialized_start=858
-  _globals['_DIFFPOLICYSETSRESPONSE']._serialized_end=984
-  _globals['_POLICYSETSERVICE']._serialized_start=987
-  _globals['_POLICYSETSERVICE']._serialized_end=1778
+  _globals['_POLICYSETSERVICE'].methods_by_name['SimulatePolicy']._loaded_options = None
+  _globals['_POLICYSETSERVICE'].methods_by_name['SimulatePolicy']._serialized_options = b'\212\347\030F\010\001\020\003\032\003\010\254\002*\001\0010\001:\rpolicies.pushR\033\n\002\010<\022\003\010\254\002\032\014resume_token\"\002\010\036X\004`\200\200@h\200\200@p\001\202\323\344\223\002\034\"\027/v1/policySets:simulate:\001*'
+  _globals['_PUSHPOLICYSETREQUEST']._serialized_start=245
+  _globals['_PUSHPOLICYSETREQUEST']._serialized_end=378
+  _globals['_PUSHPOLICYSETRESPONSE']._serialized_start=380
+  _globals['_PUSHPOLICYSETRESPONSE']._serialized_end=455
+  _globals['_LISTPOLICYSETSREQUEST']._serialized_start=457
+  _globals['_LISTPOLICYSETSREQUEST']._serialized_end=519
+  _globals['_LISTPOLICYSETSRESPONSE']._serialized_start=521
+  _globals['_LISTPOLICYSETSRESPONSE']._serialized_end=623
+  _globals['_ROLLBACKPOLICYSETREQUEST']._serialized_start=625
+  _globals['_ROLLBACKPOLICYSETREQUEST']._serialized_end=731
+  _globals['_ROLLBACKPOLICYSETRESPONSE']._serialized_start=733
+  _globals['_ROLLBACKPOLICYSETRESPONSE']._serialized_end=812
+  _globals['_DIFFPOLICYSETSREQUEST']._serialized_start=814
+  _globals['_DIFFPOLICYSETSREQUEST']._serialized_end=927
+  _globals['_DIFFPOLICYSETSRESPONSE']._serialized_start=929
+  _globals['_DIFFPOLICYSETSRESPONSE']._serialized_end=1055
+  _globals['_SIMULATEPOLICYREQUEST']._serialized_start=1058
+  _globals['_SIMULATEPOLICYREQUEST']._serialized_end=1268
+  _globals['_SIMULATEPOLICYRESPONSE']._serialized_start=1271
+  _globals['_SIMULATEPOLICYRESPONSE']._serialized_end=1502
+  _globals['_DECISIONCHANGE']._serialized_start=1505
+  _globals['_DECISIONCHANGE']._serialized_end=1840
+  _globals['_POLICYSETSERVICE']._serialized_start=1843
+  _globals['_POLICYSETSERVICE']._serialized_end=2854
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,9 @@ Changing the policies: versions that are checked before they are in force."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from remit.api.policy.v1 import permission_pb2 as _permission_pb2
 from remit.api.policy.v1 import policy_set_pb2 as _policy_set_pb2
 import builtins as _builtins
 import sys
@@ -254,3 +256,177 @@ class DiffPolicySetsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiffPolicySetsResponse: _TypeAlias = DiffPolicySetsResponse  # noqa: Y015
+
+@_typing.final
+class SimulatePolicyRequest(_message.Message):
+    """SimulatePolicyRequest is policies, and the decisions to try them on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MAX_DECISIONS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    max_decisions: _builtins.int
+    """At most this many, the latest ones; 0 means 100,000, more than 1,000,000 means 1,000,000."""
+    resume_token: _builtins.str
+    """The token of the last message of a preview that broke off; empty begins."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_policy_set_pb2.PolicyFile]:
+        """All files of the candidate."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest decisions; unset: from the first that is kept."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """The end of the latest; unset: now."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_policy_set_pb2.PolicyFile] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        max_decisions: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "files", b"files", "max_decisions", b"max_decisions", "resume_token", b"resume_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatePolicyRequest: _TypeAlias = SimulatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class SimulatePolicyResponse(_message.Message):
+    """SimulatePolicyResponse is a step of a preview. Its counts are of this step alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    ERASED_FIELD_NUMBER: _builtins.int
+    NEWLY_DENIED_FIELD_NUMBER: _builtins.int
+    NEWLY_ALLOWED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number of the message within this answer, from 1."""
+    decisions: _builtins.int
+    """Decisions looked at."""
+    questions: _builtins.int
+    """Questions asked that no step before had: decisions that no policy can tell apart are one."""
+    erased: _builtins.int
+    """Decisions whose subject was erased, which nobody can try."""
+    newly_denied: _builtins.int
+    """Decisions that were ALLOW and would be DENY."""
+    newly_allowed: _builtins.int
+    """Decisions that were DENY and would be ALLOW."""
+    done: _builtins.bool
+    """Whether this is the last message; a stream that ends without it broke off."""
+    resume_token: _builtins.str
+    """Resumes the preview after this step."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionChange]:
+        """What would change, among the decisions of this step."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        decisions: _builtins.int = ...,
+        questions: _builtins.int = ...,
+        erased: _builtins.int = ...,
+        newly_denied: _builtins.int = ...,
+        newly_allowed: _builtins.int = ...,
+        changes: _abc.Iterable[Global___DecisionChange] | None = ...,
+        done: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "decisions", b"decisions", "done", b"done", "erased", b"erased", "newly_allowed", b"newly_allowed", "newly_denied", b"newly_denied", "questions", b"questions", "resume_token", b"resume_token", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimulatePolicyResponse: _TypeAlias = SimulatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class DecisionChange(_message.Message):
+    """DecisionChange is decisions alike that would be made otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    DECISION_TIME_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    POLICY_IDS_BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    POLICY_IDS_AFTER_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many, in this step."""
+    decision_id: _builtins.str
+    """The latest of them."""
+    subject: _builtins.str
+    """User who asked."""
+    action: _builtins.str
+    """Policy action."""
+    resource: _builtins.str
+    """Full name of the resource."""
+    before: _permission_pb2.Decision.ValueType
+    """The decision that was made."""
+    after: _permission_pb2.Decision.ValueType
+    """The decision that the candidate would make."""
+    policy_id: _builtins.str
+    """The first rule that makes the difference: the first of those that decide after and not before, or else the
+    first of those that decided before and do not any more.
+    """
+    reason: _builtins.str
+    """The candidate's reason in words."""
+    @_builtins.property
+    def decision_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was made."""
+
+    @_builtins.property
+    def policy_ids_before(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`@id`s that decided it."""
+
+    @_builtins.property
+    def policy_ids_after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`@id`s that would decide it."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        decision_id: _builtins.str = ...,
+        decision_time: _timestamp_pb2.Timestamp | None = ...,
+        subject: _builtins.str = ...,
+        action: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        before: _permission_pb2.Decision.ValueType = ...,
+        policy_ids_before: _abc.Iterable[_builtins.str] | None = ...,
+        after: _permission_pb2.Decision.ValueType = ...,
+        policy_ids_after: _abc.Iterable[_builtins.str] | None = ...,
+        policy_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after", b"after", "before", b"before", "count", b"count", "decision_id", b"decision_id", "decision_time", b"decision_time", "policy_id", b"policy_id", "policy_ids_after", b"policy_ids_after", "policy_ids_before", b"policy_ids_before", "reason", b"reason", "resource", b"resource", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionChange: _TypeAlias = DecisionChange  # noqa: Y015

@@ -56,6 +56,11 @@ class PolicySetServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsResponse.FromString,
                 _registered_method=True)
+        self.SimulatePolicy = channel.unary_stream(
+                '/remit.api.policy.v1.PolicySetService/SimulatePolicy',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.FromString,
+                _registered_method=True)
 
 
 class PolicySetServiceServicer:
@@ -93,6 +98,14 @@ class PolicySetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SimulatePolicy(self, request, context):
+        """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
+        The policies are checked as by a push. Decisions that no policy can tell apart are told together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicySetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +128,11 @@ def add_PolicySetServiceServicer_to_server(servicer, server):
                     servicer.DiffPolicySets,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsResponse.SerializeToString,
+            ),
+            'SimulatePolicy': grpc.unary_stream_rpc_method_handler(
+                    servicer.SimulatePolicy,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +245,33 @@ class PolicySetService:
             '/remit.api.policy.v1.PolicySetService/DiffPolicySets',
             remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.DiffPolicySetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimulatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicySetService/SimulatePolicy',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

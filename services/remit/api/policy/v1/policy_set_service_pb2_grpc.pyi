@@ -30,6 +30,10 @@ class PolicySetServiceStub:
     """Compares two versions, or a version with policies that are not in force. Those are checked as by a push,
     and refused for the same reasons.
     """
+    SimulatePolicy: _aio.UnaryStreamMultiCallable[_policy_set_service_pb2.SimulatePolicyRequest, _policy_set_service_pb2.SimulatePolicyResponse]
+    """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
+    The policies are checked as by a push. Decisions that no policy can tell apart are told together.
+    """
 
 class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
     """PolicySetService changes the policies and shows how they changed. They hold for every org of the mesh, so
@@ -70,6 +74,16 @@ class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_policy_set_service_pb2.DiffPolicySetsResponse]:
         """Compares two versions, or a version with policies that are not in force. Those are checked as by a push,
         and refused for the same reasons.
+        """
+
+    @_abc_1.abstractmethod
+    def SimulatePolicy(
+        self,
+        request: _policy_set_service_pb2.SimulatePolicyRequest,
+        context: _aio.ServicerContext[_policy_set_service_pb2.SimulatePolicyRequest, _abc.AsyncIterator[_policy_set_service_pb2.SimulatePolicyResponse]],
+    ) -> _abc.AsyncIterator[_policy_set_service_pb2.SimulatePolicyResponse]:
+        """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
+        The policies are checked as by a push. Decisions that no policy can tell apart are told together.
         """
 
 def add_PolicySetServiceServicer_to_server(servicer: PolicySetServiceServicer, server: _aio.Server) -> None: ...

@@ -1,0 +1,204 @@
+"""Decisions, written behind: nobody who asks waits for it.
+
+What was decided waits in a bounded queue and is stored in batches. Where the queue is full, or
+audit, which has the keys, does not answer, decisions are dropped and counted: the record serves to
+try policies and proves nothing. The proof of what was done is audit's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import asyncpg
+
+from remit import telemetry
+from remit.policy.metrics import DECISIONS_DROPPED, DECISIONS_RECORDED
+from remit.policy.recorded import Recorded, question_json, question_of
+from remit.policy.rules import Decision, Question
+from remit.postgres import Database
+from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
+from remit.rpc.ids import IdSource
+from remit.subject_keys import NONCE_BYTES, SubjectKeys, is_erased
+
+SLOTS: Final = 32
+_BATCH: Final = 1_000
+_PAGE: Final = 2_000
+_LOOK_S: Final = 3_600.0
+
+log = telemetry.logger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where reading goes on: before a decision, and how many may still be read."""
+
+    before: datetime
+    name: str
+    left: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Decisions, None for one whose subject was erased, and where reading goes on behind them."""
+
+    decisions: list[Recorded | None]
+    place: Place
+
+
+class DecisionRecord:
+    """Takes decisions down, gives them back, and forgets them."""
+
+    def __init__(  # noqa: PLR0913 - its collaborators, each used
+        self,
+        database: Database,
+        keys: SubjectKeys,
+        clock: Clock,
+        ids: IdSource,
+        *,
+        retention_days: int,
+        max_queue: int,
+        interval_s: float,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._clock = clock
+        self._ids = ids
+        self._retention_days = retention_days
+        self._max_queue = max_queue
+        self._interval_s = interval_s
+        self._waiting: deque[Recorded] = deque()
+        self._swept: float | None = None
+
+    def note(self, name: str, question: Question, decision: Decision) -> None:
+        """Take a decision down. Never waits; a full queue drops it."""
+        if not self._retention_days:
+            return
+        if len(self._waiting) >= self._max_queue:
+            DECISIONS_DROPPED.labels("QUEUE_FULL").inc()
+            return
+        asked = replace(question, time=question.time or self._clock.now())
+        self._waiting.append(
+            Recorded(name, asked, decision.allow, decision.policy_ids, decision.epoch)
+        )
+
+    async def run(self) -> None:
+        """Store what waits and empty what is too old, until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.flush()
+                await self._sweep_in_time()
+            except RemitError as error:
+                log.warning("decisions_not_recorded", reason=error.reason_name)
+
+    async def flush(self) -> None:
+        """Store everything that waits now."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
+                await self._store(batch)
+            except RemitError as error:
+                DECISIONS_DROPPED.labels(error.reason_name).inc(len(batch))
+                raise
+            DECISIONS_RECORDED.inc(len(batch))
+
+    async def _store(self, batch: Sequence[Recorded]) -> None:
+        rows = [await self._row(each) for each in batch]
+        await self._database.execute(
+            "INSERT INTO decisions (slot, decision_time, decision_id, subject, epoch, allowed,"
+            " policy_ids, sealed_question)"
+            " SELECT slot, decision_time, decision_id, subject, epoch, allowed,"
+            " string_to_array(nullif(policy_ids, ''), chr(10)), sealed_question"
+            " FROM unnest($1::smallint[], $2::timestamptz[], $3::text[], $4::text[], $5::bigint[],"
+            " $6::boolean[], $7::text[], $8::bytea[]) AS given (slot, decision_time, decision_id,"
+            " subject, epoch, allowed, policy_ids, sealed_question) ON CONFLICT DO NOTHING",
+            *(list(column) for column in zip(*rows, strict=True)),
+        )
+
+    async def _row(self, each: Recorded) -> tuple[object, ...]:
+        subject = each.question.principal.user
+        key = await self._keys.for_writing(subject)
+        sealed = key.seal(
+            question_json(each.question),
+            bound_to=each.decision_id.encode(),
+            nonce=self._ids.token_bytes(NONCE_BYTES),
+        )
+        return (
+            slot_of(each.time),
+            each.time,
+            each.decision_id,
+            subject,
+            each.epoch,
+            each.allowed,
+            "\n".join(each.policy_ids),
+            sealed,
+        )
+
+    async def read(self, start: datetime, place: Place) -> AsyncIterator[Page]:
+        """Yield decisions from `start` on and before `place`, the newest first.
+
+        One whose subject was erased is None.
+        """
+        start = max(start, self._clock.now() - timedelta(days=self._retention_days))
+        days = range(self._retention_days + 2)
+        slots = sorted({slot_of(start + timedelta(days=day)) for day in days})
+        while place.left > 0:
+            rows = await self._database.fetch(
+                "SELECT * FROM decisions WHERE slot = ANY($1::smallint[]) AND decision_time >= $2"
+                " AND (decision_time, decision_id) < ($3, $4)"
+                " ORDER BY decision_time DESC, decision_id DESC LIMIT $5",
+                slots,
+                start,
+                place.before,
+                place.name,
+                min(_PAGE, place.left),
+            )
+            if not rows:
+                return
+            last = rows[-1]
+            place = Place(last["decision_time"], last["decision_id"], place.left - len(rows))
+            yield Page([await self._opened(row) for row in rows], place)
+
+    async def _opened(self, row: asyncpg.Record) -> Recorded | None:
+        try:
+            stated = await self._keys.opened(
+                row["subject"], row["sealed_question"], bound_to=row["decision_id"].encode()
+            )
+        except RemitError as error:
+            if is_erased(error):
+                return None
+            raise
+        return Recorded(
+            row["decision_id"],
+            question_of(stated, row["decision_time"]),
+            row["allowed"],
+            tuple(row["policy_ids"]),
+            row["epoch"],
+        )
+
+    async def _sweep_in_time(self) -> None:
+        now = self._clock.monotonic()
+        if self._swept is None or now - self._swept >= _LOOK_S:
+            await self.sweep()
+            self._swept = now
+
+    async def sweep(self) -> None:
+        """Empty the partitions of days that are older than is kept."""
+        today = self._clock.now()
+        kept = {slot_of(today - timedelta(days=n)) for n in range(-1, self._retention_days + 1)}
+        for slot in sorted(set(range(SLOTS)) - kept):
+            table = f"decisions_{slot}"
+            if await self._database.fetchval(f"SELECT EXISTS (SELECT 1 FROM {table})"):  # noqa: S608 - a number
+                await self._database.execute(f"TRUNCATE {table}")
+                log.info("decisions_forgotten", slot=slot)
+
+
+def slot_of(time: datetime) -> int:
+    """The partition of a day, in UTC."""
+    return time.astimezone(UTC).date().toordinal() % SLOTS
