@@ -130,6 +130,10 @@ bench: $(UV_INSTALLED) ## Measure calls, runs, streams, start-up; write docs/BEN
 bench-ledger: $(UV_INSTALLED) ## Measure the ledger, batched and one by one; write docs/BENCHMARKS.md
 	$(RUN) python -m tests.bench.ledger $(ARGS)
 
+.PHONY: bench-policy
+bench-policy: $(UV_INSTALLED) ## Measure decisions of policy and a preview of 100,000; show them
+	$(RUN) python -m tests.bench.policy $(ARGS)
+
 .PHONY: bench-log
 bench-log: $(UV_INSTALLED) ## Measure the audit log: appends, verification, bytes; write docs/BENCHMARKS.md
 	$(RUN) python -m tests.bench.log $(ARGS)
