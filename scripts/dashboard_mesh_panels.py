@@ -293,6 +293,17 @@ AUDIT: Final = Row(
             REQUESTS_PER_S,
             (Query(rate("remit_edge_authorizations_total", "result"), "{{result}}"),),
         ),
+        Panel(
+            "Decisions told to the log",
+            "RECORDED: the log has their entries. FOLDED: refusals counted without particulars, as"
+            " in a flood. REFUSED: nothing was allowed for want of room. LOST: a defect. Waiting"
+            " grows while audit takes nothing.",
+            OPERATIONS_PER_S,
+            (
+                Query(rate("remit_accesses_total", "reporter, result"), "{{reporter}} {{result}}"),
+                Query("sum by (reporter) (remit_accesses_waiting)", "waiting, {{reporter}}"),
+            ),
+        ),
     ),
 )
 

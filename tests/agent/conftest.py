@@ -22,7 +22,7 @@ from remit.api.agent.v1 import (
     conversation_service_pb2_grpc,
     run_pb2,
 )
-from remit.api.audit.v1 import subject_key_service_pb2_grpc
+from remit.api.audit.v1 import audit_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import policy_service_pb2_grpc
@@ -38,6 +38,7 @@ from tests.agent.outside import (
     Effects,
     Inference,
     Keys,
+    Log,
     Policy,
     Tools,
     client_remit,
@@ -50,8 +51,8 @@ from tests.subject_keys import SubjectKeyService, Subjects
 from tests.waiting import PATIENCE, in_time
 
 AREAS = {
-    "audit": options_pb2.CALLER_AUDIT,
     "agent": options_pb2.CALLER_AGENT,
+    "audit": options_pb2.CALLER_AUDIT,
     "inference": options_pb2.CALLER_INFERENCE,
     "policy": options_pb2.CALLER_POLICY,
     "tools": options_pb2.CALLER_TOOLS,
@@ -68,6 +69,7 @@ class World:
     inference: Inference
     tools: Tools
     subjects: Subjects
+    log: Log = field(default_factory=Log)
 
     def mesh(self) -> MemoryMesh:
         mesh = MemoryMesh(PATIENCE)
@@ -88,6 +90,9 @@ class World:
         )
         mesh.add(
             self.guard("tools"), tool_service_pb2_grpc.add_ToolServiceServicer_to_server, self.tools
+        )
+        mesh.add(
+            self.guard("audit"), audit_service_pb2_grpc.add_AuditServiceServicer_to_server, self.log
         )
         return mesh
 

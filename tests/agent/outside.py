@@ -20,6 +20,7 @@ from google.protobuf import duration_pb2, json_format, struct_pb2
 from google.rpc import status_pb2
 
 from remit import names
+from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
 from remit.api.effects.v1 import attempt_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1 import (
@@ -477,3 +478,31 @@ def computes(request: tool_service_pb2.CallToolRequest) -> tool_service_pb2.Call
     """Multiplies."""
     left, right = str(request.arguments["expression"]).split(" * ")
     return results(value=int(left) * int(right))
+
+
+@dataclass
+class Log(audit_service_pb2_grpc.AuditServiceServicer):
+    """Keeps events by their ids, as the contract of AppendEvents says; may be told to be away."""
+
+    events: dict[str, event_pb2.Event] = field(default_factory=dict)
+    is_away: bool = False
+
+    async def AppendEvents(
+        self, request: audit_service_pb2.AppendEventsRequest, context: Any
+    ) -> audit_service_pb2.AppendEventsResponse:
+        if self.is_away:
+            raise away("audit")
+        response = audit_service_pb2.AppendEventsResponse()
+        for entry in request.entries:
+            known = self.events.setdefault(entry.event.event_id, entry.event)
+            if known == entry.event:
+                response.results.add(leaf_index=list(self.events).index(known.event_id))
+            else:
+                reused = RemitError(reasons.ERROR_REASON_KEY_REUSED, known.event_id)
+                response.results.add(error=reused.to_status())
+        return response
+
+    async def AppendOutcomes(
+        self, request: audit_service_pb2.AppendOutcomesRequest, context: Any
+    ) -> audit_service_pb2.AppendOutcomesResponse:
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,8 @@ Record = cost_report_service_pb2.ReservationRecord
 Reservation = reservation_pb2.Reservation
 INTENT, OUTCOME = event_pb2.EVENT_KIND_INTENT, event_pb2.EVENT_KIND_OUTCOME
 SUCCEEDED = event_pb2.OUTCOME_SUCCEEDED
-CLAIMS = ("claims/x", "claims/y", "claims/z")
+ACCESS = event_pb2.EVENT_KIND_ACCESS
+CLAIMS = tuple(f"claims/01980000-0000-7000-8000-00000000000{n}" for n in range(3))
 
 
 def logged(index: int, **event: Any) -> LoggedEvent:
@@ -84,12 +86,17 @@ money = st.integers(min_value=0, max_value=1000)
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[LoggedEvent]:
-    kinds = st.sampled_from([INTENT, OUTCOME, event_pb2.EVENT_KIND_READ])
+    kinds = st.sampled_from([INTENT, OUTCOME, ACCESS, event_pb2.EVENT_KIND_READ])
     found = []
     for index in range(draw(st.integers(min_value=0, max_value=12))):
         kind, (claim, attempt) = draw(kinds), draw(places)
         detail = draw(st.sampled_from(["", "[]", "{", '{"reason":"PERMISSION_DENIED"}']))
-        of = {"claim": claim, "attempt": attempt} if kind != event_pb2.EVENT_KIND_READ else {}
+        of: dict[str, Any] = {}
+        if kind in {INTENT, OUTCOME}:
+            of = {"claim": claim, "attempt": attempt}
+        elif kind == ACCESS:
+            decided = draw(st.lists(places, max_size=3))
+            detail = json.dumps({"effects": [f"{c}-{a}" for c, a in decided]})
         outcome = draw(st.sampled_from(event_pb2.Outcome.values())) if kind == OUTCOME else 0
         found.append(logged(index, kind=kind, outcome=outcome, detail_json=detail, **of))
     return found
@@ -113,6 +120,14 @@ def known_attempts(draw: st.DrawFn) -> dict[str, list[Attempt]]:
         Attempt(key=attempt_pb2.AttemptKey(claim=c, attempt=a), state=draw(states)) for c, a in keys
     ]
     return {"tools": made[:3], "inference": made[3:]}
+
+
+def decided_places(each: LoggedEvent) -> list[tuple[str, int]]:
+    """The attempts that an entry of policy decides about."""
+    if each.event.kind != ACCESS:
+        return []
+    named = [name.rpartition("-") for name in json.loads(each.event.detail_json)["effects"]]
+    return [(claim, int(attempt)) for claim, _, attempt in named]
 
 
 @given(histories(), logs(), ledgers(), known_attempts(), st.integers(min_value=0, max_value=50))
@@ -140,6 +155,7 @@ def test_nothing_is_lost_or_doubled_and_every_nano_is_named(
     attempts = [attempt for entry in entries for attempt in entry.attempts]
     found = Counter((each.key.claim, each.key.attempt) for each in attempts)
     known = {(each.event.claim, each.event.attempt) for each in log if each.event.claim}
+    known |= {place for each in log for place in decided_places(each)}
     known |= {(each.key.claim, each.key.attempt) for each in ledger}
     known |= {
         (each.key.claim, each.key.attempt)
@@ -148,6 +164,8 @@ def test_nothing_is_lost_or_doubled_and_every_nano_is_named(
         if each.state != Attempt.STATE_UNKNOWN
     }
     assert found == Counter(known)
+    decisions = {index for each in attempts for index in each.decision.leaf_indices}
+    assert decisions == {each.leaf_index for each in log if decided_places(each)}
     leaves = Counter(each.intent.leaf_index for each in attempts if each.HasField("intent"))
     leaves.update(leaf.leaf_index for each in attempts for leaf in each.outcomes)
     leaves.update(
@@ -155,7 +173,7 @@ def test_nothing_is_lost_or_doubled_and_every_nano_is_named(
         for entry in entries
         if entry.kind == Entry.KIND_RECORD
     )
-    assert leaves == Counter(each.leaf_index for each in log)
+    assert leaves == Counter(each.leaf_index for each in log if not decided_places(each))
 
     bill = story.bill
     assert bill.posted_nanos == sum(each.reservation.posted_nanos for each in ledger)
@@ -324,3 +342,17 @@ def test_without_the_ledger_nothing_is_said_to_differ() -> None:
     bill = a_story(called(1), answered(2), ledger=None).bill
     assert (bill.run_nanos, bill.posted_nanos) == (7, 0)
     assert not bill.differences
+
+
+def test_a_decision_names_its_policies_and_their_epoch() -> None:
+    claim = CLAIMS[0]
+    decided = {"effects": [f"{claim}-1"], "policy_ids": ["members-call-tools"], "policy_epoch": 3}
+    log = [
+        logged(4, kind=INTENT, claim=claim, attempt=1),
+        logged(5, kind=ACCESS, claim=claim, attempt=1, detail_json=json.dumps(decided)),
+        logged(6, kind=OUTCOME, claim=claim, attempt=1, outcome=SUCCEEDED),
+    ]
+    (attempt,) = a_story(called(1), answered(2, claim), logged=log).entries[0].attempts
+    assert attempt.decision.policy_ids == ["members-call-tools"]
+    assert (attempt.decision.policy_epoch, [*attempt.decision.leaf_indices]) == (3, [5])
+    assert "was allowed (members-call-tools; policies of epoch 3)" in attempt.text

@@ -44,8 +44,8 @@ def services(running: Services) -> Services:
 @pytest.fixture
 def refusing(services: Services) -> Services:
     """The edge asks policy's own code, which knows no key here."""
-    nobody: Any = SimpleNamespace(session=None)
-    services.world.judge = EdgeAuthorization(nobody, nobody).Check
+    nobody: Any = SimpleNamespace(session=None, deny=lambda *_: None)
+    services.world.judge = EdgeAuthorization(nobody, nobody, nobody).Check
     return services
 
 

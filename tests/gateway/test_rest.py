@@ -406,8 +406,10 @@ HTTP = {
 
 
 async def test_a_refusal_of_policy_is_json(services: Services) -> None:
-    nobody: Any = SimpleNamespace(session=None)  # no key is looked up, no policy asked
-    real = EdgeAuthorization(nobody, nobody)
+    nobody: Any = SimpleNamespace(
+        session=None, deny=lambda *_: None
+    )  # no key is looked up, no policy asked
+    real = EdgeAuthorization(nobody, nobody, nobody)
     services.world.judge = real.Check
     answer = await services.client.get(RUN, authorization="Basic abc")
     assert answer.status == 401

@@ -14,6 +14,7 @@ import asyncpg
 import grpc
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.audit.v1 import event_pb2
 from remit.cost.checks import ledger_faults
 from remit.postgres import Database
 from remit.rpc.errors import RemitError
@@ -222,7 +223,7 @@ async def _log_is_whole(mesh: RunningMesh, crowd: Crowd) -> None:
 
         async def logged(events: list[run_pb2.RunEvent] = events) -> set[str]:
             found = await events_of(mesh.address, mesh.api_key, events[0].run)
-            return {event.claim for event in found}
+            return {e.claim for e in found if e.kind == event_pb2.EVENT_KIND_INTENT}
 
         assert claims <= await eventually(logged, 30)
 

@@ -127,8 +127,9 @@ async def test_a_run_is_explained_with_all_that_stands_behind_it(
     def is_closed() -> bool:
         told = explained()
         bill = told["bill"]
-        leaves = [a["outcomes"] for entry in told["entries"] for a in entry["attempts"]]
-        return bill["posted_nanos"] == run_summary["cost_nanos"] and all(leaves)
+        attempts = [a for entry in told["entries"] for a in entry["attempts"]]
+        is_told = all(a["outcomes"] and a["decision"]["policy_epoch"] for a in attempts)
+        return bill["posted_nanos"] == run_summary["cost_nanos"] and is_told
 
     await eventually(is_closed)
     told = explained()
@@ -142,10 +143,13 @@ async def test_a_run_is_explained_with_all_that_stands_behind_it(
     attempts = [attempt for entry in effects for attempt in entry["attempts"]]
     assert all(a["decision"]["allowed"] and a["decision"]["name"] for a in attempts)
     assert sum(a["reservation"]["posted_nanos"] for a in attempts) == run_summary["cost_nanos"]
+    assert [a["decision"]["policy_ids"] for a in attempts] == [["admins-do-everything"]] * 3
     (listed,) = documents(mesh, "audit", "list", "--run", name)
-    in_log = {e["leaf_index"] for e in listed["events"]}
+    in_log = {e["leaf_index"]: e["event"]["action"] for e in listed["events"]}
     leaves = {leaf["leaf_index"] for a in attempts for leaf in [a["intent"], *a["outcomes"]]}
-    assert leaves == in_log
+    leaves |= {index for a in attempts for index in a["decision"]["leaf_indices"]}
+    assert [action for index, action in in_log.items() if index not in leaves] == ["agents.run"]
+    assert leaves <= in_log.keys()
     assert max(a["intent"]["leaf_index"] for a in attempts) == run_summary["last_leaf_index"]
     assert {a["trace_id"] for a in attempts} == set(told["trace_ids"])
     story = mesh.run("explain", name)

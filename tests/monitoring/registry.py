@@ -34,7 +34,8 @@ def own_metrics() -> tuple[MetricWrapperBase, ...]:
         package = importlib.import_module(f"remit.{area}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    importlib.import_module("remit.telemetry")
+    for name in ("remit.telemetry", "remit.access_recorder"):
+        importlib.import_module(name)
     collectors = set(REGISTRY._collector_to_names)
     ours = (c for c in collectors if isinstance(c, MetricWrapperBase))
     return tuple(sorted(ours, key=lambda metric: metric._name))

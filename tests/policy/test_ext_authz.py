@@ -28,11 +28,12 @@ CREATE_KEY = "/remit.api.policy.v1.PolicyAdminService/CreateApiKey"
 
 
 async def check(
-    world: World, path: str = LIST_AGENTS, **headers: str
+    world: World, path: str = LIST_AGENTS, *, peer: str = "", **headers: str
 ) -> authorization_pb2.CheckResponse:
     request = authorization_pb2.CheckRequest()
     http = request.attributes.request.http
     http.path = path
+    request.attributes.source.address.socket_address.address = peer
     http.headers["content-type"] = "application/grpc"
     for name, value in headers.items():
         http.headers[name.replace("_", "-")] = value

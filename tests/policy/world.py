@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from remit.access_recorder import AccessRecorder, by_rpc
 from remit.api.audit.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
@@ -51,7 +52,7 @@ from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.envoy import add_authorization_servicer
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
 from remit.rpc.permission import StreamPermissions
@@ -67,6 +68,8 @@ PEPPER = bytes(range(32))
 SEAL = bytes(range(32, 64))
 CACHE_S = 5.0
 CACHE_SIZE = 8
+INTERVAL_S = 60.0
+MAX_ENTRIES = 64
 LIFETIME_S = 600
 MOST_WAITING = 50
 
@@ -103,21 +106,31 @@ class AuditLog(audit_service_pb2_grpc.AuditServiceServicer):
 
     events: dict[str, event_pb2.Event] = field(default_factory=dict)
     away: bool = False
+    silent: bool = False
+    """It takes events, and its answers are lost."""
+    refusing: bool = False
+    """It takes no event, and never will."""
+    asked: int = 0
 
     async def AppendEvents(
         self,
         request: audit_service_pb2.AppendEventsRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> audit_service_pb2.AppendEventsResponse:
+        self.asked += 1
+        away = RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "the log is away")
         if self.away:
-            raise RemitError(
-                error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "the log is away"
-            )
+            raise away
         response = audit_service_pb2.AppendEventsResponse()
         for entry in request.entries:
+            if self.refusing:
+                response.results.add(error=invalid_request([Violation("a", "b")]).to_status())
+                continue
             known = self.events.setdefault(entry.event.event_id, entry.event)
             assert known == entry.event, "the same id came with another content"
             response.results.add(leaf_index=list(self.events).index(entry.event.event_id))
+        if self.silent:
+            raise away
         return response
 
     async def AppendOutcomes(
@@ -148,7 +161,6 @@ class World:
         self.pepper = Pepper(PEPPER)
         self.store = PolicyStore(database)
         self.sets = SetStore(database)
-        self.authority = Authority(self.store, policies, "")
         self.runs = RunStore(database, max_batch=64, max_queue=1024)
         self.verifier = RemitVerifier(keys, clock)
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
@@ -163,6 +175,20 @@ class World:
             ),
             retry_s=0.01,
         )
+        self.accesses = AccessRecorder(
+            by_rpc(
+                self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
+                    audit_service_pb2_grpc.AuditServiceStub
+                )
+            ),
+            clock,
+            self.ids,
+            reporter="policy",
+            flush_s=0.01,
+            interval_s=INTERVAL_S,
+            max_entries=MAX_ENTRIES,
+        )
+        self.authority = Authority(self.store, policies, "", self.accesses)
         self.credentials = Credentials(
             store=self.store,
             pepper=self.pepper,
@@ -241,6 +267,7 @@ class World:
                 verifier=self.verifier,
                 ids=self.ids,
                 record=self.record,
+                accesses=self.accesses,
                 decision_valid_s=10,
             ),
         )
@@ -285,7 +312,7 @@ class World:
         self.mesh.add(
             guard,
             add_authorization_servicer,
-            EdgeAuthorization(self.credentials, self.policies),
+            EdgeAuthorization(self.credentials, self.policies, self.accesses),
         )
 
     def client_token(

@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 
 from remit import names, telemetry
+from remit.agent.admin_log import DELETE_CONVERSATION, AdminLog
 from remit.agent.conversation_store import ConversationStore, StoredConversation, place
 from remit.agent.service import ADMIN, may_see, name_of_token, page_size, page_token
 from remit.agent.threads import conversation_not_found, goes_on
@@ -37,6 +38,7 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
     store: ConversationStore
     clock: Clock
     ids: IdSource
+    admin_log: AdminLog
 
     async def CreateConversation(
         self,
@@ -105,6 +107,15 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
                 return _deleted(stored, request.request_id)
             if stored.is_going_on:
                 raise goes_on(request.name, stored.conversation.last_run)
+            await self.admin_log.asked(
+                DELETE_CONVERSATION,
+                request.name,
+                request.request_id,
+                {
+                    "own": stored.conversation.subject == current_remit().subject,
+                    "runs": stored.conversation.runs,
+                },
+            )
             if await self.store.delete(stored, request.request_id, self.clock.now()):
                 log.info(
                     "conversation_deleted",

@@ -9,6 +9,7 @@ from typing import Final
 
 from google.protobuf import timestamp_pb2
 
+from remit import names
 from remit.agent import telling
 from remit.api.agent.v1 import explanation_pb2
 from remit.api.audit.v1 import audit_query_service_pb2, event_pb2
@@ -63,6 +64,8 @@ class _Facts:
     """Of one attempt."""
 
     intent: LoggedEvent | None = None
+    decided: list[LoggedEvent] = field(default_factory=list)
+    """Policy's own entries of its decision."""
     outcomes: list[LoggedEvent] = field(default_factory=list)
     record: Record | None = None
     attempt: Attempt | None = None
@@ -112,6 +115,8 @@ def _place_of(event: event_pb2.Event) -> Place:
 def _taken(facts: dict[Place, _Facts], logged: LoggedEvent) -> bool:
     """Whether an event is an intent or outcome of an effect; the facts then hold it."""
     event = logged.event
+    if event.kind == event_pb2.EVENT_KIND_ACCESS:
+        return _is_decision(facts, logged)
     if not event.claim:
         return False
     if event.kind == event_pb2.EVENT_KIND_OUTCOME:
@@ -122,6 +127,28 @@ def _taken(facts: dict[Place, _Facts], logged: LoggedEvent) -> bool:
         return False
     found.intent = logged
     return True
+
+
+def _is_decision(facts: dict[Place, _Facts], logged: LoggedEvent) -> bool:
+    """Whether an entry of policy decides about effects, which its detail names."""
+    named = _texts(detail_of(logged), "effects")
+    places = {place for name in named if (place := _effect(name))}
+    for place in places:
+        _at(facts, place).decided.append(logged)
+    return bool(places)
+
+
+def _effect(name: str) -> Place | None:
+    """The attempt of a name as `claims/{claim}-{attempt}`."""
+    claim, _, attempt = name.rpartition("-")
+    if names.is_name("claim", claim) and attempt.isascii() and attempt.isdecimal():
+        return claim, int(attempt)
+    return None
+
+
+def _texts(detail: Mapping[str, object], field: str) -> list[str]:
+    found = detail.get(field)
+    return [str(each) for each in found] if isinstance(found, list) else []
 
 
 def _in_order(facts: Mapping[Place, _Facts]) -> Iterable[Place]:
@@ -171,11 +198,16 @@ def _leaf(logged: LoggedEvent) -> explanation_pb2.ExplainedLeaf:
 def _decision(facts: _Facts, explained: Explained) -> explanation_pb2.ExplainedDecision:
     detail = detail_of(facts.outcomes[-1]) if facts.outcomes else {}
     name = facts.attempt.decision if facts.attempt else ""
+    decided = detail_of(facts.decided[0]) if facts.decided else {}
+    epoch = decided.get("policy_epoch")
     refused = explained.outcome == event_pb2.OUTCOME_REFUSED
     return explanation_pb2.ExplainedDecision(
         name=name or str(detail.get("decision", "")),
         allowed=explained.state not in _NEVER_STARTED or explained.outcome not in _NOT_DONE,
         reason=telling.refusal(detail) if refused else "",
+        policy_ids=_texts(decided, "policy_ids"),
+        policy_epoch=epoch if isinstance(epoch, int) else 0,
+        leaf_indices=[each.leaf_index for each in facts.decided],
     )
 
 
@@ -193,6 +225,7 @@ def _resources(facts: Mapping[Place, _Facts]) -> dict[str, str]:
             each.attempt.resource if each.attempt else "",
             each.record.reservation.item if each.record else "",
             *(outcome.event.resource for outcome in each.outcomes),
+            *(decided.event.resource for decided in each.decided),
         ]
         resource = next(filter(None, stated), "")
         if resource:
@@ -216,4 +249,5 @@ def _time(facts: _Facts) -> timestamp_pb2.Timestamp | None:
         return facts.intent.event.event_time
     if facts.record is not None:
         return facts.record.reservation.create_time
-    return facts.outcomes[0].event.event_time if facts.outcomes else None
+    logged = [*facts.outcomes, *facts.decided]
+    return logged[0].event.event_time if logged else None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from remit.agent.admin_log import AdminLog
 from remit.agent.admission import Admission
 from remit.agent.cancellation import Canceller
 from remit.agent.catalog_service import AgentCatalogService
@@ -43,7 +44,11 @@ from remit.api.agent.v1 import (
     agent_service_pb2_grpc,
     conversation_service_pb2_grpc,
 )
-from remit.api.audit.v1 import audit_query_service_pb2_grpc, subject_key_service_pb2_grpc
+from remit.api.audit.v1 import (
+    audit_query_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    subject_key_service_pb2_grpc,
+)
 from remit.api.cost.v1 import cost_report_service_pb2_grpc
 from remit.api.inference.v1 import inference_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
@@ -177,6 +182,7 @@ async def open_parts(
     replayer = Replayer(
         reader, books.standing, definitions, catalog, clock, settings.max_doubt_attempts
     )
+    admin_log = AdminLog(mesh.stub(audit_service_pb2_grpc.AuditServiceStub), clock)
     return AgentParts(
         runs=AgentService(
             creator,
@@ -187,8 +193,9 @@ async def open_parts(
             Explainer(books.standing, _neighbours(mesh)),
             reader,
             books.feed,
+            admin_log,
         ),
-        conversations=ConversationService(conversations, clock, ids),
+        conversations=ConversationService(conversations, clock, ids, admin_log),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=books.feed,

@@ -11,6 +11,8 @@ from typing import Any, Final
 import grpc
 
 from remit import names
+from remit.agent import admin_log
+from remit.agent.admin_log import AdminLog
 from remit.agent.cancellation import Canceller
 from remit.agent.creation import Creator
 from remit.agent.definitions import did_you_mean
@@ -51,6 +53,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     explainer: Explainer
     reader: RunReader
     feed: Feed
+    admin_log: AdminLog
 
     async def CreateRun(
         self,
@@ -134,6 +137,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """Asks a run to stop."""
         check_request_id(request.request_id)
         stored = await self._visible(request.name, "name")
+        if stored.run.state not in TERMINAL:
+            await self._asked(admin_log.CANCEL, stored, request.request_id)
         run = await self.canceller.cancel(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.CancelRunResponse(run=run)
 
@@ -145,6 +150,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """Halts a run."""
         check_request_id(request.request_id)
         stored = await self._readable(request.name, "name")
+        if stored.run.state not in TERMINAL | {run_pb2.RUN_STATE_PAUSED}:
+            await self._asked(admin_log.PAUSE, stored, request.request_id)
         run = await self.pauser.pause(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.PauseRunResponse(run=run)
 
@@ -156,6 +163,8 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         """Lets a paused run go on."""
         check_request_id(request.request_id)
         stored = await self._readable(request.name, "name")
+        if stored.run.state == run_pb2.RUN_STATE_PAUSED:
+            await self._asked(admin_log.RESUME, stored, request.request_id)
         run = await self.pauser.resume(stored, current_remit().subject, request.request_id)
         return agent_service_pb2.ResumeRunResponse(run=run)
 
@@ -165,7 +174,9 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ForkRunResponse:
         """Starts a run that goes on from where another one stood."""
+        check_request_id(request.request_id)
         stored = await self._readable(request.name, "name")
+        await self._asked(admin_log.FORK, stored, request.request_id)
         created = await self.forker.fork(
             request, stored, current_remit(), current_call().remit_token
         )
@@ -248,6 +259,13 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         if stored.run.erased:
             raise run_erased(stored.run)
         return stored
+
+    async def _asked(self, action: str, stored: StoredRun, request_id: str) -> None:
+        """Records who asks for what, before it is done. Raises what keeps it from being so."""
+        # Not whose it is: the entry is under the caller's key, and outlives another user's erasure.
+        is_own = stored.run.subject == current_remit().subject
+        detail = {"agent": stored.run.agent, "own": is_own}
+        await self.admin_log.asked(action, stored.run.name, request_id, detail)
 
     def _nothing_follows(self, stored: StoredRun, after: int) -> bool:
         """Whether a run ended at a sequence. Raises INVALID_REQUEST for one from the future."""

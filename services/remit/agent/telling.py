@@ -119,8 +119,15 @@ def failure(status: status_pb2.Status) -> str:
 def _permitted(explained: explanation_pb2.ExplainedAttempt) -> str:
     decision = explained.decision
     if decision.allowed:
-        return f"was allowed{f' by {decision.name}' if decision.name else ''}"
-    return f"was refused: {decision.reason}" if decision.reason else ""
+        return f"was allowed{f' by {decision.name}' if decision.name else ''}{_policies(decision)}"
+    return f"was refused{_policies(decision)}: {decision.reason}" if decision.reason else ""
+
+
+def _policies(decision: explanation_pb2.ExplainedDecision) -> str:
+    if not decision.policy_epoch:
+        return ""
+    named = ", ".join(decision.policy_ids) or "no policy"
+    return f" ({named}; policies of epoch {decision.policy_epoch})"
 
 
 def _ended(explained: explanation_pb2.ExplainedAttempt) -> str:

@@ -44,6 +44,7 @@ _REPORTERS: Final = {
     event_pb2.EVENT_KIND_ADMIN: _MESH,
     event_pb2.EVENT_KIND_READ: _MESH,
     event_pb2.EVENT_KIND_ALERT: frozenset({options_pb2.CALLER_COST}),
+    event_pb2.EVENT_KIND_ACCESS: frozenset({options_pb2.CALLER_POLICY}),
 }
 """Which services may report which kind of event."""
 

@@ -8,7 +8,7 @@ event has exactly one encoding. Version 1 has these members, every one always pr
 ``v``                1
 ``event_id``         identifier, unique in the log
 ``event_time``       when the reporter saw it, RFC 3339 in UTC with nine decimals
-``kind``             INTENT, OUTCOME, ADMIN, READ or ALERT
+``kind``             INTENT, OUTCOME, ADMIN, READ, ALERT or ACCESS
 ``org``              ``orgs/{org}``
 ``subject``          pseudonym: HMAC-SHA256 of the user's name under the log's pseudonym key
 ``action``           such as ``tools.call``

@@ -27,9 +27,10 @@ from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CREDENTIAL_INVALID
 from remit.rpc.errors import RemitError
 
 PREFIX: Final = "rmt"
+SHOWN_CHARS: Final = 8
+"""Of a key's id, in errors and in the log."""
 _ID_BYTES: Final = 10
 _SECRET_BYTES: Final = 32
-_SHOWN_CHARS: Final = 8
 # Lengths in unpadded base32: 10, 32 and 4 bytes.
 _KEY: Final = re.compile(rf"{PREFIX}_([a-z2-7]{{16}})_([a-z2-7]{{52}})_([a-z2-7]{{7}})")
 _VERIFY_LABEL: Final = b"remit api key verifier 1\0"
@@ -74,7 +75,7 @@ class Pepper:
 
 def shown(key_id: str) -> str:
     """Return how messages name a key: by the begin of its id."""
-    return f"the API key rmt_{key_id[:_SHOWN_CHARS]}..."
+    return f"the API key rmt_{key_id[:SHOWN_CHARS]}..."
 
 
 def parse_api_key(text: str) -> PresentedKey:
@@ -97,6 +98,12 @@ def parse_api_key(text: str) -> PresentedKey:
             f"the API key {PREFIX}_{match[1]} has a typing error: its checksum does not match",
         )
     return PresentedKey(match[1], text)
+
+
+def shown_start(text: str) -> str:
+    """What may be shown of a presented key: the start of its public id; empty if it is none."""
+    match = _KEY.fullmatch(text)
+    return f"{PREFIX}_{match[1][:SHOWN_CHARS]}" if match else ""
 
 
 def canonical_body(body: Mapping[str, object]) -> bytes:

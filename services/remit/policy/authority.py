@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from remit.access_recorder import AccessRecorder
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_PERMISSION_DENIED,
     ERROR_REASON_POLICY_LOCKOUT,
@@ -16,6 +17,7 @@ from remit.policy.epochs import Policies
 from remit.policy.remits import principal_of
 from remit.policy.rules import Question, RuleBook
 from remit.policy.store import PolicyStore
+from remit.policy.telling import DecisionTeller
 from remit.rpc.errors import RemitError
 from remit.rpc.remits import Remit
 
@@ -27,16 +29,20 @@ _MOST_ASKED: Final = 1000
 class Authority:
     """Asks the rules about callers, and about the org that operates the mesh."""
 
-    def __init__(self, store: PolicyStore, policies: Policies, operator_org: str) -> None:
+    def __init__(
+        self, store: PolicyStore, policies: Policies, operator_org: str, accesses: AccessRecorder
+    ) -> None:
         """`operator_org` may be empty: then it is the org that was set up first."""
         self._store = store
         self._policies = policies
         self._operator_org = operator_org
+        self._teller = DecisionTeller(accesses)
 
     async def require(self, caller: Remit, action: str, resource: str) -> None:
         """Raise PERMISSION_DENIED unless the rules permit the caller the action."""
         book = await self._policies.newest()
         decision = book.decide(Question(principal_of(caller), action, resource))
+        self._teller.decided(principal_of(caller), action, resource, decision)
         if not decision.allow:
             raise denied(caller, action, resource, decision.reason)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_INVALID,
     ERROR_REASON_CREDENTIAL_REVOKED,
+    ErrorReason,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
 from remit.policy.entities import Principal
@@ -27,11 +28,29 @@ from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Whose key it is, by full names: the secret matched what is stored."""
+
+    org: str
+    subject: str
+    key: str
+
+
+class LapsedKeyError(RemitError):
+    """A key that is known and counts no more."""
+
+    def __init__(self, reason: ErrorReason.ValueType, message: str, holder: Holder) -> None:
+        super().__init__(reason, message)
+        self.holder = holder
+
+
 @dataclass
 class Session:
     """What is known of a presented key, until `end` (monotonic seconds)."""
 
     principal: Principal
+    holder: Holder
     token: str
     digest: bytes
     end: float
@@ -127,7 +146,7 @@ class Credentials:
         )
         # Counted from before the database was asked, and never past the token's own end.
         end = started + min(self._cache_s, issued.lifetime_s)
-        session = Session(principal, issued.token, digest, end)
+        session = Session(principal, _holder(row), issued.token, digest, end)
         if revocations == self._revocations:
             self._remember(key.key_id, session)
         return session
@@ -135,9 +154,13 @@ class Credentials:
     def _check_standing(self, row: ApiKeyRow) -> None:
         key = shown(row.key_id)
         if row.revoke_time is not None:
-            raise RemitError(ERROR_REASON_CREDENTIAL_REVOKED, f"{key} was revoked")
+            raise LapsedKeyError(
+                ERROR_REASON_CREDENTIAL_REVOKED, f"{key} was revoked", _holder(row)
+            )
         if row.expire_time is not None and row.expire_time <= self._clock.now():
-            raise RemitError(ERROR_REASON_CREDENTIAL_INVALID, f"{key} has expired")
+            raise LapsedKeyError(
+                ERROR_REASON_CREDENTIAL_INVALID, f"{key} has expired", _holder(row)
+            )
 
     def _remember(self, key_id: str, session: Session) -> None:
         if self._cache_s <= 0:
@@ -146,6 +169,10 @@ class Credentials:
         self._sessions.move_to_end(key_id)
         if len(self._sessions) > self._cache_size:
             self._sessions.popitem(last=False)
+
+
+def _holder(row: ApiKeyRow) -> Holder:
+    return Holder(row.org, row.subject, row.name)
 
 
 def _unknown(key: PresentedKey) -> RemitError:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 import grpc
 from google.rpc import status_pb2
 
+from remit.access import peer_of
+from remit.access_recorder import AccessRecorder
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CALLER_NOT_ALLOWED,
     ERROR_REASON_CREDENTIAL_INVALID,
@@ -23,10 +25,12 @@ from remit.api.errors.v1.error_reason_pb2 import (
 )
 from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
-from remit.policy.credentials import Credentials, Session
+from remit.policy.api_keys import shown_start
+from remit.policy.credentials import Credentials, LapsedKeyError, Session
 from remit.policy.epochs import Policies
 from remit.policy.metrics import count_edge, note_undecided
-from remit.rpc.calls import REMIT_KEY
+from remit.policy.visits import Visit
+from remit.rpc.calls import REMIT_KEY, current_call_or_none
 from remit.rpc.contracts import MethodContract, contract_of, method_unknown
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 from remit.rpc.rest import HTTP_STATUS, TRANSCODED_KEY, error_json, retry_after
@@ -42,9 +46,12 @@ _GRPC: Final = "application/grpc"
 class EdgeAuthorization:
     """Decides whether a client's call may enter the mesh, and as whom."""
 
-    def __init__(self, credentials: Credentials, policies: Policies) -> None:
+    def __init__(
+        self, credentials: Credentials, policies: Policies, accesses: AccessRecorder
+    ) -> None:
         self._credentials = credentials
         self._policies = policies
+        self._accesses = accesses
 
     async def Check(
         self,
@@ -54,25 +61,38 @@ class EdgeAuthorization:
         """Answer the edge. A refusal is an answer too, so that the client learns the reason."""
         http = request.attributes.request.http
         headers = {name.lower(): value for name, value in http.headers.items()}
+        visit = _visit(request)
         try:
-            token = await self._admit(http.path.partition("?")[0], headers)
+            token = await self._admit(visit, headers)
+            for access, occasion in visit.admitted():
+                self._accesses.allow(access, occasion)
         except RemitError as error:
             count_edge(error)
+            self._accesses.deny(*visit.refused(error))
             return refused(error, is_grpc=_speaks_grpc(headers))
         count_edge()
         return admitted(token)
 
-    async def _admit(self, path: str, headers: Mapping[str, str]) -> str:
+    async def _admit(self, visit: Visit, headers: Mapping[str, str]) -> str:
         """Return the remit for a call, or an empty string where the method asks for none."""
-        contract = public_contract(path)
+        contract = public_contract(visit.path)
+        visit.action = contract.permission or visit.action
         if contract.auth == options_pb2.AUTH_NONE:
             return ""
-        session = await self._credentials.session(presented_key(headers))
-        self._check_permission(session, contract)
+        presented = presented_key(headers)
+        visit.shown = shown_start(presented)
+        try:
+            session = await self._credentials.session(presented)
+        except LapsedKeyError as error:
+            visit.holder = error.holder
+            raise
+        visit.holder = session.holder
+        self._check_permission(visit, session, contract)
         return session.token
 
-    def _check_permission(self, session: Session, contract: MethodContract) -> None:
+    def _check_permission(self, visit: Visit, session: Session, contract: MethodContract) -> None:
         decision = session.decide(self._policies.book, contract.permission)
+        visit.decision = decision
         if decision.allow:
             return
         note_undecided(decision, contract.permission, session.principal.org, errors=decision.errors)
@@ -84,6 +104,13 @@ class EdgeAuthorization:
                 "policy_ids": ",".join(decision.policy_ids),
             },
         )
+
+
+def _visit(request: authorization_pb2.CheckRequest) -> Visit:
+    address = request.attributes.source.address.socket_address.address
+    path = request.attributes.request.http.path.partition("?")[0]
+    call = current_call_or_none()
+    return Visit(path=path, peer=peer_of(address), trace_id=call.trace_id if call else "")
 
 
 def public_contract(path: str) -> MethodContract:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 
 from remit import telemetry
+from remit.access_recorder import AccessRecorder, by_rpc
 from remit.api.audit.v1 import audit_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.api.policy.v1 import (
@@ -102,7 +103,6 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     ids: IdSource,
 ) -> Service:
     store, sets = PolicyStore(database), SetStore(database)
-    authority = Authority(store, policies, settings.operator_org)
     verifier = RemitVerifier(keys, clock)
     issuer = RemitIssuer(keys, clock, ids, lifetime_s=settings.remit_lifetime_s)
     recorder = AdminRecorder(
@@ -110,6 +110,16 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         mesh.stub(audit_service_pb2_grpc.AuditServiceStub),
         retry_s=settings.record_retry_s,
     )
+    accesses = AccessRecorder(
+        by_rpc(mesh.stub(audit_service_pb2_grpc.AuditServiceStub)),
+        clock,
+        ids,
+        reporter="policy",
+        flush_s=settings.access_flush_s,
+        interval_s=settings.access_interval_s,
+        max_entries=settings.access_max_entries,
+    )
+    authority = Authority(store, policies, settings.operator_org, accesses)
     credentials = Credentials(
         store=store,
         pepper=pepper,
@@ -136,6 +146,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         verifier=verifier,
         ids=ids,
         record=record,
+        accesses=accesses,
         decision_valid_s=settings.decision_valid_s,
     )
     admin = PolicyAdminService(
@@ -166,7 +177,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         clock=clock,
         ids=ids,
     )
-    edge = EdgeAuthorization(credentials, policies)
+    edge = EdgeAuthorization(credentials, policies, accesses)
     return Service(
         area="policy",
         servicers=(
@@ -181,6 +192,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         background=(
             recorder.run,
             record.run,
+            accesses.run,
             lambda: _follow(keys.refresh, settings.refresh_s),
             lambda: _follow(policies.refresh, settings.policies_refresh_s),
         ),

@@ -76,8 +76,7 @@ class RemitIssuer:
             RemitError: TOO_LARGE if tools and models do not fit into 4 KiB.
 
         """
-        principal = Principal(run.subject, names.org_of(run.subject), run.team, run.roles)
-        remit = self._remit(principal, epoch=epoch, account=run.account, run=run)
+        remit = self._remit(run.principal, epoch=epoch, account=run.account, run=run)
         return self._signed(replace(remit, fencing_token=fencing_token))
 
     def _remit(

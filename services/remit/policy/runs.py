@@ -17,11 +17,13 @@ from typing import Any, Final
 
 import asyncpg
 
+from remit import names
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_FENCED,
     ERROR_REASON_KEY_REUSED,
     ERROR_REASON_RUN_NOT_FOUND,
 )
+from remit.policy.rules import Principal
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
 
@@ -74,6 +76,11 @@ class Registration:
     delegable_models: tuple[str, ...] = ()
     outer_limits_nanos: tuple[int | None, ...] = ()
     """Limits of the runs above a sub-run, the outermost first."""
+
+    @property
+    def principal(self) -> Principal:
+        """On whose behalf it acts, as the policies see them."""
+        return Principal(self.subject, names.org_of(self.subject), self.team, self.roles)
 
     def exceeds(self, parent: Registration) -> tuple[str, ...]:
         """What it names that its parent may neither use nor pass on."""

@@ -15,7 +15,7 @@ from uuid import UUID
 import grpc
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from remit import names
+from remit.access_recorder import AccessRecorder
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_FENCED,
     ERROR_REASON_PERMISSION_DENIED,
@@ -51,6 +51,7 @@ from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.runs import Fences, Registration, RunStore, fenced
 from remit.policy.schema import RUN_AGENT
+from remit.policy.telling import DecisionTeller, Registering
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.ids import IdSource
@@ -80,6 +81,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         verifier: RemitVerifier,
         ids: IdSource,
         record: DecisionRecord,
+        accesses: AccessRecorder,
         decision_valid_s: float,
     ) -> None:
         self._policies = policies
@@ -89,6 +91,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self._verifier = verifier
         self._ids = ids
         self._record = record
+        self._teller = DecisionTeller(accesses)
         self._decision_valid_s = decision_valid_s
         self._registered: OrderedDict[str, Registration] = OrderedDict()
 
@@ -96,8 +99,10 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self, request: policy_service_pb2.CheckPermissionRequest, context: Context
     ) -> policy_service_pb2.CheckPermissionResponse:
         """Decide one action."""
-        with unasked_counted([request.resource]):
-            remit = await self._admitted(request)
+        remit = await self._admitted_or_error(request)
+        with unasked_counted([request.resource]), self._teller.refusals(remit, request):
+            if isinstance(remit, RemitError):
+                raise remit
             fences = await self._runs.fences(*_facts_about([remit]))
             book = await self._policies.at_least(fences.epoch)
             return self._answer(book, fences, remit, request)
@@ -124,8 +129,9 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.IssueRemitResponse:
         """Issue or renew the remit of a run."""
         check_issue(request)
-        wanted = await self._wanted(request)
-        run = await self._runs.claim(request.run, request.fencing_token, wanted)
+        with self._teller.registering(request.run, request.agent) as asked:
+            wanted = await self._wanted(request, asked)
+            run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
         return policy_service_pb2.IssueRemitResponse(remit=issued.token, lifetime=_lifetime(issued))
@@ -135,15 +141,15 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> policy_service_pb2.DelegateRemitResponse:
         """Issue or renew the remit of a sub-run."""
         check_delegation(request)
-        wanted = sub_registration(await self._delegating(request.parent_remit), request)
-        if request.run not in self._registered:
-            known, epoch = await self._runs.look_up(request.run)
-            if known is None:
-                owner = Principal(
-                    wanted.subject, names.org_of(wanted.subject), wanted.team, wanted.roles
-                )
-                _require_allowed(await self._policies.at_least(epoch), owner, request.agent)
-        run = await self._runs.claim(request.run, request.fencing_token, wanted)
+        with self._teller.registering(request.run, request.agent) as asked:
+            parent = await self._delegating(request.parent_remit)
+            asked.principal = parent.principal
+            wanted = sub_registration(parent, request)
+            if request.run not in self._registered:
+                known, epoch = await self._runs.look_up(request.run)
+                if known is None:
+                    _require_allowed(await self._policies.at_least(epoch), wanted.principal, asked)
+            run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
         return policy_service_pb2.DelegateRemitResponse(
@@ -202,7 +208,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         request: policy_service_pb2.CheckPermissionRequest,
     ) -> policy_service_pb2.CheckPermissionResult:
         try:
-            with unasked_counted([request.resource]):
+            with unasked_counted([request.resource]), self._teller.refusals(remit, request):
                 if isinstance(remit, RemitError):
                     raise remit
                 answer = self._answer(book, fences, remit, request)
@@ -224,6 +230,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             note_undecided(decision, request.action, request.resource, decision=name)
         else:
             count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
+        self._teller.answered(remit, request, decision, name)
         return answer_of(decision, name, self._decision_valid_s, book.clock.now())
 
     def _decide(
@@ -246,18 +253,21 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
 
     # ----------------------------------------------------------------------------------- runs
 
-    async def _wanted(self, request: policy_service_pb2.IssueRemitRequest) -> Registration | None:
+    async def _wanted(
+        self, request: policy_service_pb2.IssueRemitRequest, asked: Registering
+    ) -> Registration | None:
         """Return what the run shall be registered with; None if it is registered already."""
         known, epoch = self._registered.get(request.run), 0
         if known is None:
             known, epoch = await self._runs.look_up(request.run)
         if known is None:
-            return await self._register(request, await self._policies.at_least(epoch))
+            return await self._register(request, await self._policies.at_least(epoch), asked)
+        asked.principal = known.principal
         check_restated(known, request)
         return None
 
     async def _register(
-        self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook
+        self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook, asked: Registering
     ) -> Registration:
         """Build the registration of a new run from the client's remit, if the rules allow it."""
         if not request.client_remit:
@@ -272,7 +282,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         )
         _check_party(client, current_call().caller)
         principal = principal_of(client)
-        _require_allowed(book, principal, request.agent)
+        _require_allowed(book, principal, asked)
         return registration_of(principal, request)
 
     async def _delegating(self, parent_remit: str) -> Registration:
@@ -323,10 +333,12 @@ def _check_party(remit: Remit, caller: Caller.ValueType) -> None:
         )
 
 
-def _require_allowed(book: RuleBook, principal: Principal, agent: str) -> None:
+def _require_allowed(book: RuleBook, principal: Principal, asked: Registering) -> None:
     """Raise PERMISSION_DENIED unless the rules let the principal run the agent."""
+    agent = asked.agent
     decision = book.decide(Question(principal, RUN_AGENT, agent))
     note_undecided(decision, RUN_AGENT, agent)
+    asked.decided(principal, decision)
     if not decision.allow:
         raise RemitError(
             ERROR_REASON_PERMISSION_DENIED,

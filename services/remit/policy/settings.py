@@ -72,6 +72,27 @@ class PolicySettings(ServiceSettings):
     max_queue: int = Field(
         default=4096, ge=1, description="Runs that wait to be registered or fenced at most."
     )
+    access_flush_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds between appends of decisions to the audit log; equal ones share an"
+        " entry. A crash loses what was gathered since, but no effect's intent.",
+    )
+    access_interval_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which equal decisions outside of runs are counted before the next"
+        " entry about them.",
+    )
+    access_max_entries: int = Field(
+        default=16_384,
+        ge=64,
+        le=1_000_000,
+        description="Decisions kept for the audit log at most. Beyond it nothing is allowed;"
+        " refusals, which get half of the room, are counted without particulars.",
+    )
     record_retry_s: float = Field(
         default=5.0,
         gt=0,

@@ -98,6 +98,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.agent.household", "Household.tend"),
         Step("remit.agent.receipts", "Receipts.committed"),
         Step("remit.agent.receipts", "Receipts.adopted"),
+        Step("remit.agent.admin_log", "AdminLog.asked"),
         Step("remit.agent.conversation_store", "ConversationStore.create"),
         Step("remit.agent.conversation_store", "ConversationStore.delete"),
         Step("remit.agent.outbox", "Outbox.claim", is_idle_without_result=True),
@@ -121,6 +122,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.policy.service", "PolicyService.BatchCheckPermissions"),
         Step("remit.policy.ext_authz", "EdgeAuthorization.Check"),
         Step("remit.policy.decision_record", "DecisionRecord._store"),
+        Step("remit.access_recorder", "AccessRecorder._send"),
     ),
     "cost": (
         Step("remit.cost.store", "LedgerStore.open"),

@@ -258,22 +258,40 @@ class ExplainedDecision(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    POLICY_IDS_FIELD_NUMBER: _builtins.int
+    POLICY_EPOCH_FIELD_NUMBER: _builtins.int
+    LEAF_INDICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`decisions/{decision}`; empty where none was made."""
     allowed: _builtins.bool
     """Whether it allowed the effect: whatever started was allowed."""
     reason: _builtins.str
     """Why, in words; of a refusal alone, which need not be policy's own."""
+    policy_epoch: _builtins.int
+    """Epoch of the policies; 0 where it is not known."""
+    @_builtins.property
+    def policy_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the policies that decided, as policy's own entry in the log has them; empty where that entry is
+        not there yet, or no policy was asked.
+        """
+
+    @_builtins.property
+    def leaf_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Leaves of policy's entries about it, from 0; equal decisions of a run may share one."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         allowed: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        policy_ids: _abc.Iterable[_builtins.str] | None = ...,
+        policy_epoch: _builtins.int = ...,
+        leaf_indices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "leaf_indices", b"leaf_indices", "name", b"name", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,6 +36,10 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     """Sensitive records were read."""
     EVENT_KIND_ALERT: _EventKind.ValueType  # 5
     """A budget reached a share of its limit."""
+    EVENT_KIND_ACCESS: _EventKind.ValueType  # 6
+    """Somebody was let do something, or was refused: decisions of policy, uses of keys, and what the gateway
+    refused by itself. Equal ones may share an entry, whose detail counts them.
+    """
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """EventKind says what an event is about."""
@@ -52,6 +56,10 @@ EVENT_KIND_READ: EventKind.ValueType  # 4
 """Sensitive records were read."""
 EVENT_KIND_ALERT: EventKind.ValueType  # 5
 """A budget reached a share of its limit."""
+EVENT_KIND_ACCESS: EventKind.ValueType  # 6
+"""Somebody was let do something, or was refused: decisions of policy, uses of keys, and what the gateway
+refused by itself. Equal ones may share an entry, whose detail counts them.
+"""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _Outcome:

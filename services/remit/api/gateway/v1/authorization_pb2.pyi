@@ -56,6 +56,28 @@ class AttributeContext(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class Peer(_message.Message):
+        """Peer is an end of the connection (AttributeContext.Peer)."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def address(self) -> Global___Address:
+            """Its address."""
+
+        def __init__(
+            self,
+            *,
+            address: Global___Address | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Request(_message.Message):
         """Request is the request as it is being read (AttributeContext.Request)."""
 
@@ -131,7 +153,12 @@ class AttributeContext(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    SOURCE_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> Global___AttributeContext.Peer:
+        """Who sent it."""
+
     @_builtins.property
     def request(self) -> Global___AttributeContext.Request:
         """Its request."""
@@ -139,15 +166,66 @@ class AttributeContext(_message.Message):
     def __init__(
         self,
         *,
+        source: Global___AttributeContext.Peer | None = ...,
         request: Global___AttributeContext.Request | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttributeContext: _TypeAlias = AttributeContext  # noqa: Y015
+
+@_typing.final
+class Address(_message.Message):
+    """Address is where a party is (envoy.config.core.v3.Address)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKET_ADDRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def socket_address(self) -> Global___SocketAddress:
+        """By IP."""
+
+    def __init__(
+        self,
+        *,
+        socket_address: Global___SocketAddress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["socket_address", b"socket_address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["socket_address", b"socket_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Address: _TypeAlias = Address  # noqa: Y015
+
+@_typing.final
+class SocketAddress(_message.Message):
+    """SocketAddress is an IP address and a port (envoy.config.core.v3.SocketAddress)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_VALUE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The IP address in text form."""
+    port_value: _builtins.int
+    """The port."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        port_value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "port_value", b"port_value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SocketAddress: _TypeAlias = SocketAddress  # noqa: Y015
 
 @_typing.final
 class CheckResponse(_message.Message):
