@@ -11,6 +11,7 @@ same one and the log keeps one.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ from remit.rpc.remits import Remit
 
 MAX_REQUEST_ID_CHARS: Final = 64
 _SWEEP_LIMIT: Final = 64
+_REFUSED: Final = "refused "
+"""First word of the method of a request that was refused, and whose refusal is recorded."""
 _BEFORE_THE_FIRST: Final = (datetime.min.replace(tzinfo=UTC), "", "", "")
 _COLUMNS: Final = (
     "subject, method, request_id, org, body_digest, action, resource, detail, trace_id, response,"
@@ -83,6 +86,14 @@ def asked_by(
         detail=detail,
         trace_id=current_call().trace_id,
     )
+
+
+def refused(request: AdminRequest, detail: str) -> AdminRequest:
+    """The line for the log that says that a request was refused; `detail` says why, as JSON.
+
+    It is a request of its own: the one that was refused may be repeated and be refused again.
+    """
+    return dataclasses.replace(request, method=f"{_REFUSED}{request.method}", detail=detail)
 
 
 def request_id_violations(request_id: str) -> list[Violation]:
@@ -237,7 +248,11 @@ def admin_event(change: AdminChange) -> event_pb2.Event:
         subject=request.subject,
         action=request.action,
         resource=request.resource,
-        outcome=event_pb2.OUTCOME_SUCCEEDED,
+        outcome=(
+            event_pb2.OUTCOME_REFUSED
+            if request.method.startswith(_REFUSED)
+            else event_pb2.OUTCOME_SUCCEEDED
+        ),
         trace_id=request.trace_id,
         detail_json=request.detail,
     )

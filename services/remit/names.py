@@ -23,6 +23,7 @@ _PATTERNS: Final = {
     "tool": re.compile(rf"tools/({_ID})"),
     "model": re.compile(rf"models/({_ID})"),
     "claim": re.compile(rf"claims/({_UUID})"),
+    "approval": re.compile(rf"approvals/({_UUID})"),
     "reservation": re.compile(rf"reservations/({_UUID})-([0-9]+)"),
 }
 
@@ -96,6 +97,11 @@ def model_name(model: str) -> str:
 def claim_name(claim: str) -> str:
     """`claims/{claim}`; {claim} is a UUID in canonical text form."""
     return _checked("claim", f"claims/{claim}")
+
+
+def approval_name(approval: str) -> str:
+    """`approvals/{approval}`; {approval} is a UUID in canonical text form."""
+    return _checked("approval", f"approvals/{approval}")
 
 
 def reservation_name(claim: str, attempt: int) -> str:

@@ -212,7 +212,8 @@ class Replica:
         pool, listener = self.parts.pool, self.parts.listener
         sender = self.parts.sender
         leases = (pool.renew_leases, pool.stop_lapsed)
-        for work in (listener.listen, pool.claim_runs, *leases, sender.run):
+        approvals = self.parts.approvals
+        for work in (listener.listen, pool.claim_runs, *leases, sender.run, approvals.run):
             self.tasks.append(asyncio.create_task(work()))
 
     async def kill(self) -> None:
@@ -290,6 +291,7 @@ async def replica(world: World) -> AsyncIterator[StartReplica]:
                 "webhook_retry_base_s": 0.02,
                 "webhook_retry_cap_s": 0.1,
                 "webhook_poll_s": 0.05,
+                "approval_poll_s": 0.05,
                 **settings,
             }
             parts = await open_parts(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from remit.api.inference.v1 import (
     message_pb2,
 )
 from remit.api.options.v1 import options_pb2
-from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from remit.api.policy.v1 import approval_pb2, policy_service_pb2, policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.api.usage.v1 import usage_pb2
 from remit.rpc.calls import current_remit
@@ -114,6 +115,40 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     failures: list[RemitError] = field(default_factory=list)
     on_delegation: Callable[[str], Awaitable[None]] | None = None
     """Told of every sub-run that was registered, before its parent hears of it."""
+    approvals: dict[str, str] = field(default_factory=dict)
+    """Where approvals stand, such as PENDING."""
+    asked_about: int = 0
+    """Calls of BatchGetApprovals."""
+    withdrawn: list[str] = field(default_factory=list)
+    """Runs whose approvals were withdrawn."""
+    approvals_away: bool = False
+
+    async def BatchGetApprovals(
+        self, request: Any, context: Any
+    ) -> policy_service_pb2.BatchGetApprovalsResponse:
+        self.asked_about += 1
+        if self.approvals_away:
+            raise away("policy")
+        return policy_service_pb2.BatchGetApprovalsResponse(
+            approvals=[
+                approval_pb2.Approval(
+                    name=name,
+                    state=approval_pb2.ApprovalState.Value(
+                        f"APPROVAL_STATE_{self.approvals[name]}"
+                    ),
+                )
+                for name in request.names
+                if name in self.approvals
+            ]
+        )
+
+    async def WithdrawApprovals(
+        self, request: Any, context: Any
+    ) -> policy_service_pb2.WithdrawApprovalsResponse:
+        if self.approvals_away:
+            raise away("policy")
+        self.withdrawn.append(request.run)
+        return policy_service_pb2.WithdrawApprovalsResponse(withdrawn=1)
 
     async def IssueRemit(self, request: Any, context: Any) -> policy_service_pb2.IssueRemitResponse:
         if self.failures:
@@ -243,6 +278,8 @@ class Effects:
     held: int = 0
     acknowledged: set[str] = field(default_factory=set)
     """Claims whose results the agent said to have recorded: they are kept no more."""
+    wants_approval: set[str] = field(default_factory=set)
+    """Parts of keys whose effects a person must approve."""
     away: bool = False
     """Whether acknowledgements fail, and attempts are not told."""
     attempts: dict[tuple[str, int], attempt_pb2.Attempt] = field(default_factory=dict)
@@ -260,12 +297,29 @@ class Effects:
             if self.recorded[key].claim in self.acknowledged:
                 raise RemitError(reasons.ERROR_REASON_RESULT_NOT_KEPT, f"{key} was recorded")
             return self.recorded[key], True
+        if any(part in key for part in self.wants_approval):
+            self._require_approval(key)
         self.performed[key] += 1
         self.recorded[key] = answer = effect()
         if self.hold is not None:
             self.held += 1
             await self.hold.wait()
         return answer, False
+
+    def _require_approval(self, key: str) -> None:
+        """Asks a person once, and does what was decided."""
+        name = names.approval_name(str(uuid.uuid5(uuid.NAMESPACE_OID, key)))
+        state = self.policy.approvals.setdefault(name, "PENDING")
+        if state == "APPROVED":
+            return
+        is_pending = state == "PENDING"
+        raise RemitError(
+            reasons.ERROR_REASON_APPROVAL_REQUIRED
+            if is_pending
+            else reasons.ERROR_REASON_PERMISSION_DENIED,
+            f"the effect waits for {name}" if is_pending else f"{name} is {state}",
+            metadata={"approval": name},
+        )
 
     def these(self, keys: Sequence[attempt_pb2.AttemptKey]) -> list[attempt_pb2.Attempt]:
         """Where attempts stand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ PRIVACY = f"{API}.audit.v1.PrivacyService"
 GRANTS = f"{API}.policy.v1.GrantService"
 POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
+APPROVALS = f"{API}.policy.v1.ApprovalService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
 TOOLS = f"{API}.tools.v1.ToolService"
 
@@ -87,6 +89,10 @@ OF_POLICIES = {
     f"{POLICY_SETS}/{name}PolicySet{plural}"
     for name, plural in (("Push", ""), ("Diff", "s"), ("Rollback", ""))
 }
+OF_APPROVALS = {
+    f"{APPROVALS}/{name}"
+    for name in ("ListApprovals", "GetApproval", "WatchApprovals", "DecideApproval")
+}
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
     f"{AUDIT}/ExportLog",
@@ -134,7 +140,8 @@ async def a_file(rest: Rest) -> Answer:
 
 
 def test_every_operation_is_tried() -> None:
-    tried = {*READS, *OF_A_RUN, *OF_A_CONVERSATION, *OF_PRICES, *OF_POLICIES, *CHANGES, *STREAMS}
+    of_nouns = {*OF_A_CONVERSATION, *OF_PRICES, *OF_POLICIES, *OF_APPROVALS}
+    tried = {*READS, *OF_A_RUN, *of_nouns, *CHANGES, *STREAMS}
     assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
 
 
@@ -288,6 +295,24 @@ async def test_a_price_is_set_and_deleted(rest: Rest) -> None:
     huge = {"item": item, "callNanos": str(2**63), "requestId": new_id()}
     refused = await rest(f"{PRICES}/SetPrice", body=huge)
     assert (refused.status, len(changes.content["changes"])) == (400, 2)
+
+
+async def test_approvals_that_there_are_not(rest: Rest) -> None:
+    listed = await rest(f"{APPROVALS}/ListApprovals", query={"state": "APPROVAL_STATE_PENDING"})
+    assert fits(f"{APPROVALS}/ListApprovals", listed) == {"approvals": [], "nextPageToken": ""}
+    path = {"approval": str(uuid.uuid4())}
+    body = {
+        "verdict": "APPROVAL_VERDICT_APPROVE",
+        "digest": base64.b64encode(bytes(32)).decode(),
+        "requestId": new_id(),
+    }
+    for method, given in (("GetApproval", None), ("DecideApproval", body)):
+        answer = await rest(f"{APPROVALS}/{method}", path, body=given)
+        content = fits(f"{APPROVALS}/{method}", answer)
+        assert (answer.status, content["details"][0]["reason"]) == (404, "APPROVAL_NOT_FOUND")
+    refused = await rest(f"{APPROVALS}/WatchApprovals", query={"afterSequence": "-1"})
+    assert refused.status == 400
+    assert fits(f"{APPROVALS}/WatchApprovals", refused)["details"][0]["reason"] == "INVALID_REQUEST"
 
 
 async def test_a_run_is_paused_and_goes_on(rest: Rest) -> None:

@@ -66,6 +66,12 @@ class World:
     """Areas that answer UNAVAILABLE."""
     of_another: bool = False
     """Whether the run is another worker's by now: policy fences whoever asks."""
+    wants_approval: bool = False
+    """Whether policy wants a person to approve each effect."""
+    approved: set[bytes] = field(default_factory=set)
+    """Digests of actions that people approved."""
+    used: dict[bytes, int] = field(default_factory=dict)
+    """By which attempt an approval was used last, by digest."""
     broke_at_nanos: int | None = None
     """Above it no hold is extended; None: there is money for all."""
     deaf_to: set[str] = field(default_factory=set)
@@ -125,14 +131,30 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
         if self._world.of_another:
             error = RemitError(error_reason_pb2.ERROR_REASON_FENCED, "the run is another's")
             return policy_service_pb2.CheckPermissionResult(error=error.to_status())
-        allow, deny = permission_pb2.DECISION_ALLOW, permission_pb2.DECISION_DENY
         response = policy_service_pb2.CheckPermissionResponse(
-            decision=deny if self._world.denied else allow,
+            decision=self._decision(question),
             decision_id=f"decisions/{question.claim}-{question.attempt}",
             reason="because",
+            approval=f"approvals/{question.claim.removeprefix('claims/')}"
+            if self._world.wants_approval and question.action_digest
+            else "",
         )
         response.valid_for.FromSeconds(10)
         return policy_service_pb2.CheckPermissionResult(response=response)
+
+    def _decision(
+        self, question: policy_service_pb2.CheckPermissionRequest
+    ) -> permission_pb2.Decision.ValueType:
+        if self._world.denied:
+            return permission_pb2.DECISION_DENY
+        digest = question.action_digest
+        if self._world.wants_approval and digest not in self._world.approved:
+            return permission_pb2.DECISION_APPROVAL_REQUIRED
+        if self._world.wants_approval:
+            if self._world.used.setdefault(digest, question.attempt) > question.attempt:
+                return permission_pb2.DECISION_DENY
+            self._world.used[digest] = question.attempt
+        return permission_pb2.DECISION_ALLOW
 
 
 class Cost(cost_service_pb2_grpc.CostServiceServicer):

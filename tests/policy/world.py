@@ -22,6 +22,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import (
+    approval_service_pb2_grpc,
     grant_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
@@ -30,6 +31,10 @@ from remit.api.policy.v1 import (
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.approval_desk import ApprovalDesk
+from remit.policy.approval_keeper import ApprovalKeeper
+from remit.policy.approval_service import ApprovalService
+from remit.policy.approval_store import ApprovalStore
 from remit.policy.authority import Authority
 from remit.policy.bootstrap import bootstrap_admin
 from remit.policy.credentials import Credentials
@@ -162,6 +167,8 @@ class World:
         self.store = PolicyStore(database)
         self.sets = SetStore(database)
         self.runs = RunStore(database, max_batch=64, max_queue=1024)
+        self.approvals = ApprovalStore(database, self.ids, max_open=5000)
+        self.keeper = ApprovalKeeper(self.approvals, every_s=0.02)
         self.verifier = RemitVerifier(keys, clock)
         self.issuer = RemitIssuer(keys, clock, self.ids, lifetime_s=LIFETIME_S)
         self.mesh = MemoryMesh(PATIENCE)
@@ -262,6 +269,7 @@ class World:
             PolicyService(
                 policies=self.policies,
                 runs=self.runs,
+                approvals=ApprovalDesk(self.approvals),
                 keys=self.keys,
                 issuer=self.issuer,
                 verifier=self.verifier,
@@ -311,6 +319,18 @@ class World:
         )
         self.mesh.add(
             guard,
+            approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
+            ApprovalService(
+                store=self.approvals,
+                policy_store=self.store,
+                policies=self.policies,
+                recorder=self.recorder,
+                keeper=self.keeper,
+                heartbeat_s=PATIENCE,
+            ),
+        )
+        self.mesh.add(
+            guard,
             add_authorization_servicer,
             EdgeAuthorization(self.credentials, self.policies, self.accesses),
         )
@@ -350,4 +370,10 @@ class World:
         stub: grant_service_pb2_grpc.GrantServiceStub = self.mesh.as_caller(
             options_pb2.CALLER_PUBLIC
         ).stub(grant_service_pb2_grpc.GrantServiceStub)
+        return stub
+
+    def people(self) -> approval_service_pb2_grpc.ApprovalServiceStub:
+        stub: approval_service_pb2_grpc.ApprovalServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(approval_service_pb2_grpc.ApprovalServiceStub)
         return stub

@@ -13,12 +13,14 @@ from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from remit import telemetry
+from remit.agent.approvals import REASON, ApprovalAwaited
 from remit.agent.failures import Verdict, backoff_s
 from remit.agent.logbook import Logbook
 from remit.agent.metrics import waiting_for
 from remit.agent.run_remit import RunRemit
 from remit.agent.settings import AgentSettings
 from remit.api.agent.v1 import run_pb2
+from remit.approvals import APPROVAL
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
@@ -67,7 +69,10 @@ class Attempts:
     async def until_final(
         self, ask: Callable[[str], Awaitable[T]], judge: Callable[[RemitError], Verdict]
     ) -> T:
-        """What `ask(remit)` returns. Raises EffectFailed, or FENCED if the run is another's."""
+        """What `ask(remit)` returns.
+
+        Raises EffectFailed, ApprovalAwaited, or FENCED if the run is another's.
+        """
         tally = _Tally()
         await self._sit_out()
         while True:
@@ -79,6 +84,8 @@ class Attempts:
     async def _after_failure(self, error: RemitError, verdict: Verdict, tally: _Tally) -> None:
         if verdict is Verdict.STOP:
             raise error
+        if verdict is Verdict.AWAIT_APPROVAL and APPROVAL in error.metadata:
+            raise ApprovalAwaited(error) from error
         if verdict is Verdict.RETRY:
             await self._wait(error, tally)
         elif verdict is Verdict.RENEW_REMIT and tally.renewals < _MAX_RENEWALS:
@@ -116,7 +123,7 @@ class Attempts:
     async def _sit_out(self) -> None:
         """Goes on waiting where an earlier worker was waiting."""
         progress = self._logbook.progress
-        if progress.retry_time is not None:
+        if progress.retry_time is not None and progress.waits_for != REASON:
             with waiting_for(progress.waits_for):
                 await asyncio.sleep(self._seconds_until(progress.retry_time))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from google.protobuf import duration_pb2
 
 from remit import webhooks
+from remit.agent.approvals import ApprovalAwaited
 from remit.agent.attempts import EffectFailed
 from remit.agent.conversation import tool_key
 from remit.agent.decisions import Rest, next_action
@@ -42,11 +43,21 @@ class ToolCalls:
         self._work = work
         self._household = household
         self._logbook = work.logbook
+        self._awaited: list[RemitError] = []
         self._places = asyncio.Semaphore(work.settings.max_parallel_tools)
 
     async def make(self, step: int, calls: Sequence[ToolCall]) -> None:
-        """Makes the calls and records each. Raises FENCED, or RunOver if one ended the run."""
+        """Makes the calls and records each. Raises FENCED, or RunOver if one ended the run.
+
+        Raises ApprovalAwaited once all others have ended, if people must approve some first.
+        """
         await self._say_so()
+        self._awaited.clear()
+        await self._make_all(step, calls)
+        if self._awaited:
+            raise ApprovalAwaited(*self._awaited)
+
+    async def _make_all(self, step: int, calls: Sequence[ToolCall]) -> None:
         if len(calls) == 1:
             await self._make_one(step, calls[0])
             return
@@ -91,6 +102,8 @@ class ToolCalls:
 
         try:
             response = await self._work.attempts.until_final(once, judge_tool_failure)
+        except ApprovalAwaited as awaited:
+            self._awaited += awaited.errors
         except EffectFailed as failure:
             if failure.verdict is Verdict.IN_DOUBT and await self._may_repeat(call):
                 return await self._begin_again(step, call)

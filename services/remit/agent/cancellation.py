@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from remit import telemetry
+from remit.agent.approvals import REASON
 from remit.agent.decisions import End, next_action
 from remit.agent.erased_runs import ErasedRuns
 from remit.agent.journal import TERMINAL
@@ -29,6 +31,8 @@ _TRIES: Final = 5
 
 _BY_PARENT: Final = "the run that started it ends"
 """Request id under which a sub-run is cancelled."""
+
+log = telemetry.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Canceller:
                 await self._request(logbook, subject, request_id)
             await self.desk.fence(grant.run, grant.fencing_token)
             await self.stop_sub_runs(logbook)
+            await self.withdraw_approvals(logbook)
             await self._complete(logbook)
         except RemitError as error:
             if error.reason != reasons.ERROR_REASON_FENCED:
@@ -101,6 +106,18 @@ class Canceller:
                 draft = logbook.draft()
                 draft.add(ended_call(len(draft.progress.turns), call, run))
                 await logbook.commit(draft)
+
+    async def withdraw_approvals(self, logbook: Logbook) -> None:
+        """Withdraws what a run about to end still asks of people, if it asked for anything.
+
+        Policy may be away: nothing asks for the effect any more, and the approval lapses by itself.
+        """
+        if logbook.progress.waits_for != REASON:
+            return
+        try:
+            await self.desk.withdraw_approvals(logbook.progress.accepted.name)
+        except RemitError as error:
+            log.warning("approvals_not_withdrawn", reason=error.reason_name)
 
     async def stop_sub_run(self, name: str, *, by: str) -> run_pb2.Run | None:
         """The sub-run as it ended, by itself or because the run `by` ends; None if there is none.

@@ -76,6 +76,8 @@ class ErasedRuns:
         lost the run, DEPENDENCY_UNAVAILABLE: then it is to be tried again.
         """
         await self.desk.fence(taken.run, taken.fencing_token)
+        # What people were to approve says what the run was about.
+        await self.desk.withdraw_approvals(taken.run)
         for below in await self.books.reader.unfinished_sub_runs(taken.run):
             await self._take_and_end(below)
         stored = await self.books.reader.run(taken.run)
@@ -141,6 +143,7 @@ class ErasedRuns:
         run.CopyFrom(stored.run)
         run.state = run_pb2.RUN_STATE_FAILED
         run.error.CopyFrom(run_erased(stored.run).to_status())
+        run.ClearField("approvals")
         run.percent = 100
         run.last_sequence += 1
         if run.HasField("webhook"):

@@ -29,6 +29,8 @@ class Verdict(Enum):
     """The call failed for good; the model is told and may go on."""
     IN_DOUBT = auto()
     """Whether it happened is unknown to everybody; the definition says what then."""
+    AWAIT_APPROVAL = auto()
+    """People must approve it first: the run waits for them without a worker."""
     STOP = auto()
     """Another worker owns the run, or its subject was erased: write nothing, ask for nothing."""
     FAIL = auto()
@@ -39,6 +41,7 @@ _ALWAYS: Final = {
     reasons.ERROR_REASON_FENCED: Verdict.STOP,
     # The run cannot go on, and nothing of it may be written as if it could.
     reasons.ERROR_REASON_SUBJECT_ERASED: Verdict.STOP,
+    reasons.ERROR_REASON_APPROVAL_REQUIRED: Verdict.AWAIT_APPROVAL,
     reasons.ERROR_REASON_REMIT_INVALID: Verdict.RENEW_REMIT,
     # Nobody but a draining service or a broken connection cancels a call of ours.
     reasons.ERROR_REASON_CANCELLED: Verdict.RETRY,

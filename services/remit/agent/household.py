@@ -72,6 +72,10 @@ class Household:
         """Gives the run back until its sub-runs have ended."""
         await self.leases.park(Held(work.run, work.fencing_token))
 
+    async def park_for_approvals(self, work: Work, approvals: Sequence[str]) -> None:
+        """Gives the run back until one of these approvals is decided."""
+        await self.leases.park_for_approvals(Held(work.run, work.fencing_token), approvals)
+
     async def _tended(self, work: Work, step: int, call: ToolCall) -> run_pb2.ToolCallEnded | None:
         try:
             run = await work.attempts.until_final(

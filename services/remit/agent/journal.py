@@ -20,6 +20,7 @@ from remit.agent.fallback import Rules
 from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_pb2
+from remit.approvals import APPROVAL
 from remit.rpc.errors import RemitError
 
 _AFTER_CANCELLATION: Final = frozenset({"started", "tool_call_ended", "cancel_requested", "ended"})
@@ -192,6 +193,8 @@ class Progress:
     """When the step that waits may be tried again; None if none waits."""
     waits_for: str = ""
     """Reason of the newest wait."""
+    approvals: tuple[str, ...] = ()
+    """What people were asked to approve since a step went on last."""
     cancelled_by: str = ""
     paused_by: str = ""
     """Who halted the run; empty while it may go on."""
@@ -327,6 +330,7 @@ def _model_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress
             turns=(*progress.turns, asked),
             tally_before=progress.tally,
             retry_time=None,
+            approvals=(),
         )
     _require(step == turn.step and not turn.is_recorded, event, "asks for another step")
     begun = replace(asked, refusals=turn.refusals, fallback=turn.fallback, aside=turn.aside)
@@ -406,9 +410,16 @@ def _waiting(progress: Progress, event: run_pb2.RunEvent) -> Progress:
         progress,
         event,
         turns=turns,
+        approvals=_approvals(progress, reason),
         retry_time=waiting.retry_time.ToDatetime(UTC),
         waits_for=reason.reason_name,
     )
+
+
+def _approvals(progress: Progress, reason: RemitError) -> tuple[str, ...]:
+    asked = reason.metadata.get(APPROVAL, "")
+    known = progress.approvals
+    return (*known, asked) if asked and asked not in known else known
 
 
 def _cancel_requested(progress: Progress, event: run_pb2.RunEvent) -> Progress:
@@ -426,7 +437,7 @@ def _resumed(progress: Progress, event: run_pb2.RunEvent) -> Progress:
 
 def _ended(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     _require(event.ended.run.state in TERMINAL, event, "ends the run in a state that is not final")
-    return _after(progress, event, ended=event.ended.run, retry_time=None)
+    return _after(progress, event, ended=event.ended.run, retry_time=None, approvals=())
 
 
 _APPLY: Final[dict[str, Callable[[Progress, run_pb2.RunEvent], Progress]]] = {
@@ -457,7 +468,9 @@ def _open_turn(progress: Progress, event: run_pb2.RunEvent, step: int) -> Turn:
 
 
 def _with_turn(progress: Progress, event: run_pb2.RunEvent, turn: Turn) -> Progress:
-    return _after(progress, event, turns=(*progress.turns[:-1], turn), retry_time=None)
+    return _after(
+        progress, event, turns=(*progress.turns[:-1], turn), retry_time=None, approvals=()
+    )
 
 
 def _with_call(progress: Progress, event: run_pb2.RunEvent, turn: Turn, call: ToolCall) -> Progress:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -126,6 +127,23 @@ class LeaseStore:
         # Its sub-runs may have ended meanwhile, and nobody was told of a run that waits.
         await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
 
+    async def park_for_approvals(self, lease: Held, approvals: Sequence[str]) -> None:
+        """Gives a lease back until one of these approvals is decided or the run's time is up."""
+        await self._database.execute(
+            _PARK_FOR_APPROVALS, run_id(lease.run), lease.fencing_token, list(approvals)
+        )
+
+    async def awaiting(self, after: str, limit: int) -> dict[str, list[str]]:
+        """Runs after one of them that wait for approvals, with these, in order."""
+        first = run_id(after) if after else UUID(int=0)
+        rows = await self._database.fetch(_AWAITING, first, limit)
+        return {names.run_name(str(row["run"])): row["awaits_approvals"] for row in rows}
+
+    async def wake(self, runs: Sequence[str]) -> None:
+        """Lets runs be taken up that waited for approvals."""
+        await self._database.execute(_WAKE, [run_id(run) for run in runs])
+        await self._database.execute("SELECT pg_notify($1, $2)", CHANNEL, QUEUED)
+
     async def waiting(self) -> Waiting:
         """What waits for a worker."""
         rows = await self._database.fetch(_WAITING)
@@ -147,10 +165,13 @@ def _grant(row: asyncpg.Record) -> Grant:
 
 
 _MAY_GO_ON: Final = """(
-    NOT r.awaits_sub_runs OR r.deadline_time <= clock_timestamp()
-    OR NOT EXISTS (SELECT FROM runs s WHERE s.parent = r.run AND s.state < 3)
+    r.deadline_time <= clock_timestamp()
+    OR (r.awaits_approvals IS NULL AND (
+        NOT r.awaits_sub_runs
+        OR NOT EXISTS (SELECT FROM runs s WHERE s.parent = r.run AND s.state < 3)
+    ))
 )"""
-"""Condition on a run `r` that it waits for no sub-run."""
+"""Condition on a run `r` that it waits for no sub-run and no person."""
 
 _WAITING: Final = f"""
 SELECT org, count(*) FILTER (WHERE {IS_DUE}) AS runs,
@@ -189,6 +210,7 @@ WITH at_work AS (
 UPDATE runs SET
     owner = $1,
     awaits_sub_runs = false,
+    awaits_approvals = NULL,
     fencing_token = runs.fencing_token + 1,
     lease_expire_time = clock_timestamp() + make_interval(secs => $2::float8)
 FROM picked WHERE runs.run = picked.run
@@ -234,4 +256,22 @@ FROM held WHERE runs.run = held.run
 _PARK: Final = """
 UPDATE runs SET owner = NULL, lease_expire_time = NULL, awaits_sub_runs = true
 WHERE run = $1 AND fencing_token = $2 AND state < 3 AND owner IS NOT NULL
+"""
+
+_PARK_FOR_APPROVALS: Final = """
+UPDATE runs SET owner = NULL, lease_expire_time = NULL, awaits_approvals = $3
+WHERE run = $1 AND fencing_token = $2 AND state < 3 AND owner IS NOT NULL
+"""
+
+_AWAITING: Final = """
+SELECT run, awaits_approvals FROM runs
+WHERE awaits_approvals IS NOT NULL AND state < 3 AND run > $1 ORDER BY run LIMIT $2
+"""
+
+_WAKE: Final = """
+WITH parked AS MATERIALIZED (
+    SELECT r.run FROM runs r JOIN unnest($1::uuid[]) AS w (run) USING (run)
+    WHERE r.awaits_approvals IS NOT NULL ORDER BY r.run FOR UPDATE OF r
+)
+UPDATE runs SET awaits_approvals = NULL FROM parked WHERE runs.run = parked.run
 """

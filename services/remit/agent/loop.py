@@ -11,9 +11,11 @@ import contextlib
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Final
 
 from remit import telemetry
+from remit.agent.approvals import ApprovalAwaited
 from remit.agent.attempts import Attempts
 from remit.agent.calls import RunOver, ToolCalls
 from remit.agent.decisions import (
@@ -38,6 +40,7 @@ from remit.agent.spans import stage
 from remit.agent.tenure import Tenure
 from remit.agent.turns import ModelTurns
 from remit.agent.work import Outside, Work
+from remit.api.agent.v1 import run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
@@ -116,7 +119,10 @@ class RunWorker:
         limit = asyncio.timeout(max(0.0, tenure.deadline - self._clock.monotonic()))
         try:
             async with limit:
-                await self._go_on(work, tenure)
+                try:
+                    await self._go_on(work, tenure)
+                except ApprovalAwaited as awaited:
+                    await self._await_people(work, tenure, awaited)
         except (RemitError, RunOver):
             raise
         except Exception as error:
@@ -151,6 +157,20 @@ class RunWorker:
             else:
                 await self._end(work, action)
 
+    async def _await_people(self, work: Work, tenure: Tenure, awaited: ApprovalAwaited) -> None:
+        """Says for what the run waits, and gives it back until that is decided."""
+        left_s = max(0.0, tenure.deadline - self._clock.monotonic())
+        async with work.logbook.lock:
+            draft = work.logbook.draft()
+            for error in awaited.errors:
+                waiting = run_pb2.RunWaiting(reason=error.to_status())
+                waiting.retry_time.FromDatetime(self._clock.now() + timedelta(seconds=left_s))
+                draft.add(waiting)
+            await work.logbook.commit(draft)
+        log.info("run_awaits_approval", run=work.run, approvals=awaited.approvals)
+        if not tenure.handing_over:
+            await self._shop.household.park_for_approvals(work, awaited.approvals)
+
     def _facts(self, tenure: Tenure) -> dict[str, Value]:
         replica = self._shop.settings.replica
         return {RUN: tenure.run, REPLICA: replica, FENCING_TOKEN: tenure.fencing_token}
@@ -172,6 +192,7 @@ class RunWorker:
         if isinstance(next_action(work.logbook.progress), Rest):
             return
         await self._shop.household.canceller.stop_sub_runs(work.logbook)
+        await self._shop.household.canceller.withdraw_approvals(work.logbook)
         async with work.logbook.lock:
             draft = work.logbook.draft()
             draft.end(end)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from remit.agent.admin_log import AdminLog
 from remit.agent.admission import Admission
+from remit.agent.approvals import ApprovalWatch
 from remit.agent.cancellation import Canceller
 from remit.agent.catalog_service import AgentCatalogService
 from remit.agent.conversation_service import ConversationService
@@ -85,6 +86,7 @@ class AgentParts:
     feed: Feed
     listener: Listener
     sender: WebhookSender
+    approvals: ApprovalWatch
     store: RunStore
     receipts: Receipts
     erased: ErasedRuns
@@ -122,6 +124,7 @@ async def open_service(
                 parts.pool.stop_lapsed,
                 parts.sender.run,
                 functools.partial(parts.erased.look, settings.erased_poll_s),
+                parts.approvals.run,
             ],
             ready=[database.ping],
             drain=[_drain(parts), parts.sender.drain],
@@ -201,6 +204,11 @@ async def open_parts(
         feed=books.feed,
         listener=Listener(database.dsn, books.feed, origin=owner, orders=pool, tell=sender.wake),
         sender=sender,
+        approvals=ApprovalWatch(
+            leases,
+            mesh.stub(policy_service_pb2_grpc.PolicyServiceStub),
+            every_s=settings.approval_poll_s,
+        ),
         store=books.store,
         receipts=books.receipts,
         erased=erased,

@@ -85,6 +85,10 @@ class RemitDesk:
             policy_service_pb2.FenceRunRequest(run=run, min_fencing_token=fencing_token)
         )
 
+    async def withdraw_approvals(self, run: str) -> None:
+        """Withdraws what a run still asks of people. Raises what policy answers."""
+        await self._policy.WithdrawApprovals(policy_service_pb2.WithdrawApprovalsRequest(run=run))
+
     def is_fresh(self, issued: IssuedRemit) -> bool:
         """Whether a remit need not be renewed yet."""
         return issued.is_fresh(self._clock.monotonic())

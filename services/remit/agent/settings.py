@@ -163,6 +163,12 @@ class AgentSettings(ServiceSettings):
         le=600,
         description="Seconds between looks for unfinished runs whose subject was erased.",
     )
+    approval_poll_s: float = Field(
+        default=1.0,
+        ge=0.02,
+        le=60,
+        description="Seconds between looks whether the approvals that runs wait for are decided.",
+    )
     max_batch: int = Field(
         default=256, ge=1, le=4096, description="Journal entries in one commit at most."
     )

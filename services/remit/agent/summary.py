@@ -38,6 +38,7 @@ def ended_run(progress: Progress, end: End, now: datetime) -> run_pb2.Run:
         run.error.CopyFrom(end.error)
     if end.confidence is not None:
         run.confidence.CopyFrom(end.confidence)
+    run.ClearField("approvals")
     run.percent = 100
     run.end_time.FromDatetime(now)
     run.last_sequence = progress.sequence + 1
@@ -51,6 +52,7 @@ def _add_progress(run: run_pb2.Run, progress: Progress) -> None:
     run.state = progress.state
     run.percent = progress.percent
     run.stage = progress.stage
+    run.approvals.extend(progress.approvals)
     run.artifacts.extend(tally.artifacts)
     run.usage.CopyFrom(usage(tally))
     run.cost_nanos = tally.cost_nanos

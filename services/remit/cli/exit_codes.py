@@ -57,6 +57,9 @@ MEANINGS: Final = (
             "SUBJECT_ERASED",
             "POLICY_VERSION_CONFLICT",
             "EVENTS_ARCHIVED",
+            "APPROVAL_CLOSED",
+            "APPROVAL_MISMATCH",
+            "APPROVAL_ALREADY_GIVEN",
         ),
     ),
     Meaning(USAGE, "the command line is wrong"),
@@ -80,6 +83,8 @@ MEANINGS: Final = (
             "REMIT_INVALID",
             "CALLER_NOT_ALLOWED",
             "PERMISSION_DENIED",
+            "APPROVAL_REQUIRED",
+            "APPROVAL_NOT_YOURS",
         ),
     ),
     Meaning(
@@ -93,6 +98,7 @@ MEANINGS: Final = (
             "CONVERSATION_NOT_FOUND",
             "BUDGET_NOT_FOUND",
             "RESOURCE_NOT_FOUND",
+            "APPROVAL_NOT_FOUND",
         ),
     ),
     Meaning(

@@ -43,6 +43,9 @@ COMMANDS: Final = {
     "audit": Entry("remit.cli.audit", "List, follow, export, verify and witness the audit log."),
     "policy": Entry("remit.cli.policy", "Show, test, compare, push and roll back the policies."),
     "grants": Entry("remit.cli.grants", "Grant tools, list and revoke grants."),
+    "approvals": Entry(
+        "remit.cli.approvals", "List and follow what waits for approval; approve or deny."
+    ),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

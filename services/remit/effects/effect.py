@@ -46,6 +46,10 @@ class EffectRequest:
     """The exact arguments of a tool call."""
     arguments_digest: bytes = b""
     """SHA-256 over the canonical arguments, or empty."""
+    definition_digest: bytes = b""
+    """SHA-256 of the definition of the tool or model, 32 bytes, or empty."""
+    most: usage_pb2.Usage | None = None
+    """The most that it can ever use, where `bound` is only its beginning."""
     list_item: str = ""
     """Name of the item in a public price list, or empty."""
 

@@ -14,6 +14,7 @@ from remit.api.cost.v1 import reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects import metrics
+from remit.effects.approval import exact_action
 from remit.effects.claims import Attempt
 from remit.effects.effect import Callers, EffectRequest
 from remit.effects.permits import PermitSource
@@ -42,6 +43,7 @@ class RollingHold:
         self._request = request
         self._attempt = attempt
         self._callers = callers
+        self._began_with = reservation
         self._unanswered: usage_pb2.Usage | None = None
         """Asked for, and whether it is held is not known."""
         self.reservation = reservation
@@ -62,8 +64,9 @@ class RollingHold:
 
         Raises PERMISSION_DENIED or FENCED if not, or why there is no answer.
         """
+        action = exact_action(self._request, self._attempt.claim, self._began_with)
         await self._permits.recheck(
-            self._request, self._attempt.claim, self._attempt.attempt, self._callers.remit_token
+            self._request, self._attempt.attempt, self._callers.remit_token, action
         )
 
     async def extend(self, bound: usage_pb2.Usage) -> None:

@@ -20,6 +20,8 @@ from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservati
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
 from remit.api.usage.v1 import usage_pb2
+from remit.approvals import APPROVAL, ExactAction
+from remit.effects.approval import exact_action
 from remit.effects.batching import Batcher, opening_limits
 from remit.effects.effect import EffectRequest
 from remit.effects.sealing import AttemptSeal, Sealing
@@ -94,16 +96,35 @@ class PermitSource:
         assert not isinstance(reservation, BaseException)  # noqa: S101 - narrows
         assert not isinstance(intent_leaf, BaseException)  # noqa: S101 - narrows
         assert not isinstance(seal, BaseException)  # noqa: S101 - narrows
+        if decision.decision == permission_pb2.DECISION_APPROVAL_REQUIRED:
+            asked = self._clock.monotonic()
+            decision = await self._approved(request, claim, attempt, reservation)
         valid_s = decision.valid_for.ToNanoseconds() / 1e9
         return Permits(
             decision.decision_id, asked + _HOLDER_SHARE * valid_s, reservation, intent_leaf, seal
         )
 
+    async def _approved(
+        self,
+        request: EffectRequest,
+        claim: str,
+        attempt: int,
+        reservation: reservation_pb2.Reservation,
+    ) -> policy_service_pb2.CheckPermissionResponse:
+        """The decision by people's approval of exactly this. Raises APPROVAL_REQUIRED without it.
+
+        They are asked only now that the effect has its money.
+        """
+        question = _check_request(request, claim, attempt)
+        _state(question, exact_action(request, claim, reservation))
+        return await self._checks.ask(question)
+
     async def recheck(
-        self, request: EffectRequest, claim: str, attempt: int, remit_token: str
+        self, request: EffectRequest, attempt: int, remit_token: str, action: ExactAction
     ) -> None:
         """Raises PERMISSION_DENIED or FENCED if an effect may not go on, or why none can say."""
-        question = _check_request(request, claim, attempt)
+        question = _check_request(request, names.parse("claim", action.claim)[0], attempt)
+        _state(question, action)
         question.remit, question.continuing = remit_token, True
         await self._checks.ask(question)
 
@@ -184,7 +205,14 @@ def _check_request(
         arguments_digest=request.arguments_digest,
         claim=names.claim_name(claim),
         attempt=attempt,
+        definition_digest=request.definition_digest,
     )
+
+
+def _state(question: policy_service_pb2.CheckPermissionRequest, action: ExactAction) -> None:
+    """Says what exactly would be executed, for a person to approve."""
+    question.cost_bound_nanos = action.cost_bound_nanos
+    question.action_digest = action.digest()
 
 
 def _reserve_request(
@@ -219,20 +247,31 @@ def _allowed(
     result: policy_service_pb2.CheckPermissionResult,
     request: policy_service_pb2.CheckPermissionRequest,
 ) -> policy_service_pb2.CheckPermissionResponse | RemitError:
-    """The decision if it allows; anything else is a refusal."""
+    """The decision if it allows, or wants to be asked for an approval; all else is a refusal."""
     if result.WhichOneof("result") != "response":
         return RemitError.from_status(result.error)
     decision = result.response
     if decision.decision == permission_pb2.DECISION_ALLOW and decision.decision_id:
         return decision
+    facts = {
+        "action": request.action,
+        "resource": request.resource,
+        "decision": decision.decision_id,
+        **({APPROVAL: decision.approval} if decision.approval else {}),
+    }
+    if decision.decision == permission_pb2.DECISION_APPROVAL_REQUIRED:
+        if decision.approval:
+            return RemitError(
+                error_reason_pb2.ERROR_REASON_APPROVAL_REQUIRED,
+                f"{request.resource} waits for {decision.approval}: {decision.reason}",
+                metadata=facts,
+            )
+        if not request.action_digest:
+            return decision
     return RemitError(
         error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
         decision.reason or f"{request.action} on {request.resource} is not permitted",
-        metadata={
-            "action": request.action,
-            "resource": request.resource,
-            "decision": decision.decision_id,
-        },
+        metadata=facts,
     )
 
 

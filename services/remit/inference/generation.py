@@ -45,8 +45,12 @@ def effect_request(
         action=METHOD,
         resource=model.name,
         bound=with_output(whole, lease_of(model.engine, whole, terms).first()),
+        most=whole,
         idempotent=True,
         arguments_digest=digest,
+        definition_digest=hashlib.sha256(
+            model.to_message().SerializeToString(deterministic=True)
+        ).digest(),
         list_item=model.declaration.list_item,
     )
 

@@ -14,6 +14,8 @@ from google.protobuf import duration_pb2, json_format
 
 from remit import names
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2
+from remit.policy.approval_desk import Verdict
+from remit.policy.approval_desk import violations as approval_violations
 from remit.policy.entities import reference_to
 from remit.policy.facts import facts_of
 from remit.policy.remits import principal_of
@@ -35,6 +37,7 @@ def violations(request: policy_service_pb2.CheckPermissionRequest) -> list[Viola
         found.append(Violation("resource", f"must have 1 to {_MAX_RESOURCE_CHARS} characters"))
     found += _tool_violations(request) if names.is_name("tool", request.resource) else []
     found += _claim_violations(request)
+    found += [Violation(field, fault) for field, fault in approval_violations(request)]
     return found
 
 
@@ -107,24 +110,30 @@ def decision_id(claim: str, attempt: int, fresh: uuid.UUID) -> str:
 
 
 def answer_of(
-    decision: Decision, name: str, valid_s: float, now: datetime
+    verdict: Verdict, name: str, valid_s: float, now: datetime
 ) -> policy_service_pb2.CheckPermissionResponse:
     """The decision on the wire. A denial may be acted on as long as one likes: it has no time.
 
     A permission that rests on a grant may not be acted on after the grant's end.
     """
+    decision = verdict.decision
     valid_for = duration_pb2.Duration()
     if decision.end is not None:
         valid_s = min(valid_s, max((decision.end - now).total_seconds(), 0.0))
     if decision.allow:
         valid_for.FromNanoseconds(int(valid_s * 1e9))
     return policy_service_pb2.CheckPermissionResponse(
-        decision=(
-            permission_pb2.DECISION_ALLOW if decision.allow else permission_pb2.DECISION_DENY
-        ),
+        decision=_kind(verdict),
         decision_id=name,
         policy_ids=decision.policy_ids,
         reason=decision.reason,
         policy_epoch=decision.epoch,
         valid_for=valid_for,
+        approval=verdict.approval,
     )
+
+
+def _kind(verdict: Verdict) -> permission_pb2.Decision.ValueType:
+    if verdict.is_waiting:
+        return permission_pb2.DECISION_APPROVAL_REQUIRED
+    return permission_pb2.DECISION_ALLOW if verdict.decision.allow else permission_pb2.DECISION_DENY

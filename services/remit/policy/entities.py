@@ -23,6 +23,7 @@ _TYPES: Final = {
     "conversation": "Conversation",
     "tool": "Tool",
     "model": "Model",
+    "approval": "Approval",
 }
 # PermissionClass: none, read, write, execute. UNSPECIFIED is no class, and never the lowest.
 TOOL_CLASSES: Final = range(1, 5)
@@ -39,11 +40,14 @@ class Principal:
     roles: tuple[str, ...] = ()
 
 
-def entities_of(asked: Principal, resource: str, permission_class: int) -> list[dict[str, object]]:
+def entities_of(
+    asked: Principal, resource: str, permission_class: int, requester: str = ""
+) -> list[dict[str, object]]:
     """Every entity of a question; Cedar checks them against the schema when it parses them.
 
     Raises:
-        ValueError: a name that policies do not know, or a tool without its permission class.
+        ValueError: a name that policies do not know, a tool without its permission class, or an
+            approval without who asked for it.
 
     """
     org = reference(asked.org)
@@ -52,9 +56,21 @@ def entities_of(asked: Principal, resource: str, permission_class: int) -> list[
     entities = {asked.org: _entity(org), asked.user: _entity(reference(asked.user), user, parents)}
     if asked.team:
         entities[asked.team] = _entity(reference(asked.team), parents=[org])
-    for name, entity in _resource_entities(resource, permission_class).items():
+    stated = _resource_entities(resource, permission_class)
+    if names.is_name("approval", resource):
+        stated = _approval_entities(resource, requester)
+    for name, entity in stated.items():
         entities.setdefault(name, entity)
     return list(entities.values())
+
+
+def _approval_entities(approval: str, requester: str) -> dict[str, dict[str, object]]:
+    who, org = reference(requester), reference(names.org_of(requester))
+    return {
+        approval: _entity(reference(approval), {"requester": {"__entity": who}}, [org]),
+        requester: _entity(who, {"org": {"__entity": org}, "roles": []}, [org]),
+        org["id"]: _entity(org),
+    }
 
 
 def _resource_entities(resource: str, permission_class: int) -> dict[str, dict[str, object]]:

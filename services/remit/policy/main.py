@@ -13,6 +13,7 @@ from remit.access_recorder import AccessRecorder, by_rpc
 from remit.api.audit.v1 import audit_service_pb2_grpc, subject_key_service_pb2_grpc
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
 from remit.api.policy.v1 import (
+    approval_service_pb2_grpc,
     grant_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
@@ -21,6 +22,10 @@ from remit.api.policy.v1 import (
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.approval_desk import ApprovalDesk
+from remit.policy.approval_keeper import ApprovalKeeper
+from remit.policy.approval_service import ApprovalService
+from remit.policy.approval_store import ApprovalStore
 from remit.policy.authority import Authority
 from remit.policy.credentials import Credentials
 from remit.policy.decision_record import DecisionRecord
@@ -138,9 +143,12 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         max_queue=settings.decision_queue,
         interval_s=settings.decision_interval_s,
     )
+    approvals = ApprovalStore(database, ids, max_open=settings.max_open_approvals)
+    keeper = ApprovalKeeper(approvals, every_s=settings.approval_look_s)
     hot = PolicyService(
         policies=policies,
         runs=RunStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue),
+        approvals=ApprovalDesk(approvals),
         keys=keys,
         issuer=issuer,
         verifier=verifier,
@@ -177,6 +185,14 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         clock=clock,
         ids=ids,
     )
+    people = ApprovalService(
+        store=approvals,
+        policy_store=store,
+        policies=policies,
+        recorder=recorder,
+        keeper=keeper,
+        heartbeat_s=settings.heartbeat_s,
+    )
     edge = EdgeAuthorization(credentials, policies, accesses)
     return Service(
         area="policy",
@@ -185,6 +201,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (policy_admin_service_pb2_grpc.add_PolicyAdminServiceServicer_to_server, admin),
             (policy_set_service_pb2_grpc.add_PolicySetServiceServicer_to_server, policy_sets),
             (grant_service_pb2_grpc.add_GrantServiceServicer_to_server, grants),
+            (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, people),
             (add_authorization_servicer, edge),
         ),
         verifier=verifier,
@@ -195,8 +212,10 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             accesses.run,
             lambda: _follow(keys.refresh, settings.refresh_s),
             lambda: _follow(policies.refresh, settings.policies_refresh_s),
+            keeper.run,
         ),
         ready=(database.ping,),
+        drain=(keeper.close,),
     )
 
 

@@ -20,8 +20,8 @@ from remit.rpc.errors import RemitError
 DECISIONS: Final = Counter(
     "remit_policy_decisions_total",
     "Decisions about effects, by kind of resource (model, tool, other) and decision: ALLOW, DENY,"
-    " UNDECIDED where a policy failed, or the reason why nothing was asked. UNDECIDED counts"
-    " questions of runs and of the edge too.",
+    " APPROVAL_REQUIRED where people decide, UNDECIDED where a policy failed, or the reason why"
+    " nothing was asked. UNDECIDED counts questions of runs and of the edge too.",
     ["kind", "decision"],
 )
 EDGE: Final = Counter(

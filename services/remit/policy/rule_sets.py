@@ -19,6 +19,7 @@ import cedarpy
 from cedarpy import pst
 
 from remit import names
+from remit.policy.approval_terms import ANNOTATION, Terms, terms_of
 from remit.policy.statements import Statement, TextFaultError, statements
 
 MAX_FILES: Final = 200
@@ -100,6 +101,8 @@ class WrittenPolicy:
     actions: frozenset[str] | None
     resource: str
     looked_at: frozenset[str]
+    approval: Terms | None = None
+    """Whose approval it wants; None: nobody's."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,12 @@ def _parsed(name: str, statement: Statement) -> WrittenPolicy | PolicyFault:
     return _written(name, statement, policy)
 
 
-def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPolicy:
+def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPolicy | PolicyFault:
     identifier = policy.annotations["id"]
+    try:
+        approval = terms_of(policy.annotations)
+    except ValueError as error:
+        return PolicyFault(name, statement.line, identifier, f"@{ANNOTATION} {error}")
     return WrittenPolicy(
         identifier=identifier,
         reason=policy.annotations.get("reason") or identifier,
@@ -210,6 +217,7 @@ def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPo
         actions=_actions(policy.action),
         resource=_only_resource(policy.resource),
         looked_at=_looked_at(policy.clauses),
+        approval=approval,
     )
 
 

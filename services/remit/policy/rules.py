@@ -18,10 +18,11 @@ from typing import Final
 import cedarpy
 
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
+from remit.policy.approval_terms import Terms, wanted
 from remit.policy.entities import Principal, entities_of, reference
 from remit.policy.grants import CALL, Grants, cedar_time
 from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
-from remit.policy.slices import Slices
+from remit.policy.slices import Slice, Slices
 from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.errors import RemitError
 
@@ -45,6 +46,8 @@ class Question:
     context: Mapping[str, object] = field(default_factory=dict)
     time: datetime | None = None
     """When it is asked, for `context.now`; None is now."""
+    requester: str = ""
+    """Of an approval: the user who asked for it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Decision:
     failed_policies: tuple[str, ...] = ()
     end: datetime | None = None
     """When the grants that permit it end; None where no grant does, or none ends."""
+    approval: Terms | None = None
+    """What would make it an allowance; None where nothing would, and where it is one."""
 
 
 class RuleBook:
@@ -82,6 +87,11 @@ class RuleBook:
         self.clock = clock or SystemClock()
         self._slices = slices or Slices(rules)
         self._reasons = {policy.identifier: policy.reason for policy in rules.policies}
+        self._terms = {
+            policy.identifier: policy.approval
+            for policy in rules.policies
+            if policy.approval is not None
+        }
         # Parsing the entities is a third of a decision, and runs ask about the same few again and
         # again. What is kept are the facts of the question, never its answer.
         self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
@@ -106,15 +116,42 @@ class RuleBook:
         try:
             request = _request(question, now)
             entities = self._parse_entities(
-                question.principal, question.resource, question.permission_class
+                question.principal,
+                question.resource,
+                question.permission_class,
+                question.requester,
             )
         except ValueError as error:
             return Decision(allow=False, policy_ids=(), reason=str(error), epoch=self.epoch)
         policies = self._slices.of(question.action, question.resource)
+        decision = self._evaluated(question, request, entities, policies)
+        terms = wanted(decision.policy_ids, self._terms)
+        if terms is None:
+            return decision
+        if decision.allow:
+            # Nothing but an approval permits it, unless a grant does.
+            granted = self._by_grants(question, request, entities)
+            return granted if granted.allow else _awaiting(decision, terms)
+        # Nothing but an approval forbids it. Is there what permits it then?
+        lifted = self._evaluated(question, request, entities, policies.lifted)
+        if not lifted.allow:
+            return lifted
+        more = wanted(lifted.policy_ids, self._terms)
+        every = Terms.of([terms, more] if more else [terms])
+        return _awaiting(replace(decision, end=lifted.end), every)
+
+    def _evaluated(
+        self,
+        question: Question,
+        request: dict[str, object],
+        entities: cedarpy.Entities,
+        policies: Slice,
+    ) -> Decision:
+        """What these policies say, and where they say nothing the grants; approvals aside."""
         answer = self._ask(request, policies.parsed, entities)
         if isinstance(answer, tuple):
             return self._undecided(answer, policies.identifier)
-        if not answer.allowed and not answer.diagnostics.reasons and question.action == CALL:
+        if not answer.allowed and not answer.diagnostics.reasons:
             return self._by_grants(question, request, entities)
         return self._decided(question, answer, self._reasons)
 
@@ -122,6 +159,8 @@ class RuleBook:
         self, question: Question, request: dict[str, object], entities: cedarpy.Entities
     ) -> Decision:
         """Ask the grants where the policies neither permit nor forbid: they only permit."""
+        if question.action != CALL:
+            return self._denied_by_default(question)
         who = question.principal
         agent = question.context.get("agent")
         asking = [who.user, who.team, agent["__entity"]["id"] if isinstance(agent, dict) else ""]
@@ -149,9 +188,9 @@ class RuleBook:
         return tuple(answer.diagnostics.errors) or answer
 
     def _parsed_entities(
-        self, asked: Principal, resource: str, permission_class: int
+        self, asked: Principal, resource: str, permission_class: int, requester: str
     ) -> cedarpy.Entities:
-        stated = json.dumps(entities_of(asked, resource, permission_class))
+        stated = json.dumps(entities_of(asked, resource, permission_class, requester))
         return cedarpy.Entities.from_json_str(stated, self.rules.schema)
 
     def _undecided(self, errors: tuple[str, ...], name_of: Callable[[str], str]) -> Decision:
@@ -193,6 +232,12 @@ def rule_book(source: PolicySource, epoch: int) -> RuleBook:
         return RuleBook(compile_policies(source), epoch)
     except PolicyFaultsError as error:
         raise RemitError(ERROR_REASON_CONFIGURATION_INVALID, str(error)) from error
+
+
+def _awaiting(decision: Decision, terms: Terms) -> Decision:
+    """A denial for want of an approval: who knows of no approvals denies."""
+    told = decision.reason.partition(": ")[2]
+    return replace(decision, allow=False, reason=f"needs approval: {told}", approval=terms)
 
 
 def _default_denial(question: Question) -> str:

@@ -21,6 +21,7 @@ _ORG: Final = "Org"
 # Besides the org itself, what an action of each noun may be about.
 _RESOURCES: Final = {
     "agents": ("Agent",),
+    "approvals": ("Approval",),
     "audit": ("User",),
     "budgets": ("Team", "User"),
     "conversations": ("Conversation",),

@@ -26,6 +26,7 @@ from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.policy.api_keys import shown
+from remit.policy.approval_desk import ApprovalDesk, Verdict
 from remit.policy.checks import (
     answer_of,
     decision_id,
@@ -76,6 +77,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         *,
         policies: Policies,
         runs: RunStore,
+        approvals: ApprovalDesk,
         keys: KeyRing,
         issuer: RemitIssuer,
         verifier: RemitVerifier,
@@ -86,6 +88,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> None:
         self._policies = policies
         self._runs = runs
+        self._approvals = approvals
         self._keys = keys
         self._issuer = issuer
         self._verifier = verifier
@@ -105,7 +108,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
                 raise remit
             fences = await self._runs.fences(*_facts_about([remit]))
             book = await self._policies.at_least(fences.epoch)
-            return self._answer(book, fences, remit, request)
+            return await self._answer(book, fences, remit, request)
 
     async def BatchCheckPermissions(
         self, request: policy_service_pb2.BatchCheckPermissionsRequest, context: Context
@@ -120,7 +123,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             book = await self._policies.at_least(fences.epoch)
         response = policy_service_pb2.BatchCheckPermissionsResponse()
         for remit, item in zip(remits, request.requests, strict=True):
-            response.results.append(self._result(book, fences, remit, item))
+            response.results.append(await self._result(book, fences, remit, item))
             await asyncio.sleep(0)  # a decision takes a tenth of a millisecond: let others in
         return response
 
@@ -166,6 +169,21 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         token = await self._runs.fence(request.run, request.min_fencing_token)
         return policy_service_pb2.FenceRunResponse(min_fencing_token=token)
 
+    async def BatchGetApprovals(
+        self, request: policy_service_pb2.BatchGetApprovalsRequest, context: Context
+    ) -> policy_service_pb2.BatchGetApprovalsResponse:
+        """Tell how approvals stand that runs wait for."""
+        return policy_service_pb2.BatchGetApprovalsResponse(
+            approvals=await self._approvals.these(request.names)
+        )
+
+    async def WithdrawApprovals(
+        self, request: policy_service_pb2.WithdrawApprovalsRequest, context: Context
+    ) -> policy_service_pb2.WithdrawApprovalsResponse:
+        """Withdraw what a run that ends still asks of people."""
+        withdrawn = await self._approvals.withdraw(request.run)
+        return policy_service_pb2.WithdrawApprovalsResponse(withdrawn=withdrawn)
+
     async def ListRemitKeys(
         self, request: policy_service_pb2.ListRemitKeysRequest, context: Context
     ) -> policy_service_pb2.ListRemitKeysResponse:
@@ -200,7 +218,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         except RemitError as error:
             return error
 
-    def _result(
+    async def _result(
         self,
         book: RuleBook,
         fences: Fences,
@@ -211,12 +229,12 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             with unasked_counted([request.resource]), self._teller.refusals(remit, request):
                 if isinstance(remit, RemitError):
                     raise remit
-                answer = self._answer(book, fences, remit, request)
+                answer = await self._answer(book, fences, remit, request)
         except RemitError as error:
             return policy_service_pb2.CheckPermissionResult(error=error.to_status())
         return policy_service_pb2.CheckPermissionResult(response=answer)
 
-    def _answer(
+    async def _answer(
         self,
         book: RuleBook,
         fences: Fences,
@@ -226,12 +244,16 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         _check_fence(fences, remit)
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         decision = self._decide(book, fences, remit, request, name)
+        verdict = Verdict(decision)
+        if decision.approval is not None:
+            verdict = await self._approvals.answer(decision, decision.approval, remit, request)
         if decision.errors:
             note_undecided(decision, request.action, request.resource, decision=name)
         else:
-            count_decision(request.resource, "ALLOW" if decision.allow else "DENY")
-        self._teller.answered(remit, request, decision, name)
-        return answer_of(decision, name, self._decision_valid_s, book.clock.now())
+            count_decision(request.resource, verdict.word)
+        if verdict.approval or not verdict.is_waiting:
+            self._teller.answered(remit, request, verdict.decision, name)
+        return answer_of(verdict, name, self._decision_valid_s, book.clock.now())
 
     def _decide(
         self,

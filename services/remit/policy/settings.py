@@ -117,3 +117,19 @@ class PolicySettings(ServiceSettings):
     simulation_processes: int = Field(
         default=2, ge=1, le=16, description="Processes that try policies on recorded decisions."
     )
+    approval_look_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds between looks for approvals whose time is over, and for changes that"
+        " those who follow approvals are told.",
+    )
+    max_open_approvals: int = Field(
+        default=1000, ge=1, description="Approvals of an org that wait for people at most."
+    )
+    heartbeat_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=10,
+        description="Seconds without a change after which a watch of approvals sends a heartbeat.",
+    )

@@ -9,6 +9,7 @@ condition.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cached_property
 from typing import Final
 
 import cedarpy
@@ -26,6 +27,11 @@ class Slice:
         self.parsed = cedarpy.PolicySet.from_str(
             "\n".join(policy.text for policy in policies), release_gil=True
         )
+
+    @cached_property
+    def lifted(self) -> Slice:
+        """The same without what is forbidden only until people approve it."""
+        return Slice(tuple(p for p in self.policies if p.approval is None or p.effect != "forbid"))
 
     def identifier(self, position: str) -> str:
         """The `@id` behind the name that Cedar gives a policy in its errors, `policy3`."""

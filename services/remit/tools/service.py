@@ -236,6 +236,7 @@ def _effect_request(
         permission_class=definition.permission_class,
         arguments=request.arguments,
         arguments_digest=arguments_digest(request.arguments),
+        definition_digest=definition.digest,
     )
 
 

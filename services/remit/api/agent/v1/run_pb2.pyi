@@ -180,6 +180,7 @@ class Run(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     FORK_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
     WEBHOOK_FIELD_NUMBER: _builtins.int
     ERASED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -270,6 +271,12 @@ class Run(_message.Message):
         """How sure the result is, and what kind of result it is; unset until SUCCEEDED."""
 
     @_builtins.property
+    def approvals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Approvals that it waits for, `approvals/{approval}`; empty while it waits for nobody. It holds no worker then and
+        goes on when one of them is decided, or ends when its time is up.
+        """
+
+    @_builtins.property
     def webhook(self) -> Global___Webhook:
         """Where its end is told, and how far that is; unset: nowhere. Sub-runs have none."""
 
@@ -304,12 +311,13 @@ class Run(_message.Message):
         stage: _builtins.str = ...,
         fork: Global___RunFork | None = ...,
         confidence: _confidence_pb2.Confidence | None = ...,
+        approvals: _abc.Iterable[_builtins.str] | None = ...,
         webhook: Global___Webhook | None = ...,
         erased: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "confidence", b"confidence", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fork", b"fork", "last_leaf_index", b"last_leaf_index", "limits", b"limits", "schedule_time", b"schedule_time", "start_time", b"start_time", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "artifacts", b"artifacts", "confidence", b"confidence", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "erased", b"erased", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index", "agent", b"agent", "agent_version", b"agent_version", "approvals", b"approvals", "artifacts", b"artifacts", "confidence", b"confidence", "context", b"context", "conversation", b"conversation", "cost_nanos", b"cost_nanos", "create_time", b"create_time", "end_time", b"end_time", "erased", b"erased", "error", b"error", "fork", b"fork", "history_runs", b"history_runs", "last_leaf_index", b"last_leaf_index", "last_sequence", b"last_sequence", "limits", b"limits", "name", b"name", "parent", b"parent", "percent", b"percent", "previous_run", b"previous_run", "priority", b"priority", "result", b"result", "schedule_time", b"schedule_time", "stage", b"stage", "start_time", b"start_time", "state", b"state", "subject", b"subject", "task", b"task", "usage", b"usage", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_leaf_index: _TypeAlias = _typing.Literal["last_leaf_index"]  # noqa: Y015
     _WhichOneofArgType__last_leaf_index: _TypeAlias = _typing.Literal["_last_leaf_index", b"_last_leaf_index"]  # noqa: Y015
@@ -960,7 +968,9 @@ class RunWaiting(_message.Message):
 
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is tried again."""
+        """When it is tried again. Where the reason is APPROVAL_REQUIRED: at the latest; it is tried again when people have
+        decided.
+        """
 
     def __init__(
         self,

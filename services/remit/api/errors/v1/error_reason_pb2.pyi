@@ -114,6 +114,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Under these policies no administrator could change the policies any more."""
     ERROR_REASON_POLICY_VERSION_CONFLICT: _ErrorReason.ValueType  # 52
     """The policies changed since the request was made ready."""
+    ERROR_REASON_APPROVAL_REQUIRED: _ErrorReason.ValueType  # 58
+    """The policies want a person to approve this effect first."""
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 59
+    """No such approval, or it is none of yours."""
+    ERROR_REASON_APPROVAL_CLOSED: _ErrorReason.ValueType  # 60
+    """The approval is decided, expired, used or withdrawn; a decision comes too late."""
+    ERROR_REASON_APPROVAL_MISMATCH: _ErrorReason.ValueType  # 61
+    """The digest is not that of the approval: something else would be approved than is asked for."""
+    ERROR_REASON_APPROVAL_NOT_YOURS: _ErrorReason.ValueType  # 62
+    """Who decides is not among those who may: who asked never is."""
+    ERROR_REASON_APPROVAL_ALREADY_GIVEN: _ErrorReason.ValueType  # 63
+    """The same person has decided about it before."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -208,4 +220,16 @@ ERROR_REASON_POLICY_LOCKOUT: ErrorReason.ValueType  # 51
 """Under these policies no administrator could change the policies any more."""
 ERROR_REASON_POLICY_VERSION_CONFLICT: ErrorReason.ValueType  # 52
 """The policies changed since the request was made ready."""
+ERROR_REASON_APPROVAL_REQUIRED: ErrorReason.ValueType  # 58
+"""The policies want a person to approve this effect first."""
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 59
+"""No such approval, or it is none of yours."""
+ERROR_REASON_APPROVAL_CLOSED: ErrorReason.ValueType  # 60
+"""The approval is decided, expired, used or withdrawn; a decision comes too late."""
+ERROR_REASON_APPROVAL_MISMATCH: ErrorReason.ValueType  # 61
+"""The digest is not that of the approval: something else would be approved than is asked for."""
+ERROR_REASON_APPROVAL_NOT_YOURS: ErrorReason.ValueType  # 62
+"""Who decides is not among those who may: who asked never is."""
+ERROR_REASON_APPROVAL_ALREADY_GIVEN: ErrorReason.ValueType  # 63
+"""The same person has decided about it before."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

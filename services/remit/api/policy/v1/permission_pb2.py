@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$remit/api/policy/v1/permission.proto\x12\x13remit.api.policy.v1*\xa3\x01\n\x0fPermissionClass\x12 \n\x1cPERMISSION_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PERMISSION_CLASS_NONE\x10\x01\x12\x19\n\x15PERMISSION_CLASS_READ\x10\x02\x12\x1a\n\x16PERMISSION_CLASS_WRITE\x10\x03\x12\x1c\n\x18PERMISSION_CLASS_EXECUTE\x10\x04*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$remit/api/policy/v1/permission.proto\x12\x13remit.api.policy.v1*\xa3\x01\n\x0fPermissionClass\x12 \n\x1cPERMISSION_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15PERMISSION_CLASS_NONE\x10\x01\x12\x19\n\x15PERMISSION_CLASS_READ\x10\x02\x12\x1a\n\x16PERMISSION_CLASS_WRITE\x10\x03\x12\x1c\n\x18PERMISSION_CLASS_EXECUTE\x10\x04*k\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x12\x1e\n\x1a\x44\x45\x43ISION_APPROVAL_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PERMISSIONCLASS']._serialized_start=62
   _globals['_PERMISSIONCLASS']._serialized_end=225
   _globals['_DECISION']._serialized_start=227
-  _globals['_DECISION']._serialized_end=302
+  _globals['_DECISION']._serialized_end=334
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,8 @@ class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.Val
     """The action may be done."""
     DECISION_DENY: _Decision.ValueType  # 2
     """The action must not be done."""
+    DECISION_APPROVAL_REQUIRED: _Decision.ValueType  # 3
+    """The action may be done once a person has approved it."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
     """Decision is the answer of a policy."""
@@ -70,4 +72,6 @@ DECISION_ALLOW: Decision.ValueType  # 1
 """The action may be done."""
 DECISION_DENY: Decision.ValueType  # 2
 """The action must not be done."""
+DECISION_APPROVAL_REQUIRED: Decision.ValueType  # 3
+"""The action may be done once a person has approved it."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015

@@ -27,10 +27,11 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
+from remit.api.policy.v1 import approval_pb2 as remit_dot_api_dot_policy_dot_v1_dot_approval__pb2
 from remit.api.policy.v1 import permission_pb2 as remit_dot_api_dot_policy_dot_v1_dot_permission__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(remit/api/policy/v1/policy_service.proto\x12\x13remit.api.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a$remit/api/policy/v1/permission.proto\"\x8f\x02\n\x16\x43heckPermissionRequest\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12>\n\x10permission_class\x18\x04 \x01(\x0e\x32$.remit.api.policy.v1.PermissionClass\x12\x30\n\targuments\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x18\n\x10\x61rguments_digest\x18\x06 \x01(\x0c\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12\x12\n\ncontinuing\x18\t \x01(\x08\"\xc7\x01\n\x17\x43heckPermissionResponse\x12/\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1d.remit.api.policy.v1.Decision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x12\n\npolicy_ids\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0cpolicy_epoch\x18\x05 \x01(\x03\x12,\n\tvalid_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x1c\x42\x61tchCheckPermissionsRequest\x12=\n\x08requests\x18\x01 \x03(\x0b\x32+.remit.api.policy.v1.CheckPermissionRequest\"\\\n\x1d\x42\x61tchCheckPermissionsResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.remit.api.policy.v1.CheckPermissionResult\"\x88\x01\n\x15\x43heckPermissionResult\x12@\n\x08response\x18\x01 \x01(\x0b\x32,.remit.api.policy.v1.CheckPermissionResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xe4\x01\n\x11IssueRemitRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x03\x12\x1a\n\x0c\x63lient_remit\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1b\n\x0emax_cost_nanos\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x64\x65legable_tools\x18\x08 \x03(\t\x12\x18\n\x10\x64\x65legable_models\x18\t \x03(\tB\x11\n\x0f_max_cost_nanos\"V\n\x12IssueRemitResponse\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe7\x01\n\x14\x44\x65legateRemitRequest\x12\x1a\n\x0cparent_remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1b\n\x0emax_cost_nanos\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x64\x65legable_tools\x18\x08 \x03(\t\x12\x18\n\x10\x64\x65legable_models\x18\t \x03(\tB\x11\n\x0f_max_cost_nanos\"Y\n\x15\x44\x65legateRemitResponse\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\x0f\x46\x65nceRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x19\n\x11min_fencing_token\x18\x02 \x01(\x03\"-\n\x10\x46\x65nceRunResponse\x12\x19\n\x11min_fencing_token\x18\x01 \x01(\x03\"\x16\n\x14ListRemitKeysRequest\"D\n\x15ListRemitKeysResponse\x12+\n\x04keys\x18\x01 \x03(\x0b\x32\x1d.remit.api.policy.v1.RemitKey\"_\n\x08RemitKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xe9\x06\n\rPolicyService\x12\x95\x01\n\x0f\x43heckPermission\x12+.remit.api.policy.v1.CheckPermissionRequest\x1a,.remit.api.policy.v1.CheckPermissionResponse\"\'\x8a\xe7\x18#\x08\x01\x10\x01\x1a\x02\x08\x02\"\x02\x08\x01*\x06\x02\x03\x04\x06\x07\x05\x30\x02X\x04`\x80\x80\x44h\x80\x80\x04p\x80\x04\x12\xa4\x01\n\x15\x42\x61tchCheckPermissions\x12\x31.remit.api.policy.v1.BatchCheckPermissionsRequest\x1a\x32.remit.api.policy.v1.BatchCheckPermissionsResponse\"$\x8a\xe7\x18 \x08\x01\x10\x01\x1a\x02\x08\x02\"\x02\x08\x01*\x03\x02\x03\x04\x30\x02X\x04`\x80\x80\x80\x02h\x80\x80@p@\x12\x81\x01\n\nIssueRemit\x12&.remit.api.policy.v1.IssueRemitRequest\x1a\'.remit.api.policy.v1.IssueRemitResponse\"\"\x8a\xe7\x18\x1e\x08\x01\x10\x01\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80\x80\x04h\x80\x80\x01p\x80\x02\x12\x8a\x01\n\rDelegateRemit\x12).remit.api.policy.v1.DelegateRemitRequest\x1a*.remit.api.policy.v1.DelegateRemitResponse\"\"\x8a\xe7\x18\x1e\x08\x01\x10\x01\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80\x80\x08h\x80\x80\x01p\x80\x02\x12y\n\x08\x46\x65nceRun\x12$.remit.api.policy.v1.FenceRunRequest\x1a%.remit.api.policy.v1.FenceRunResponse\" \x8a\xe7\x18\x1c\x08\x01\x10\x02\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80 h\x80 p\x80\x02\x12\x8c\x01\n\rListRemitKeys\x12).remit.api.policy.v1.ListRemitKeysRequest\x1a*.remit.api.policy.v1.ListRemitKeysResponse\"$\x8a\xe7\x18 \x08\x01\x10\x03\x1a\x02\x08\x02\"\x02\x08\x01*\x05\x02\x03\x04\x06\x07\x30\x02X\x04`\x80 h\x80\x80\x04p@b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(remit/api/policy/v1/policy_service.proto\x12\x13remit.api.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/options/v1/options.proto\x1a\"remit/api/policy/v1/approval.proto\x1a$remit/api/policy/v1/permission.proto\"\xf5\x02\n\x16\x43heckPermissionRequest\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12>\n\x10permission_class\x18\x04 \x01(\x0e\x32$.remit.api.policy.v1.PermissionClass\x12\x30\n\targuments\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x18\n\x10\x61rguments_digest\x18\x06 \x01(\x0c\x12\r\n\x05\x63laim\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12\x12\n\ncontinuing\x18\t \x01(\x08\x12\x19\n\x11\x64\x65\x66inition_digest\x18\n \x01(\x0c\x12\x1d\n\x10\x63ost_bound_nanos\x18\x0b \x01(\x03H\x00\x88\x01\x01\x12\x15\n\raction_digest\x18\x0c \x01(\x0c\x42\x13\n\x11_cost_bound_nanos\"\xd9\x01\n\x17\x43heckPermissionResponse\x12/\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1d.remit.api.policy.v1.Decision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x12\n\npolicy_ids\x18\x03 \x03(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0cpolicy_epoch\x18\x05 \x01(\x03\x12,\n\tvalid_for\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x61pproval\x18\x07 \x01(\t\"]\n\x1c\x42\x61tchCheckPermissionsRequest\x12=\n\x08requests\x18\x01 \x03(\x0b\x32+.remit.api.policy.v1.CheckPermissionRequest\"\\\n\x1d\x42\x61tchCheckPermissionsResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.remit.api.policy.v1.CheckPermissionResult\"\x88\x01\n\x15\x43heckPermissionResult\x12@\n\x08response\x18\x01 \x01(\x0b\x32,.remit.api.policy.v1.CheckPermissionResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xe4\x01\n\x11IssueRemitRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x03\x12\x1a\n\x0c\x63lient_remit\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1b\n\x0emax_cost_nanos\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x64\x65legable_tools\x18\x08 \x03(\t\x12\x18\n\x10\x64\x65legable_models\x18\t \x03(\tB\x11\n\x0f_max_cost_nanos\"V\n\x12IssueRemitResponse\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe7\x01\n\x14\x44\x65legateRemitRequest\x12\x1a\n\x0cparent_remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x1b\n\x0emax_cost_nanos\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x64\x65legable_tools\x18\x08 \x03(\t\x12\x18\n\x10\x64\x65legable_models\x18\t \x03(\tB\x11\n\x0f_max_cost_nanos\"Y\n\x15\x44\x65legateRemitResponse\x12\x13\n\x05remit\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\x0f\x46\x65nceRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x19\n\x11min_fencing_token\x18\x02 \x01(\x03\"-\n\x10\x46\x65nceRunResponse\x12\x19\n\x11min_fencing_token\x18\x01 \x01(\x03\")\n\x18\x42\x61tchGetApprovalsRequest\x12\r\n\x05names\x18\x01 \x03(\t\"M\n\x19\x42\x61tchGetApprovalsResponse\x12\x30\n\tapprovals\x18\x01 \x03(\x0b\x32\x1d.remit.api.policy.v1.Approval\"\'\n\x18WithdrawApprovalsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\".\n\x19WithdrawApprovalsResponse\x12\x11\n\twithdrawn\x18\x01 \x01(\x05\"\x16\n\x14ListRemitKeysRequest\"D\n\x15ListRemitKeysResponse\x12+\n\x04keys\x18\x01 \x03(\x0b\x32\x1d.remit.api.policy.v1.RemitKey\"_\n\x08RemitKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x97\t\n\rPolicyService\x12\x95\x01\n\x0f\x43heckPermission\x12+.remit.api.policy.v1.CheckPermissionRequest\x1a,.remit.api.policy.v1.CheckPermissionResponse\"\'\x8a\xe7\x18#\x08\x01\x10\x01\x1a\x02\x08\x02\"\x02\x08\x01*\x06\x02\x03\x04\x06\x07\x05\x30\x02X\x04`\x80\x80\x44h\x80\x80\x04p\x80\x04\x12\xa4\x01\n\x15\x42\x61tchCheckPermissions\x12\x31.remit.api.policy.v1.BatchCheckPermissionsRequest\x1a\x32.remit.api.policy.v1.BatchCheckPermissionsResponse\"$\x8a\xe7\x18 \x08\x01\x10\x01\x1a\x02\x08\x02\"\x02\x08\x01*\x03\x02\x03\x04\x30\x02X\x04`\x80\x80\x80\x02h\x80\x80@p@\x12\x81\x01\n\nIssueRemit\x12&.remit.api.policy.v1.IssueRemitRequest\x1a\'.remit.api.policy.v1.IssueRemitResponse\"\"\x8a\xe7\x18\x1e\x08\x01\x10\x01\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80\x80\x04h\x80\x80\x01p\x80\x02\x12\x8a\x01\n\rDelegateRemit\x12).remit.api.policy.v1.DelegateRemitRequest\x1a*.remit.api.policy.v1.DelegateRemitResponse\"\"\x8a\xe7\x18\x1e\x08\x01\x10\x01\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80\x80\x08h\x80\x80\x01p\x80\x02\x12y\n\x08\x46\x65nceRun\x12$.remit.api.policy.v1.FenceRunRequest\x1a%.remit.api.policy.v1.FenceRunResponse\" \x8a\xe7\x18\x1c\x08\x01\x10\x02\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80 h\x80 p\x80\x02\x12\x95\x01\n\x11\x42\x61tchGetApprovals\x12-.remit.api.policy.v1.BatchGetApprovalsRequest\x1a..remit.api.policy.v1.BatchGetApprovalsResponse\"!\x8a\xe7\x18\x1d\x08\x01\x10\x03\x1a\x02\x08\x02\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80\x80\x04h\x80\x80@p@\x12\x93\x01\n\x11WithdrawApprovals\x12-.remit.api.policy.v1.WithdrawApprovalsRequest\x1a..remit.api.policy.v1.WithdrawApprovalsResponse\"\x1f\x8a\xe7\x18\x1b\x08\x01\x10\x02\x1a\x02\x08\x03\"\x02\x08\x01*\x01\x02\x30\x02X\x04`\x80 h\x80 p@\x12\x8c\x01\n\rListRemitKeys\x12).remit.api.policy.v1.ListRemitKeysRequest\x1a*.remit.api.policy.v1.ListRemitKeysResponse\"$\x8a\xe7\x18 \x08\x01\x10\x03\x1a\x02\x08\x02\"\x02\x08\x01*\x05\x02\x03\x04\x06\x07\x30\x02X\x04`\x80 h\x80\x80\x04p@b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,36 +60,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYSERVICE'].methods_by_name['DelegateRemit']._serialized_options = b'\212\347\030\036\010\001\020\001\032\002\010\003\"\002\010\001*\001\0020\002X\004`\200\200\010h\200\200\001p\200\002'
   _globals['_POLICYSERVICE'].methods_by_name['FenceRun']._loaded_options = None
   _globals['_POLICYSERVICE'].methods_by_name['FenceRun']._serialized_options = b'\212\347\030\034\010\001\020\002\032\002\010\003\"\002\010\001*\001\0020\002X\004`\200 h\200 p\200\002'
+  _globals['_POLICYSERVICE'].methods_by_name['BatchGetApprovals']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['BatchGetApprovals']._serialized_options = b'\212\347\030\035\010\001\020\003\032\002\010\002\"\002\010\001*\001\0020\002X\004`\200\200\004h\200\200@p@'
+  _globals['_POLICYSERVICE'].methods_by_name['WithdrawApprovals']._loaded_options = None
+  _globals['_POLICYSERVICE'].methods_by_name['WithdrawApprovals']._serialized_options = b'\212\347\030\033\010\001\020\002\032\002\010\003\"\002\010\001*\001\0020\002X\004`\200 h\200 p@'
   _globals['_POLICYSERVICE'].methods_by_name['ListRemitKeys']._loaded_options = None
   _globals['_POLICYSERVICE'].methods_by_name['ListRemitKeys']._serialized_options = b'\212\347\030 \010\001\020\003\032\002\010\002\"\002\010\001*\005\002\003\004\006\0070\002X\004`\200 h\200\200\004p@'
-  _globals['_CHECKPERMISSIONREQUEST']._serialized_start=260
-  _globals['_CHECKPERMISSIONREQUEST']._serialized_end=531
-  _globals['_CHECKPERMISSIONRESPONSE']._serialized_start=534
-  _globals['_CHECKPERMISSIONRESPONSE']._serialized_end=733
-  _globals['_BATCHCHECKPERMISSIONSREQUEST']._serialized_start=735
-  _globals['_BATCHCHECKPERMISSIONSREQUEST']._serialized_end=828
-  _globals['_BATCHCHECKPERMISSIONSRESPONSE']._serialized_start=830
-  _globals['_BATCHCHECKPERMISSIONSRESPONSE']._serialized_end=922
-  _globals['_CHECKPERMISSIONRESULT']._serialized_start=925
-  _globals['_CHECKPERMISSIONRESULT']._serialized_end=1061
-  _globals['_ISSUEREMITREQUEST']._serialized_start=1064
-  _globals['_ISSUEREMITREQUEST']._serialized_end=1292
-  _globals['_ISSUEREMITRESPONSE']._serialized_start=1294
-  _globals['_ISSUEREMITRESPONSE']._serialized_end=1380
-  _globals['_DELEGATEREMITREQUEST']._serialized_start=1383
-  _globals['_DELEGATEREMITREQUEST']._serialized_end=1614
-  _globals['_DELEGATEREMITRESPONSE']._serialized_start=1616
-  _globals['_DELEGATEREMITRESPONSE']._serialized_end=1705
-  _globals['_FENCERUNREQUEST']._serialized_start=1707
-  _globals['_FENCERUNREQUEST']._serialized_end=1764
-  _globals['_FENCERUNRESPONSE']._serialized_start=1766
-  _globals['_FENCERUNRESPONSE']._serialized_end=1811
-  _globals['_LISTREMITKEYSREQUEST']._serialized_start=1813
-  _globals['_LISTREMITKEYSREQUEST']._serialized_end=1835
-  _globals['_LISTREMITKEYSRESPONSE']._serialized_start=1837
-  _globals['_LISTREMITKEYSRESPONSE']._serialized_end=1905
-  _globals['_REMITKEY']._serialized_start=1907
-  _globals['_REMITKEY']._serialized_end=2002
-  _globals['_POLICYSERVICE']._serialized_start=2005
-  _globals['_POLICYSERVICE']._serialized_end=2878
+  _globals['_CHECKPERMISSIONREQUEST']._serialized_start=296
+  _globals['_CHECKPERMISSIONREQUEST']._serialized_end=669
+  _globals['_CHECKPERMISSIONRESPONSE']._serialized_start=672
+  _globals['_CHECKPERMISSIONRESPONSE']._serialized_end=889
+  _globals['_BATCHCHECKPERMISSIONSREQUEST']._serialized_start=891
+  _globals['_BATCHCHECKPERMISSIONSREQUEST']._serialized_end=984
+  _globals['_BATCHCHECKPERMISSIONSRESPONSE']._serialized_start=986
+  _globals['_BATCHCHECKPERMISSIONSRESPONSE']._serialized_end=1078
+  _globals['_CHECKPERMISSIONRESULT']._serialized_start=1081
+  _globals['_CHECKPERMISSIONRESULT']._serialized_end=1217
+  _globals['_ISSUEREMITREQUEST']._serialized_start=1220
+  _globals['_ISSUEREMITREQUEST']._serialized_end=1448
+  _globals['_ISSUEREMITRESPONSE']._serialized_start=1450
+  _globals['_ISSUEREMITRESPONSE']._serialized_end=1536
+  _globals['_DELEGATEREMITREQUEST']._serialized_start=1539
+  _globals['_DELEGATEREMITREQUEST']._serialized_end=1770
+  _globals['_DELEGATEREMITRESPONSE']._serialized_start=1772
+  _globals['_DELEGATEREMITRESPONSE']._serialized_end=1861
+  _globals['_FENCERUNREQUEST']._serialized_start=1863
+  _globals['_FENCERUNREQUEST']._serialized_end=1920
+  _globals['_FENCERUNRESPONSE']._serialized_start=1922
+  _globals['_FENCERUNRESPONSE']._serialized_end=1967
+  _globals['_BATCHGETAPPROVALSREQUEST']._serialized_start=1969
+  _globals['_BATCHGETAPPROVALSREQUEST']._serialized_end=2010
+  _globals['_BATCHGETAPPROVALSRESPONSE']._serialized_start=2012
+  _globals['_BATCHGETAPPROVALSRESPONSE']._serialized_end=2089
+  _globals['_WITHDRAWAPPROVALSREQUEST']._serialized_start=2091
+  _globals['_WITHDRAWAPPROVALSREQUEST']._serialized_end=2130
+  _globals['_WITHDRAWAPPROVALSRESPONSE']._serialized_start=2132
+  _globals['_WITHDRAWAPPROVALSRESPONSE']._serialized_end=2178
+  _globals['_LISTREMITKEYSREQUEST']._serialized_start=2180
+  _globals['_LISTREMITKEYSREQUEST']._serialized_end=2202
+  _globals['_LISTREMITKEYSRESPONSE']._serialized_start=2204
+  _globals['_LISTREMITKEYSRESPONSE']._serialized_end=2272
+  _globals['_REMITKEY']._serialized_start=2274
+  _globals['_REMITKEY']._serialized_end=2369
+  _globals['_POLICYSERVICE']._serialized_start=2372
+  _globals['_POLICYSERVICE']._serialized_end=3547
 # @@protoc_insertion_point(module_scope)

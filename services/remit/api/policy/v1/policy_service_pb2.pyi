@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from remit.api.policy.v1 import approval_pb2 as _approval_pb2
 from remit.api.policy.v1 import permission_pb2 as _permission_pb2
 import builtins as _builtins
 import sys
@@ -38,6 +39,9 @@ class CheckPermissionRequest(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CONTINUING_FIELD_NUMBER: _builtins.int
+    DEFINITION_DIGEST_FIELD_NUMBER: _builtins.int
+    COST_BOUND_NANOS_FIELD_NUMBER: _builtins.int
+    ACTION_DIGEST_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The remit under which the effect would start; its subject is the principal."""
     action: _builtins.str
@@ -56,6 +60,16 @@ class CheckPermissionRequest(_message.Message):
     """The effect of the claim began while the remit was in time, and goes on: the question is whether it still
     may. The remit may have expired since, by ten minutes at most. Needs a claim.
     """
+    definition_digest: _builtins.bytes
+    """SHA-256 of the definition of the tool or model that would be used; 32 bytes, or empty."""
+    cost_bound_nanos: _builtins.int
+    """The most that the effect can cost, in nano-USD. With `action_digest` it asks for the approval of a person,
+    where the policies want one: the first question leaves both out, and none is bothered for what has no money.
+    """
+    action_digest: _builtins.bytes
+    """What the asker will execute, as it states it: the digest over every field that an approval is bound to, 32
+    bytes. Policy makes the same from the remit and this question, and refuses where the two differ.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The exact arguments of a tool call."""
@@ -72,12 +86,17 @@ class CheckPermissionRequest(_message.Message):
         claim: _builtins.str = ...,
         attempt: _builtins.int = ...,
         continuing: _builtins.bool = ...,
+        definition_digest: _builtins.bytes = ...,
+        cost_bound_nanos: _builtins.int | None = ...,
+        action_digest: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos", "arguments", b"arguments", "cost_bound_nanos", b"cost_bound_nanos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "continuing", b"continuing", "permission_class", b"permission_class", "remit", b"remit", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos", "action", b"action", "action_digest", b"action_digest", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "continuing", b"continuing", "cost_bound_nanos", b"cost_bound_nanos", "definition_digest", b"definition_digest", "permission_class", b"permission_class", "remit", b"remit", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cost_bound_nanos: _TypeAlias = _typing.Literal["cost_bound_nanos"]  # noqa: Y015
+    _WhichOneofArgType__cost_bound_nanos: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_bound_nanos) -> _WhichOneofReturnType__cost_bound_nanos | None: ...
 
 Global___CheckPermissionRequest: _TypeAlias = CheckPermissionRequest  # noqa: Y015
 
@@ -93,14 +112,19 @@ class CheckPermissionResponse(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     VALID_FOR_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     decision: _permission_pb2.Decision.ValueType
-    """Allow or deny."""
+    """Allow, deny, or allow once a person has approved."""
     decision_id: _builtins.str
     """Identifier of the decision, derived from claim and attempt where there is a claim."""
     reason: _builtins.str
     """The reason in words, for people."""
     policy_epoch: _builtins.int
     """Policy epoch that decided."""
+    approval: _builtins.str
+    """The approval that a person must give, gave or refused, `approvals/{approval}`. Empty where none is needed, and
+    where APPROVAL_REQUIRED answers a question without `action_digest`: ask again with it.
+    """
     @_builtins.property
     def policy_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`@id` of each policy that determined the decision."""
@@ -118,10 +142,11 @@ class CheckPermissionResponse(_message.Message):
         reason: _builtins.str = ...,
         policy_epoch: _builtins.int = ...,
         valid_for: _duration_pb2.Duration | None = ...,
+        approval: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "decision_id", b"decision_id", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "reason", b"reason", "valid_for", b"valid_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "decision", b"decision", "decision_id", b"decision_id", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "reason", b"reason", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,6 +463,98 @@ class FenceRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FenceRunResponse: _TypeAlias = FenceRunResponse  # noqa: Y015
+
+@_typing.final
+class BatchGetApprovalsRequest(_message.Message):
+    """BatchGetApprovalsRequest names approvals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 256, `approvals/{approval}`."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetApprovalsRequest: _TypeAlias = BatchGetApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class BatchGetApprovalsResponse(_message.Message):
+    """BatchGetApprovalsResponse tells how they stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[_approval_pb2.Approval]:
+        """Those that there are, without the arguments of their calls."""
+
+    def __init__(
+        self,
+        *,
+        approvals: _abc.Iterable[_approval_pb2.Approval] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGetApprovalsResponse: _TypeAlias = BatchGetApprovalsResponse  # noqa: Y015
+
+@_typing.final
+class WithdrawApprovalsRequest(_message.Message):
+    """WithdrawApprovalsRequest names a run that ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """`runs/{run}`."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawApprovalsRequest: _TypeAlias = WithdrawApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawApprovalsResponse(_message.Message):
+    """WithdrawApprovalsResponse tells how many were withdrawn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    withdrawn: _builtins.int
+    """Approvals that nobody can give any more; 0 at a repetition."""
+    def __init__(
+        self,
+        *,
+        withdrawn: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawApprovalsResponse: _TypeAlias = WithdrawApprovalsResponse  # noqa: Y015
 
 @_typing.final
 class ListRemitKeysRequest(_message.Message):

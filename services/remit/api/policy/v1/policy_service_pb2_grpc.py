@@ -61,6 +61,16 @@ class PolicyServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunResponse.FromString,
                 _registered_method=True)
+        self.BatchGetApprovals = channel.unary_unary(
+                '/remit.api.policy.v1.PolicyService/BatchGetApprovals',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsResponse.FromString,
+                _registered_method=True)
+        self.WithdrawApprovals = channel.unary_unary(
+                '/remit.api.policy.v1.PolicyService/WithdrawApprovals',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsResponse.FromString,
+                _registered_method=True)
         self.ListRemitKeys = channel.unary_unary(
                 '/remit.api.policy.v1.PolicyService/ListRemitKeys',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.ListRemitKeysRequest.SerializeToString,
@@ -113,6 +123,20 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetApprovals(self, request, context):
+        """Tells how approvals stand that runs wait for; one that there is not is left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawApprovals(self, request, context):
+        """Withdraws what a run still asks of people, because it ends. Nobody may approve it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRemitKeys(self, request, context):
         """Lists the public keys that verify remits, the retired ones that may still be in use included.
         """
@@ -147,6 +171,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.FenceRun,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunResponse.SerializeToString,
+            ),
+            'BatchGetApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetApprovals,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsResponse.SerializeToString,
+            ),
+            'WithdrawApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawApprovals,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsResponse.SerializeToString,
             ),
             'ListRemitKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRemitKeys,
@@ -291,6 +325,60 @@ class PolicyService:
             '/remit.api.policy.v1.PolicyService/FenceRun',
             remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.FenceRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicyService/BatchGetApprovals',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.BatchGetApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicyService/WithdrawApprovals',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__service__pb2.WithdrawApprovalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

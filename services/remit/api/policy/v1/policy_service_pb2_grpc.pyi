@@ -36,6 +36,10 @@ class PolicyServiceStub:
     """Raises the least fencing token that a run's remits must carry, so that whoever holds a lower one
     can start nothing more. Raising to a token already reached changes nothing.
     """
+    BatchGetApprovals: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.BatchGetApprovalsRequest, _policy_service_pb2.BatchGetApprovalsResponse]
+    """Tells how approvals stand that runs wait for; one that there is not is left out."""
+    WithdrawApprovals: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.WithdrawApprovalsRequest, _policy_service_pb2.WithdrawApprovalsResponse]
+    """Withdraws what a run still asks of people, because it ends. Nobody may approve it any more."""
     ListRemitKeys: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListRemitKeysRequest, _policy_service_pb2.ListRemitKeysResponse]
     """Lists the public keys that verify remits, the retired ones that may still be in use included."""
 
@@ -91,6 +95,22 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Raises the least fencing token that a run's remits must carry, so that whoever holds a lower one
         can start nothing more. Raising to a token already reached changes nothing.
         """
+
+    @_abc_1.abstractmethod
+    def BatchGetApprovals(
+        self,
+        request: _policy_service_pb2.BatchGetApprovalsRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.BatchGetApprovalsRequest, _abc.Awaitable[_policy_service_pb2.BatchGetApprovalsResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.BatchGetApprovalsResponse]:
+        """Tells how approvals stand that runs wait for; one that there is not is left out."""
+
+    @_abc_1.abstractmethod
+    def WithdrawApprovals(
+        self,
+        request: _policy_service_pb2.WithdrawApprovalsRequest,
+        context: _aio.ServicerContext[_policy_service_pb2.WithdrawApprovalsRequest, _abc.Awaitable[_policy_service_pb2.WithdrawApprovalsResponse]],
+    ) -> _abc.Awaitable[_policy_service_pb2.WithdrawApprovalsResponse]:
+        """Withdraws what a run still asks of people, because it ends. Nobody may approve it any more."""
 
     @_abc_1.abstractmethod
     def ListRemitKeys(

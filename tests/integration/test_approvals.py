@@ -1,0 +1,169 @@
+"""Approvals through the front door: a run waits for people, across kills, and does as they say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
+from remit.cli import exit_codes
+from remit.policy.schema import SHIPPED_POLICIES
+from tests.integration.clients import a_run, bearer, channel, followed
+from tests.integration.conftest import RunningMesh, started_mesh
+from tests.waiting import eventually
+
+POLICY = """
+@id("files-with-approval")
+@reason("files are written only with approval")
+@approval("role:admin; expires=1h")
+forbid (principal, action == Action::"tools.call", resource == Tool::"tools/write_file");
+"""
+BOB = "orgs/local/users/bob"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    """A mesh whose policies want an approval before a file is written."""
+    folder = tmp_path_factory.mktemp("policies")
+    folder.chmod(0o755)
+    shipped = SHIPPED_POLICIES / "default.cedar"
+    (folder / shipped.name).write_text(shipped.read_text("utf-8"))
+    (folder / "files.cedar").write_text(POLICY)
+    with started_mesh(environment={"REMIT_POLICY_POLICIES_DIR": str(folder)}) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def bobs_key(guarded: RunningMesh) -> str:
+    """The key of a member who starts runs."""
+    done = guarded.run("keys", "create", "bob", "--user", BOB, "--json")
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["secret"])
+
+
+def approvals(mesh: RunningMesh, *arguments: str) -> list[dict[str, Any]]:
+    done = mesh.run("approvals", "list", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout)["approvals"])
+
+
+async def waiting_run(mesh: RunningMesh, key: str, file: str) -> tuple[run_pb2.Run, str]:
+    """A run of bob's that waits for people, and the approval that it waits for."""
+    request = a_run(f"Write the file {file} with the text hello", agent="agents/clerk")
+    async with channel(mesh.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        name = (await agents.CreateRun(request, metadata=bearer(key))).run.name
+
+        async def waits() -> run_pb2.Run | None:
+            asked = agent_service_pb2.GetRunRequest(name=name)
+            run = (await agents.GetRun(asked, metadata=bearer(key))).run
+            return run if run.approvals else None
+
+        run = await eventually(waits, 60)
+    assert run is not None
+    return run, run.approvals[0]
+
+
+async def end_of(mesh: RunningMesh, key: str, run: str) -> list[run_pb2.RunEvent]:
+    async with channel(mesh.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        request = agent_service_pb2.WatchRunRequest(name=run)
+        stream = agents.WatchRun(request, metadata=bearer(key))
+        return [piece.event async for piece in stream if piece.HasField("event")]
+
+
+async def recorded(mesh: RunningMesh, approval: str) -> set[tuple[str, int]]:
+    """Actions and outcomes that the log holds about an approval."""
+    async with channel(mesh.address) as edge:
+        audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
+        request = audit_query_service_pb2.ListEventsRequest(
+            kind=event_pb2.EVENT_KIND_ADMIN, page_size=200
+        )
+        found = await audit.ListEvents(request, metadata=bearer(mesh.api_key))
+    events = [logged.event for logged in found.events]
+    return {(event.action, event.outcome) for event in events if event.resource == approval}
+
+
+async def test_an_approved_run_goes_on_after_every_part_was_killed(
+    guarded: RunningMesh, bobs_key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, approval = await waiting_run(guarded, bobs_key, "approved.md")
+    assert run.state == run_pb2.RUN_STATE_RUNNING
+    (listed,) = approvals(guarded, "--run", run.name)
+    assert (listed["name"], listed["requester"]) == (approval, BOB)
+    shown = guarded.run("approvals", "show", approval)
+    assert "approved.md" in shown.stdout
+    assert "files are written only with approval" in shown.stdout
+    own = guarded.run("approvals", "approve", approval, "--api-key", bobs_key)
+    assert own.returncode == exit_codes.NOT_ALLOWED, own.stdout + own.stderr
+    assert "nobody decides about what they asked for" in own.stderr
+    for part in ("agent-0", "tools-0", "policy-0"):
+        before = guarded.restarts(part)
+        guarded.kill(part)
+        await eventually(lambda part=part, before=before: guarded.restarts(part) > before, 60)  # type: ignore[misc]
+
+    def decided() -> bool:
+        arguments = ("approvals", "approve", approval, "--request-id", "a1", "--reason", "fine")
+        return guarded.run(*arguments).returncode == 0
+
+    assert await eventually(decided, 60)
+    began = time.monotonic()
+    events = await end_of(guarded, bobs_key, run.name)
+    took_s = time.monotonic() - began
+    with capsys.disabled():
+        print(f"\nfrom the decision to the end of the run: {took_s:.2f} s")  # noqa: T201 - a figure
+    ended = events[-1].ended.run
+    assert ended.state == run_pb2.RUN_STATE_SUCCEEDED, ended
+    assert [artifact.name for artifact in ended.artifacts] == ["approved.md"]
+    calls = [event for event in events if event.HasField("tool_call_ended")]
+    assert len(calls) == 1
+    late = guarded.run("approvals", "deny", approval, "--reason", "too late")
+    assert late.returncode == exit_codes.FAILED
+    assert "USED" in late.stderr or "already" in late.stderr
+
+    async def all_recorded() -> bool:
+        found = await recorded(guarded, approval)
+        succeeded = {action for action, outcome in found if outcome == event_pb2.OUTCOME_SUCCEEDED}
+        refused = ("approvals.decide", event_pb2.OUTCOME_REFUSED) in found
+        return refused and {"approvals.ask", "approvals.decide", "approvals.use"} <= succeeded
+
+    assert await eventually(all_recorded, 30)
+
+
+async def test_a_denied_call_is_told_to_the_model(guarded: RunningMesh, bobs_key: str) -> None:
+    run, approval = await waiting_run(guarded, bobs_key, "denied.md")
+    done = guarded.run("approvals", "deny", approval, "--reason", "not today")
+    assert done.returncode == 0, done.stderr
+    events = await end_of(guarded, bobs_key, run.name)
+    (call,) = [event.tool_call_ended for event in events if event.HasField("tool_call_ended")]
+    assert "not today" in call.error.message
+    assert not events[-1].ended.run.artifacts
+
+
+async def test_a_cancelled_run_withdraws_its_question(guarded: RunningMesh, bobs_key: str) -> None:
+    run, approval = await waiting_run(guarded, bobs_key, "cancelled.md")
+    done = guarded.run("runs", "cancel", run.name)
+    assert done.returncode == 0, done.stderr
+    (listed,) = approvals(guarded, "--run", run.name, "--in-state", "withdrawn")
+    assert listed["name"] == approval
+    late = guarded.run("approvals", "approve", approval)
+    assert late.returncode == exit_codes.FAILED
+
+
+async def test_a_run_that_needs_nobody_waits_for_nobody(
+    guarded: RunningMesh, bobs_key: str
+) -> None:
+    events = await asyncio.wait_for(followed(guarded.address, bobs_key, a_run()), 240)
+    assert events[-1].ended.run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert not [event for event in events if event.HasField("waiting")]
+
+
+def test_the_shipped_policies_ask_nobody() -> None:
+    assert "@approval" not in Path(SHIPPED_POLICIES / "default.cedar").read_text("utf-8")
