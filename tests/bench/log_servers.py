@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc
 from remit.effects.batching import Batcher, opening_limits
@@ -17,11 +18,13 @@ from tests.bench.cost_servers import GATE, Server, keys, look_at, server, token_
 from tests.bench.ledger_ways import BATCHED, EACH
 from tests.bench.log_ways import Effects
 from tests.bench.pairs import Look, Way
-from tests.bench.payers import Payer
+from tests.bench.payers import USERS, Payer, payers
 from tests.ports import free_ports
 
 _APPEND: Final = "/remit.api.audit.v1.AuditService/AppendEvents"
 _CLOSE: Final = "/remit.api.audit.v1.AuditService/AppendOutcomes"
+_AT_ONCE: Final = 50
+"""So few that a service which commits them one by one does so in time."""
 Stub = audit_service_pb2_grpc.AuditServiceStub
 Entry = audit_service_pb2.Entry
 Answers = Sequence[int | RemitError]
@@ -120,6 +123,8 @@ async def grpc_ways(
         _audit(tls, batching) as batched,
     ):
         entries = _Entries()
+        for audit in (batched, each):
+            await _known(audit, entries)
         look = look_at(unbatched, postgres, area="audit")
         look_batching = look_at(batching, postgres, area="audit")
         yield {
@@ -127,6 +132,16 @@ async def grpc_ways(
             BATCHED: (RpcWay(batched, entries), look_batching),
             GATE: (GateWay(batched, entries), look_batching),
         }
+
+
+async def _known(audit: Stub, entries: _Entries) -> None:
+    """Appends an event of each who acts: their keys are made and remembered once."""
+    acting = payers(USERS)
+    for at in range(0, len(acting), _AT_ONCE):
+        intents = [
+            entries.intent(payer, f"claims/{uuid4()}") for payer in acting[at : at + _AT_ONCE]
+        ]
+        _placed(await _Appending(audit).open(intents))
 
 
 @contextlib.asynccontextmanager

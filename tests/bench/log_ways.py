@@ -37,7 +37,7 @@ from remit.rpc.ids import SystemIds
 from tests.bench.counters import family
 from tests.bench.ledger_ways import BATCHED, CONNECTIONS, EACH
 from tests.bench.pairs import Look, Moment, Way
-from tests.bench.payers import ITEM, Payer
+from tests.bench.payers import ITEM, USERS, Payer, payers
 
 REPORTER: Final = "tools"
 _WRITERS: Final = 8
@@ -135,6 +135,11 @@ class Logs:
             cache_ttl_s=settings.subject_key_cache_s,
         )
 
+    async def know(self, acting: Sequence[Payer]) -> None:
+        """Make the keys of whoever acts, and remember them: that is done once for each."""
+        pseudonyms = Pseudonyms(self.keys.pseudonym)
+        await self._keyring.for_writing({pseudonyms.of(payer.subject) for payer in acting})
+
     def log(self, database: Database, max_batch: int) -> AuditLog:
         """A log that commits so many events at once at the most."""
         store = LogStore(database, max_batch=max_batch, max_queue=self._settings.max_queue)
@@ -165,6 +170,7 @@ async def store_ways(dsn: str, made: Logs) -> AsyncIterator[Mapping[str, Way]]:
     ):
         batched = made.log(database, settings.max_batch)
         await batched.store.prepare_partitions()
+        await made.know(payers(USERS))
         async with working(made.signer(database, batched).run):
             yield {
                 EACH: LogWay([made.log(database, 1)]),
