@@ -23,7 +23,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_KEY_REUSED,
     ERROR_REASON_RUN_NOT_FOUND,
 )
-from remit.policy.rules import Principal
+from remit.policy.entities import Principal
 from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
 

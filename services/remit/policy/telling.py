@@ -11,8 +11,9 @@ from remit.access import OPERATOR, UNVERIFIED, Access, Occasion, effect_of, refu
 from remit.access_recorder import AccessRecorder
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import policy_service_pb2
+from remit.policy.entities import Principal
 from remit.policy.remits import principal_of
-from remit.policy.rules import Decision, Principal
+from remit.policy.rules import Decision
 from remit.policy.schema import RUN_AGENT
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError
