@@ -304,6 +304,14 @@ AUDIT: Final = Row(
                 Query("sum by (reporter) (remit_accesses_waiting)", "waiting, {{reporter}}"),
             ),
         ),
+        Panel(
+            "Rate limits by result",
+            "Starts of runs that were counted: admitted, or refused by the limit of a user, an API"
+            " key (api_key) or an org. UNCOUNTED or DEPENDENCY_UNAVAILABLE: the store of the limits"
+            " is away.",
+            REQUESTS_PER_S,
+            (Query(rate("remit_policy_rate_limit_checks_total", "result"), "{{result}}"),),
+        ),
     ),
 )
 

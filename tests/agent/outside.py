@@ -112,6 +112,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     """The remit of the parent that each sub-run was started with."""
     least: dict[str, int] = field(default_factory=dict)
     issued: list[tuple[str, int]] = field(default_factory=list)
+    max_user_runs: int = 0
+    max_org_runs: int = 0
     failures: list[RemitError] = field(default_factory=list)
     on_delegation: Callable[[str], Awaitable[None]] | None = None
     """Told of every sub-run that was registered, before its parent hears of it."""
@@ -167,6 +169,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
             lifetime=duration_pb2.Duration(nanos=int(self.lifetime_s % 1 * 1e9))
             if self.lifetime_s < 1
             else duration_pb2.Duration(seconds=int(self.lifetime_s)),
+            max_user_runs=self.max_user_runs,
+            max_org_runs=self.max_org_runs,
         )
 
     async def FenceRun(self, request: Any, context: Any) -> policy_service_pb2.FenceRunResponse:

@@ -141,6 +141,17 @@ async def test_a_run_that_waits_for_its_sub_runs_takes_no_place(
     assert len(await below(client, run.name)) == 2
 
 
+async def test_sub_runs_do_not_count_among_the_runs_that_a_user_may_have(
+    replica: StartReplica, world: World, agents: Path
+) -> None:
+    world.policy.max_user_runs = world.policy.max_org_runs = 1
+    world.inference.think = asks(("agents/helper", TASK), ("agents/second", TASK))
+    client = (await replica(agents_dir=agents)).client()
+    run = await client.ended((await boss(client)).name)
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+    assert len(await below(client, run.name)) == 2
+
+
 async def test_tools_and_agents_are_called_side_by_side(
     replica: StartReplica, world: World, agents: Path
 ) -> None:

@@ -34,6 +34,7 @@ POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
 APPROVALS = f"{API}.policy.v1.ApprovalService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
+LIMITS = f"{API}.policy.v1.RateLimitService"
 TOOLS = f"{API}.tools.v1.ToolService"
 
 READS: Mapping[str, tuple[dict[str, str], dict[str, str]]] = {
@@ -81,6 +82,9 @@ CHANGES = {
     f"{GRANTS}/RevokeToolAccess",
     f"{POLICY}/CreateApiKey",
     f"{POLICY}/RevokeApiKey",
+    f"{LIMITS}/SetRateLimit",
+    f"{LIMITS}/DeleteRateLimit",
+    f"{LIMITS}/ListRateLimits",
     f"{PRIVACY}/EraseSubject",
     f"{TOOLS}/CallTool",
     f"{INFERENCE}/GenerateText",
@@ -207,6 +211,15 @@ async def test_changes(rest: Rest) -> None:
     assert revoked["grant"]["revokeTime"]
     listed = await rest(f"{GRANTS}/ListToolGrants", query={"principal": grant["principal"]})
     assert revoked["grant"] in fits(f"{GRANTS}/ListToolGrants", listed)["grants"]
+    limited = {"principal": key["user"]}
+    limit = limited | {"maxRuns": 7, "window": "60s"}
+    made = await changed(f"{LIMITS}/SetRateLimit", limit | {"requestId": new_id()})
+    assert (made["rateLimit"]["maxRuns"], made["rateLimit"]["window"]) == (7, "60s")
+    listed = await rest(f"{LIMITS}/ListRateLimits", query={"pageSize": "1"})
+    (limit,) = fits(f"{LIMITS}/ListRateLimits", listed)["rateLimits"]
+    assert limit == made["rateLimit"]
+    gone = await changed(f"{LIMITS}/DeleteRateLimit", limited | {"requestId": new_id()})
+    assert gone["rateLimit"]["principal"] == key["user"]
     call = {"arguments": {"expression": "6 * 7"}, "requestId": new_id()}
     assert (await changed(f"{TOOLS}/CallTool", call, {"tool": "calculator"}))["result"]
     await changed(f"{INFERENCE}/GenerateText", prompt(), {"model": "builtin-rules"})

@@ -12,19 +12,26 @@ from unittest import mock
 
 import grpc
 import pytest
+from envoy_data_plane.envoy.config.route.v3 import RouteActionMaxStreamDuration
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from remit.api.gateway.v1 import authorization_pb2
-from remit.gateway import listeners
+from remit.api.gateway.v1 import authorization_pb2, rate_limit_pb2
+from remit.gateway import listeners, routes
 from remit.gateway.bootstrap import render_binary
 from remit.gateway.topology import Replica, Topology
 from remit.local.certificates import ensure_certificates
 from remit.local.envoy_process import EnvoyProcess, find_envoy
 from remit.local.state import StateDirectory
 from remit.rpc.clock import SystemClock
-from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS
-from remit.rpc.envoy import AUTHORIZATION_CHECK, add_authorization_servicer
+from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract
+from remit.rpc.envoy import (
+    AUTHORIZATION_CHECK,
+    SHOULD_RATE_LIMIT,
+    RateLimitServicer,
+    add_authorization_servicer,
+    add_rate_limit_servicer,
+)
 from remit.rpc.identity import TlsIdentity, dns_name
 from remit.rpc.server import SERVER_OPTIONS
 from tests.ports import free_ports
@@ -75,6 +82,7 @@ class Upstream:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         if self.area == "policy":
             add_authorization_servicer(self.world, self.server)
+            add_rate_limit_servicer(self.world, self.server)
         credentials = self.world.identity(self.area).server_credentials()
         self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self.server.start()
@@ -141,6 +149,8 @@ class World:
         self.checks: list[authorization_pb2.CheckRequest] = []
         self.verdict = allow("remit-of-alice")
         self.judge: Judge | None = None
+        self.counting: list[rate_limit_pb2.RateLimitRequest] = []
+        self.limits: RateLimitServicer | None = None
         self.upstreams = {
             (area, index): Upstream(area, index, self, replica.port)
             for area in AREAS
@@ -153,6 +163,16 @@ class World:
     ) -> authorization_pb2.CheckResponse:
         self.checks.append(request)
         return self.verdict if self.judge is None else await self.judge(request, context)
+
+    async def ShouldRateLimit(
+        self, request: rate_limit_pb2.RateLimitRequest, context: Any
+    ) -> rate_limit_pb2.RateLimitResponse:
+        self.counting.append(request)
+        if self.limits is not None:
+            return await self.limits.ShouldRateLimit(request, context)
+        return rate_limit_pb2.RateLimitResponse(
+            overall_code=rate_limit_pb2.RateLimitResponse.CODE_OK
+        )
 
     def identity(self, party: str) -> TlsIdentity:
         return TlsIdentity.load(self.state.tls_folder(party))
@@ -194,13 +214,17 @@ async def running_world(
     counts: dict[str, int],
     *,
     serve: Callable[[World], Behind] = Bytes,
+    patience: int = PATIENCE,
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """A world whose topology has these replicas and other settings."""
+    """A world whose topology has these replicas and other settings.
+
+    Policy, which is on the test's event loop, may take `patience` times as long as it is given.
+    """
     state = StateDirectory.open(folder / "state")
     ensure_certificates(state, SystemClock())
     world = World(state, make_topology(state, counts, **settings), serve)
-    state.envoy_file.write_bytes(rendered(world.topology))
+    state.envoy_file.write_bytes(rendered(world.topology, patience))
     command = world.envoy.spec(state, find_envoy(None)).command
     with (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - at once
@@ -218,12 +242,24 @@ async def running_world(
                 await upstream.stop()
 
 
-def rendered(topology: Topology) -> bytes:
-    """What Envoy reads, except that policy, which is on the test's event loop, may take longer."""
-    check = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
-    patient = replace(check, deadline_s=check.deadline_s * PATIENCE)
-    with mock.patch.object(
-        listeners, "STANDARD_CONTRACTS", {**STANDARD_CONTRACTS, AUTHORIZATION_CHECK: patient}
+def rendered(topology: Topology, patience: int = PATIENCE) -> bytes:
+    """What Envoy reads, except that it is more patient with policy.
+
+    With more than `PATIENCE` it is so much more patient with every call, too.
+    """
+    patient = {
+        path: replace(contract, deadline_s=contract.deadline_s * patience)
+        for path, contract in STANDARD_CONTRACTS.items()
+        if path in {AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT}
+    }
+    limit, longer = routes._duration_limit, patience / PATIENCE
+
+    def patient_limit(contract: MethodContract) -> RouteActionMaxStreamDuration:
+        return limit(replace(contract, deadline_s=contract.deadline_s * longer))
+
+    with (
+        mock.patch.object(listeners, "STANDARD_CONTRACTS", {**STANDARD_CONTRACTS, **patient}),
+        mock.patch.object(routes, "_duration_limit", patient_limit),
     ):
         return render_binary(topology)
 

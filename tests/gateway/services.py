@@ -60,6 +60,8 @@ class Services:
         self.world.checks.clear()
         self.world.verdict = allow("remit-of-alice")
         self.world.judge = None
+        self.world.counting.clear()
+        self.world.limits = None
 
     def interceptors(self, _area: str) -> list[grpc.aio.ServerInterceptor]:
         guard = Guard(

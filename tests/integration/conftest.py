@@ -27,6 +27,8 @@ from tests.waiting import PATIENCE
 
 START_TIMEOUT_S = 110.0
 STOP_TIMEOUT_S = 60.0
+NO_RUN_LIMITS = {"REMIT_POLICY_RUN_LIMIT_OF_USER": "0"}
+"""What tests that are not about rate limits need: they start more runs than a user may."""
 REMIT = (sys.executable, "-m", "remit.cli.main")
 
 
@@ -100,7 +102,7 @@ def started_mesh(
 ) -> Iterator[RunningMesh]:
     """A mesh for one test, which may kill what it likes; stopped at the end, and checked.
 
-    `options` go to `remit up` as they are.
+    `options` go to `remit up` as they are. Runs may be started as often as anybody likes.
     """
     # Not under pytest's own 0700 folder: as root the database's user must be able to pass.
     folder = Path(tempfile.mkdtemp(prefix="remit-mesh-"))
@@ -112,7 +114,10 @@ def started_mesh(
     command += options
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | dict(environment or {})
+            command,
+            stdout=output,
+            stderr=output,
+            env=os.environ | NO_RUN_LIMITS | dict(environment or {}),
         )
     running = RunningMesh(chosen, process, topology, folder / "output")
     try:

@@ -27,6 +27,7 @@ from remit.api.policy.v1 import (
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
+    rate_limit_service_pb2_grpc,
 )
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
@@ -45,7 +46,13 @@ from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.grant_service import GrantService
 from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
+from remit.policy.limit_book import LimitBook, Limits
+from remit.policy.limit_rows import LimitRows
+from remit.policy.limit_service import RateLimitService
+from remit.policy.limit_stores import MemoryLimits
+from remit.policy.limits import Limit
 from remit.policy.policy_set_service import PolicySetService
+from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import Candidate, prepare
 from remit.policy.runs import RunStore
@@ -56,7 +63,7 @@ from remit.policy.signing import Seal
 from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
-from remit.rpc.envoy import add_authorization_servicer
+from remit.rpc.envoy import add_authorization_servicer, add_rate_limit_servicer
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
@@ -196,9 +203,12 @@ class World:
             max_entries=MAX_ENTRIES,
         )
         self.authority = Authority(self.store, policies, "", self.accesses)
+        self.limit_rows = LimitRows(database)
+        self.limits = LimitBook(self.limit_rows, Limits(Limit(10, 60), None, None))
         self.credentials = Credentials(
             store=self.store,
             pepper=self.pepper,
+            limits=self.limits,
             policies=policies,
             issuer=self.issuer,
             clock=clock,
@@ -276,6 +286,7 @@ class World:
                 ids=self.ids,
                 record=self.record,
                 accesses=self.accesses,
+                limits=self.limits,
                 decision_valid_s=10,
             ),
         )
@@ -334,6 +345,24 @@ class World:
             add_authorization_servicer,
             EdgeAuthorization(self.credentials, self.policies, self.accesses),
         )
+        counted = MemoryLimits(self.clock, max_entries=1000)
+        self.mesh.add(guard, add_rate_limit_servicer, EdgeLimits(counted, fail_open=False))
+        self.mesh.add(
+            guard,
+            rate_limit_service_pb2_grpc.add_RateLimitServiceServicer_to_server,
+            RateLimitService(
+                rows=self.limit_rows,
+                authority=self.authority,
+                credentials=self.credentials,
+                recorder=self.recorder,
+            ),
+        )
+
+    def limiting(self) -> rate_limit_service_pb2_grpc.RateLimitServiceStub:
+        stub: rate_limit_service_pb2_grpc.RateLimitServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(rate_limit_service_pb2_grpc.RateLimitServiceStub)
+        return stub
 
     def client_token(
         self, user: str = ALICE, *, roles: tuple[str, ...] = ("member",), team: str = ""

@@ -117,8 +117,8 @@ class Creator:
         """The run of a request: a new one, or the one that the same request created before.
 
         Raises INVALID_REQUEST, SUSPICIOUS_INPUT, AGENT_NOT_FOUND, CONVERSATION_NOT_FOUND,
-        KEY_REUSED, INVALID_STATE while another run of the conversation goes on, OVERLOADED, and
-        whatever policy answers.
+        KEY_REUSED, INVALID_STATE while another run of the conversation goes on,
+        CONCURRENCY_LIMITED, OVERLOADED, and whatever policy answers.
         """
         with refusals_counted():
             return await self._checked(request, remit, remit_token)
@@ -186,7 +186,7 @@ class Creator:
         draft.add(run_pb2.RunCreated(run=order.run))
         offer = self._first_step(draft, order) if has_place else order.begins.offer
         asked = self.clock.monotonic()
-        new = self._row(order, draft, offer, key, has_place=has_place)
+        new = self._row(order, draft, issued, offer, key, has_place=has_place)
         stored = await self.store.create(new)
         if not stored.is_new:
             return Created(stored.name), None
@@ -215,7 +215,14 @@ class Creator:
         return offer
 
     def _row(
-        self, order: Order, draft: Draft, offer: Offer | None, key: Key, *, has_place: bool
+        self,
+        order: Order,
+        draft: Draft,
+        issued: IssuedRemit,
+        offer: Offer | None,
+        key: Key,
+        *,
+        has_place: bool,
     ) -> NewRun:
         return NewRun(
             org=order.org,
@@ -231,6 +238,8 @@ class Creator:
             offer=pinned(offer) if offer is not None else None,
             schedule_time=_time_of(order.run),
             parent_token=order.parent_token,
+            max_user_runs=issued.max_user_runs,
+            max_org_runs=issued.max_org_runs,
             last_run=order.place.last_run if order.place is not None else "",
             key=key,
             others=order.others,

@@ -36,6 +36,10 @@ class NewRun:
     parent_token: int = 0
     """Of a sub-run: the fencing token of the worker that starts it. With a lower one than the
     parent's newest nothing is created."""
+    max_user_runs: int = 0
+    """Unfinished runs that its subject may have at once, this one included; 0: any number."""
+    max_org_runs: int = 0
+    """The same of its org."""
     last_run: str = ""
     """Of a run in a conversation: the newest run there that its creator knew. If there is a newer
     one, or the conversation was deleted, nothing is created."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from remit.agent.definitions import Grant
@@ -23,6 +23,10 @@ class IssuedRemit:
     lifetime_s: float
     ask_time: float
     """Monotonic seconds."""
+    max_user_runs: int = 0
+    """Unfinished runs that its user may have at once; 0: any number. The first remit says it."""
+    max_org_runs: int = 0
+    """The same of its org."""
 
     def is_fresh(self, now: float) -> bool:
         """Whether it need not be renewed yet at the monotonic time `now`."""
@@ -54,7 +58,11 @@ class RemitDesk:
                 **asdict(grant),
             )
         )
-        return _issued(response, asked)
+        return replace(
+            _issued(response, asked),
+            max_user_runs=response.max_user_runs,
+            max_org_runs=response.max_org_runs,
+        )
 
     async def delegate(
         self, run: run_pb2.Run, fencing_token: int, grant: Grant, *, parent_remit: str

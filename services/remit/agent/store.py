@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from remit import names
+from remit.agent.concurrency import opening, refused_by_concurrency
 from remit.agent.entries import CreatedRun, Entry, Item, NewRun, run_of
 from remit.agent.journal import TERMINAL
 from remit.agent.records import EventRow, encode_event
@@ -57,7 +58,7 @@ class RunStore:
             database,
             self._write,
             name="run journal",
-            opens=lambda _: "",  # the batch is one statement
+            opens=opening,  # mostly nothing: then the batch is one statement
             max_batch=max_batch,
             max_queue=max_queue,
         )
@@ -70,8 +71,9 @@ class RunStore:
     async def create(self, new: NewRun) -> CreatedRun:
         """Stores a run with its first events.
 
-        Raises KEY_REUSED if the request id belongs to another request, OVERLOADED if the queue of
-        runs or of writes is full, DEPENDENCY_UNAVAILABLE if the commit is unknown.
+        Raises KEY_REUSED if the request id belongs to another request, CONCURRENCY_LIMITED if its
+        user or org has as many unfinished runs as it may, OVERLOADED if the queue of runs or of
+        writes is full, DEPENDENCY_UNAVAILABLE if the commit is unknown.
         """
         created = await self._commit.submit(new)
         if created is None:
@@ -107,6 +109,8 @@ class RunStore:
     ) -> dict[int, RemitError]:
         """What cannot be written whatever the database holds, by identity."""
         refused = await self._refused_by_queue(connection, items)
+        rest = [item for item in items if id(item) not in refused]
+        refused |= await refused_by_concurrency(connection, rest)
         appended: set[UUID] = set()
         for item in items:
             if not isinstance(item, Entry):

@@ -104,7 +104,14 @@ MEANINGS: Final = (
     Meaning(
         REFUSED,
         "refused by a budget, a price or a limit",
-        ("BUDGET_EXHAUSTED", "PRICE_UNKNOWN", "OVERLOADED", "RUN_LIMIT_REACHED"),
+        (
+            "BUDGET_EXHAUSTED",
+            "PRICE_UNKNOWN",
+            "OVERLOADED",
+            "RUN_LIMIT_REACHED",
+            "RATE_LIMITED",
+            "CONCURRENCY_LIMITED",
+        ),
     ),
     Meaning(
         INVALID,

@@ -47,6 +47,7 @@ COMMANDS: Final = {
         "remit.cli.approvals", "List and follow what waits for approval; approve or deny."
     ),
     "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
+    "limits": Entry("remit.cli.limits", "Set, list and delete limits of starting runs."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),
     "up": Entry("remit.cli.up", "Start the whole mesh on this machine and keep it running."),
@@ -60,7 +61,7 @@ COMMANDS: Final = {
     "probe": Entry("remit.cli.probe", "Ask whether this container's service is ready."),
 }
 """Every command, in the order of the help."""
-ALIASES: Final = {"budget": "budgets"}
+ALIASES: Final = {"budget": "budgets", "limit": "limits"}
 """Names that mean a command and are not in the help."""
 
 

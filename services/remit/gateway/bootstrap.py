@@ -27,7 +27,7 @@ from remit.gateway.stats import stats_cluster
 from remit.gateway.topology import Topology
 from remit.gateway.tracing import collector_clusters, runtime
 from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract, contracts_of
-from remit.rpc.envoy import AUTHORIZATION_CHECK
+from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT
 
 _MAX_CONNECTIONS: Final = 10_000
 
@@ -78,10 +78,10 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
 
 
 def _edge_calls(area: str) -> Sequence[MethodContract]:
-    """What the edge sends to an area: public RPCs and the checks of credentials."""
+    """What the edge sends to an area: public RPCs, and its own questions before them."""
     calls = [c for c in edge_contracts() if (c.area or STANDARD_AREA) == area]
-    check = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
-    return [*calls, check] if area == check.area else calls
+    asked = (STANDARD_CONTRACTS[path] for path in (AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT))
+    return [*calls, *(contract for contract in asked if contract.area == area)]
 
 
 def _overload_manager() -> OverloadManager:

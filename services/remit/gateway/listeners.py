@@ -5,8 +5,8 @@ for a remit at the policy service. The mesh listener takes nothing but the clien
 passes its name on.
 
 A call at the edge passes CORS, gRPC-Web and the transcoder first. Behind them every call is gRPC:
-the credential is checked, the route chosen and the deadline kept by the path of its RPC, whichever
-of the three forms the client speaks.
+the credential is checked, the call counted, the route chosen and the deadline kept by the path of
+its RPC, whichever of the three forms the client speaks.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from envoy_data_plane.google.protobuf import Any
 from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
 from remit.gateway.cors import cors, grpc_web
 from remit.gateway.local_replies import MAX_HEADERS_KIB, local_replies
+from remit.gateway.rate_limits import rate_limit_filter
 from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
 from remit.gateway.stats import STATS, stats_routes
 from remit.gateway.tls import mesh_downstream_tls
@@ -63,7 +64,7 @@ from remit.gateway.tracing import listener_tracing, valid_traceparent_only
 from remit.gateway.transcoder import transcoder
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import STANDARD_CONTRACTS
-from remit.rpc.envoy import AUTHORIZATION_CHECK
+from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT
 
 _MAX_STREAMS_PER_CONNECTION: Final = 1024
 _STREAM_WINDOW_BYTES: Final = 1 << 20
@@ -90,7 +91,14 @@ def edge_listener(topology: Topology) -> Listener:
     manager.early_header_mutation_extensions = [_strip_identity()]
     manager.tracing = listener_tracing(topology)
     manager.local_reply_config = local_replies(plain_http=True)
-    manager.http_filters = [cors(), grpc_web(), transcoder(), _ext_authz(), *manager.http_filters]
+    manager.http_filters = [
+        cors(),
+        grpc_web(),
+        transcoder(),
+        _ext_authz(),
+        rate_limit_filter(STANDARD_CONTRACTS[SHOULD_RATE_LIMIT]),
+        *manager.http_filters,
+    ]
     return _listener(EDGE, topology.edge, manager, None)
 
 

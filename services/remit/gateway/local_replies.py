@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
+import grpc
 from envoy_data_plane.envoy.config.accesslog.v3 import (
     AccessLogFilter,
     AndFilter,
@@ -58,6 +59,10 @@ UNKNOWN_METHOD: Final = RemitError(
 _POLICY_SILENT: Final = RemitError(
     error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
     "the policy service did not answer, so nothing is let through",
+)
+_LIMITS_SILENT: Final = RemitError(
+    error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+    "the rate limits could not be asked, so no call that counts is let through",
 )
 _OVERLOADED: Final = RemitError(
     error_reason_pb2.ERROR_REASON_OVERLOADED,
@@ -120,6 +125,7 @@ def local_replies(*, plain_http: bool = False) -> LocalReplyConfig:
 def _causes() -> Iterator[tuple[AccessLogFilter, RemitError]]:
     yield _outgrown(), _HEADERS_TOO_LARGE
     yield _and(_flags("UAEX"), _status(503)), _POLICY_SILENT
+    yield _flags("RLSE"), _LIMITS_SILENT
     yield _flags("UO"), _OVERLOADED
     yield _flags(*_LATE_FLAGS), _TOO_LATE
     # The caller's own deadline ends a call with this status and without a flag.
@@ -140,8 +146,9 @@ def _grpc_reply(when: AccessLogFilter, error: RemitError) -> ResponseMapper:
 def _plain_replies() -> Iterator[ResponseMapper]:
     for when, error in _causes():
         yield _plain_reply(when, error, _HTTPS_OWN.get(error, HTTP_STATUS[error.code]))
-    # Policy's own refusals are in the right form already (remit.policy.ext_authz).
-    yield ResponseMapper(filter=_and(_plain_http(), _flags("UAEX")))
+    # Policy answers in the right form already (remit.policy.ext_authz and .rate_limits).
+    yield ResponseMapper(filter=_and(_plain_http(), _flags("UAEX", "RL")))
+    yield _limited_by_grpc_web()
     yield _plain_reply(_status(404), UNKNOWN_METHOD, 404)
     yield _plain_reply(_status(408), _TOO_LATE, 408)
     yield _plain_reply(_status(413), _BODY_TOO_LARGE, 413)
@@ -149,6 +156,21 @@ def _plain_replies() -> Iterator[ResponseMapper]:
     yield _plain_reply(_details("path_normalization_failed"), _HIDDEN_IN_PATH, 400)
     yield _explained_reply(_status(499, ComparisonFilterOp.LE), _MALFORMED)
     yield _explained_reply(_status(500, ComparisonFilterOp.GE), _FAILED)
+
+
+def _limited_by_grpc_web() -> ResponseMapper:
+    """A refusal by a rate limit as gRPC writes it; a call of gRPC-Web looks like plain HTTP here.
+
+    Left so, its 429 would become UNAVAILABLE. For gRPC itself nothing changes.
+    """
+    return ResponseMapper(
+        filter=_flags("RL"),
+        status_code=200,
+        headers_to_add=[
+            _header("content-type", "application/grpc"),
+            _header("grpc-status", str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])),
+        ],
+    )
 
 
 def _plain_reply(when: AccessLogFilter, error: RemitError, status: int) -> ResponseMapper:

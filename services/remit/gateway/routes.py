@@ -39,6 +39,7 @@ from remit.api.options.v1 import options_pb2
 from remit.gateway.clusters import EDGE, MESH, cluster_name, priority_of
 from remit.gateway.cors import policy
 from remit.gateway.local_replies import UNKNOWN_METHOD, status_headers
+from remit.gateway.rate_limits import rate_limits
 from remit.gateway.topology import Cors, Resilience, Topology
 from remit.rpc.contracts import STANDARD_CONTRACTS, MethodContract, all_contracts
 
@@ -119,6 +120,7 @@ def _route(way: str, contract: MethodContract, resilience: Resilience) -> Route:
             idle_timeout=_idle_timeout(contract),
             max_stream_duration=_duration_limit(contract),
             retry_policy=_retry_policy(contract, resilience),
+            rate_limits=rate_limits(contract) if way == EDGE else [],
         ),
         typed_per_filter_config=_without_credential(way, contract),
     )

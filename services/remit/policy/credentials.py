@@ -21,6 +21,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
 from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
+from remit.policy.limit_book import LimitBook, Limits
 from remit.policy.remits import RemitIssuer
 from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.store import ApiKeyRow, PolicyStore
@@ -51,6 +52,7 @@ class Session:
 
     principal: Principal
     holder: Holder
+    limits: Limits
     token: str
     digest: bytes
     end: float
@@ -78,6 +80,7 @@ class Credentials:
         *,
         store: PolicyStore,
         pepper: Pepper,
+        limits: LimitBook,
         policies: Policies,
         issuer: RemitIssuer,
         clock: Clock,
@@ -86,6 +89,7 @@ class Credentials:
     ) -> None:
         self._store = store
         self._pepper = pepper
+        self._limits = limits
         self._policies = policies
         self._issuer = issuer
         self._clock = clock
@@ -118,6 +122,12 @@ class Credentials:
         self._sessions.pop(key_id, None)
         self._opening.clear()
 
+    def forget_all(self) -> None:
+        """Drop what is remembered of every key: something changed here that concerns many."""
+        self._revocations += 1
+        self._sessions.clear()
+        self._opening.clear()
+
     async def _joined(self, key: PresentedKey, digest: bytes) -> Session:
         """Open a session; callers that come with the same key meanwhile share the work."""
         task = self._opening.get(digest)
@@ -146,7 +156,8 @@ class Credentials:
         )
         # Counted from before the database was asked, and never past the token's own end.
         end = started + min(self._cache_s, issued.lifetime_s)
-        session = Session(principal, _holder(row), issued.token, digest, end)
+        limits = await self._limits.limits(row.subject, row.name, row.org)
+        session = Session(principal, _holder(row), limits, issued.token, digest, end)
         if revocations == self._revocations:
             self._remember(key.key_id, session)
         return session

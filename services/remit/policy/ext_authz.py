@@ -28,6 +28,7 @@ from remit.api.options.v1 import options_pb2
 from remit.policy.api_keys import shown_start
 from remit.policy.credentials import Credentials, LapsedKeyError, Session
 from remit.policy.epochs import Policies
+from remit.policy.limit_book import facts_of
 from remit.policy.metrics import count_edge, note_undecided
 from remit.policy.visits import Visit
 from remit.rpc.calls import REMIT_KEY, current_call_or_none
@@ -63,7 +64,7 @@ class EdgeAuthorization:
         headers = {name.lower(): value for name, value in http.headers.items()}
         visit = _visit(request)
         try:
-            token = await self._admit(visit, headers)
+            session = await self._admit(visit, headers)
             for access, occasion in visit.admitted():
                 self._accesses.allow(access, occasion)
         except RemitError as error:
@@ -71,14 +72,14 @@ class EdgeAuthorization:
             self._accesses.deny(*visit.refused(error))
             return refused(error, is_grpc=_speaks_grpc(headers))
         count_edge()
-        return admitted(token)
+        return admitted(session)
 
-    async def _admit(self, visit: Visit, headers: Mapping[str, str]) -> str:
-        """Return the remit for a call, or an empty string where the method asks for none."""
+    async def _admit(self, visit: Visit, headers: Mapping[str, str]) -> Session | None:
+        """Return the session of a call's key, or None where the method asks for no credential."""
         contract = public_contract(visit.path)
         visit.action = contract.permission or visit.action
         if contract.auth == options_pb2.AUTH_NONE:
-            return ""
+            return None
         presented = presented_key(headers)
         visit.shown = shown_start(presented)
         try:
@@ -88,7 +89,7 @@ class EdgeAuthorization:
             raise
         visit.holder = session.holder
         self._check_permission(visit, session, contract)
-        return session.token
+        return session
 
     def _check_permission(self, visit: Visit, session: Session, contract: MethodContract) -> None:
         decision = session.decide(self._policies.book, contract.permission)
@@ -159,15 +160,21 @@ def presented_key(headers: Mapping[str, str]) -> str:
     return authorization[len(_BEARER) :].strip()
 
 
-def admitted(token: str) -> authorization_pb2.CheckResponse:
-    """Let the call pass with `token` as its remit, and without the credential."""
-    removed = [AUTHORIZATION, API_KEY] if token else [AUTHORIZATION, API_KEY, REMIT_KEY]
-    return authorization_pb2.CheckResponse(
+def admitted(session: Session | None) -> authorization_pb2.CheckResponse:
+    """Let the call pass with the session's remit, if any, and without the credential."""
+    response = authorization_pb2.CheckResponse(
         status=status_pb2.Status(),
-        ok_response=authorization_pb2.OkHttpResponse(
-            headers=[_header(REMIT_KEY, token)] if token else [], headers_to_remove=removed
-        ),
+        ok_response=authorization_pb2.OkHttpResponse(headers_to_remove=[AUTHORIZATION, API_KEY]),
     )
+    if session is None:
+        response.ok_response.headers_to_remove.append(REMIT_KEY)
+        return response
+    response.ok_response.headers.append(_header(REMIT_KEY, session.token))
+    # Read by the edge alone, to count the call (remit.gateway.rate_limits).
+    response.dynamic_metadata.update(
+        facts_of(session.principal.user, session.holder.key, session.principal.org, session.limits)
+    )
+    return response
 
 
 def refused(error: RemitError, *, is_grpc: bool) -> authorization_pb2.CheckResponse:
@@ -205,9 +212,14 @@ def _grpc_headers(status: status_pb2.Status) -> list[authorization_pb2.HeaderVal
     details = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
     return [
         _header("grpc-status", str(status.code)),
-        _header("grpc-message", quote(status.message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~")),
+        _header("grpc-message", grpc_message(status.message)),
         _header(STATUS_DETAILS_KEY, details),
     ]
+
+
+def grpc_message(text: str) -> str:
+    """Return `text` as the header `grpc-message`: every other byte than printable ASCII in %."""
+    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~")
 
 
 def _header(name: str, value: str) -> authorization_pb2.HeaderValueOption:

@@ -18,6 +18,7 @@ from remit.api.policy.v1 import (
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
+    rate_limit_service_pb2_grpc,
 )
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
@@ -34,7 +35,12 @@ from remit.policy.ext_authz import EdgeAuthorization
 from remit.policy.grant_service import GrantService
 from remit.policy.grant_store import GrantStore
 from remit.policy.key_ring import KeyRing
+from remit.policy.limit_book import LimitBook, Limits, Unfinished
+from remit.policy.limit_rows import LimitRows
+from remit.policy.limit_service import RateLimitService
+from remit.policy.limit_stores import LimitStore, MemoryLimits, open_redis
 from remit.policy.policy_set_service import PolicySetService
+from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import process_pool
 from remit.policy.runs import RunStore
@@ -47,7 +53,7 @@ from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
 from remit.rpc.clock import Clock
-from remit.rpc.envoy import add_authorization_servicer
+from remit.rpc.envoy import add_authorization_servicer, add_rate_limit_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
@@ -74,14 +80,24 @@ async def open_service(
     pepper = Pepper(read_secret(settings.pepper_file))
     seal = Seal(read_secret(settings.signing_key_file))
     source = read_policies(settings.policies_dir or SHIPPED_POLICIES)
-    async with Database.of(settings, "policy") as database:
+    async with Database.of(settings, "policy") as database, _limits(settings, clock) as limits:
         store = PolicyStore(database)
         sets = SetStore(database)
         await _check_pepper(store, pepper, settings)
         keys = _key_ring(store, seal, settings, clock, ids)
         await keys.refresh()
         policies = await Policies.open(sets, source, clock)
-        yield _service(database, policies, keys, pepper, settings, mesh, clock, ids)
+        yield _service(database, policies, keys, limits, pepper, settings, mesh, clock, ids)
+
+
+@contextlib.asynccontextmanager
+async def _limits(settings: PolicySettings, clock: Clock) -> AsyncIterator[LimitStore]:
+    """Where runs are counted. A store that is away stops no start: it refuses runs alone."""
+    if not settings.limits_url:
+        yield MemoryLimits(clock, max_entries=settings.limits_max_entries)
+        return
+    async with open_redis(settings.limits_url, timeout_s=settings.limits_timeout_s) as shared:
+        yield shared
 
 
 def _key_ring(
@@ -101,6 +117,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     database: Database,
     policies: Policies,
     keys: KeyRing,
+    limits: LimitStore,
     pepper: Pepper,
     settings: PolicySettings,
     mesh: Mesh,
@@ -125,9 +142,16 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         max_entries=settings.access_max_entries,
     )
     authority = Authority(store, policies, settings.operator_org, accesses)
+    rows = LimitRows(database)
+    book = LimitBook(
+        rows,
+        Limits.of_settings(settings),
+        Unfinished(settings.unfinished_runs_of_user, settings.unfinished_runs_of_org),
+    )
     credentials = Credentials(
         store=store,
         pepper=pepper,
+        limits=book,
         policies=policies,
         issuer=issuer,
         clock=clock,
@@ -155,6 +179,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         ids=ids,
         record=record,
         accesses=accesses,
+        limits=book,
         decision_valid_s=settings.decision_valid_s,
     )
     admin = PolicyAdminService(
@@ -194,6 +219,10 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         heartbeat_s=settings.heartbeat_s,
     )
     edge = EdgeAuthorization(credentials, policies, accesses)
+    limiting = RateLimitService(
+        rows=rows, authority=authority, credentials=credentials, recorder=recorder
+    )
+    counting = EdgeLimits(limits, fail_open=settings.limits_fail_open)
     return Service(
         area="policy",
         servicers=(
@@ -202,7 +231,9 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (policy_set_service_pb2_grpc.add_PolicySetServiceServicer_to_server, policy_sets),
             (grant_service_pb2_grpc.add_GrantServiceServicer_to_server, grants),
             (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, people),
+            (rate_limit_service_pb2_grpc.add_RateLimitServiceServicer_to_server, limiting),
             (add_authorization_servicer, edge),
+            (add_rate_limit_servicer, counting),
         ),
         verifier=verifier,
         permissions=StreamPermissions(mesh.stub(policy_service_pb2_grpc.PolicyServiceStub), clock),

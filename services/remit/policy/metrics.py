@@ -44,6 +44,15 @@ EPOCH: Final = Gauge(
     "The policy epoch that this replica last loaded: replicas that differ for longer than the look"
     " for new ones have lost their database.",
 )
+LIMITED: Final = Counter(
+    "remit_policy_rate_limit_checks_total",
+    "Client calls that count against rate limits, by result: ADMITTED, the kind of limit that"
+    " refused (user, api_key, org), UNCOUNTED where the store was away and calls pass all the same,"
+    " or the reason why nothing was counted.",
+    ["result"],
+)
+ADMITTED: Final = "ADMITTED"
+UNCOUNTED: Final = "UNCOUNTED"
 _KINDS: Final = ("model", "tool")
 
 log = telemetry.logger(__name__)
@@ -79,7 +88,12 @@ def note_undecided(answer: Decision, action: str, resource: str, **facts: object
 
 def count_edge(error: RemitError | None = None) -> None:
     """Counts a call that the edge let in, or refused with an error."""
-    _edge("ADMITTED" if error is None else error.reason_name).inc()
+    _edge(ADMITTED if error is None else error.reason_name).inc()
+
+
+def count_limited(result: str) -> None:
+    """Counts a call that was, or was not, counted against rate limits."""
+    _limited(result).inc()
 
 
 @functools.cache
@@ -90,3 +104,8 @@ def _decisions(kind: str, decision: str) -> Counter:
 @functools.cache
 def _edge(result: str) -> Counter:
     return EDGE.labels(result)
+
+
+@functools.cache
+def _limited(result: str) -> Counter:
+    return LIMITED.labels(result)

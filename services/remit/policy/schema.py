@@ -26,6 +26,7 @@ _RESOURCES: Final = {
     "budgets": ("Team", "User"),
     "conversations": ("Conversation",),
     "keys": ("ApiKey", "User", "Team"),
+    "limits": ("ApiKey", "User"),
     "models": ("Model",),
     "runs": ("Run", "Agent"),
     "spend": ("Team", "User"),

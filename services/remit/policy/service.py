@@ -39,6 +39,7 @@ from remit.policy.decision_record import DecisionRecord
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
 from remit.policy.key_ring import KeyRing
+from remit.policy.limit_book import LimitBook
 from remit.policy.metrics import count_decision, note_undecided, unasked_counted
 from remit.policy.registration import (
     check_delegation,
@@ -84,6 +85,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         ids: IdSource,
         record: DecisionRecord,
         accesses: AccessRecorder,
+        limits: LimitBook,
         decision_valid_s: float,
     ) -> None:
         self._policies = policies
@@ -95,6 +97,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self._ids = ids
         self._record = record
         self._teller = DecisionTeller(accesses)
+        self._limits = limits
         self._decision_valid_s = decision_valid_s
         self._registered: OrderedDict[str, Registration] = OrderedDict()
 
@@ -137,7 +140,13 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
         issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
-        return policy_service_pb2.IssueRemitResponse(remit=issued.token, lifetime=_lifetime(issued))
+        response = policy_service_pb2.IssueRemitResponse(
+            remit=issued.token, lifetime=_lifetime(issued)
+        )
+        if request.client_remit:
+            unfinished = await self._limits.unfinished(run.subject)
+            response.max_user_runs, response.max_org_runs = unfinished.user, unfinished.org
+        return response
 
     async def DelegateRemit(
         self, request: policy_service_pb2.DelegateRemitRequest, context: Context

@@ -63,6 +63,58 @@ class PolicySettings(ServiceSettings):
     edge_cache_size: int = Field(
         default=10_000, ge=1, description="API keys whose answer is kept at most."
     )
+    run_limit_of_user: int = Field(
+        default=10,
+        ge=0,
+        le=10_000,
+        description="Runs that a user may start in any window of RUN_LIMIT_WINDOW_S; 0: no limit.",
+    )
+    run_limit_of_api_key: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Runs that may be started with one API key in any such window; 0: no limit.",
+    )
+    run_limit_of_org: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Runs that all users of an org may start in any such window; 0: no limit.",
+    )
+    run_limit_window_s: int = Field(
+        default=60, ge=1, le=86_400, description="Seconds of the window of these limits."
+    )
+    unfinished_runs_of_user: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Runs that have not ended that a user may have at once; 0: any number.",
+    )
+    unfinished_runs_of_org: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Runs that have not ended that all users of an org may have; 0: any number.",
+    )
+    limits_url: str = Field(
+        default="",
+        pattern=r"^((redis|rediss|unix)://.+)?$",
+        description="Redis or Valkey in which all replicas count against rate limits,"
+        " `redis://host:6379`; without one, each replica counts on its own.",
+    )
+    limits_timeout_s: float = Field(
+        default=0.5, gt=0, le=2, description="Limit of one question to that store in seconds."
+    )
+    limits_fail_open: bool = Field(
+        default=False,
+        description="Let runs start uncounted while that store is away; they are refused without.",
+    )
+    limits_max_entries: int = Field(
+        default=200_000,
+        ge=1000,
+        description="Starts of runs that a replica remembers at most where it counts on its own;"
+        " then none starts until one of them no longer counts.",
+    )
     decision_valid_s: float = Field(
         default=10.0, gt=0, le=30, description="Seconds that a decision may be acted on."
     )

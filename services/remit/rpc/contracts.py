@@ -1,8 +1,8 @@
 """The contract of every RPC, read once from the descriptors.
 
 Gateway, servers, clients, policy and docs take deadlines, callers, capacity and permissions from
-here. The standard services that are not ours (health, reflection, Envoy's ext_authz) have no
-option; their facts stand in one table at the end of this file.
+here. The standard services that are not ours (health, reflection, Envoy's ext_authz and rate
+limits) have no option; their facts stand in one table at the end of this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from google.protobuf import descriptor, descriptor_pb2, duration_pb2
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
-from remit.api.options.v1.options_pb2 import AuditClass, Auth, Caller, Idempotency, Phase
+from remit.api.options.v1.options_pb2 import (
+    AuditClass,
+    Auth,
+    Caller,
+    Idempotency,
+    Phase,
+    RateLimit,
+)
 from remit.rpc.errors import RemitError
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 65_536
@@ -46,6 +53,7 @@ SERVICE_MODULES: Final = (
     "remit.api.policy.v1.policy_admin_service_pb2",
     "remit.api.policy.v1.policy_service_pb2",
     "remit.api.policy.v1.policy_set_service_pb2",
+    "remit.api.policy.v1.rate_limit_service_pb2",
     "remit.api.tools.v1.tool_service_pb2",
 )
 """Modules that hold a service; a test compares the list with the contracts on disk."""
@@ -99,6 +107,7 @@ class MethodContract:
     max_request_bytes: int
     max_response_bytes: int
     max_in_flight: int
+    rate_limit: RateLimit.ValueType
 
     @property
     def service(self) -> str:
@@ -191,6 +200,7 @@ def _read(method: descriptor.MethodDescriptor) -> MethodContract:
         max_request_bytes=stated.max_request_bytes,
         max_response_bytes=stated.max_response_bytes,
         max_in_flight=stated.max_in_flight,
+        rate_limit=stated.rate_limit,
     )
 
 
@@ -240,6 +250,7 @@ def _standard(path: str, **facts: object) -> MethodContract:
         "max_request_bytes": 65_536,
         "max_response_bytes": 1_048_576,
         "max_in_flight": 64,
+        "rate_limit": options_pb2.RATE_LIMIT_UNSPECIFIED,
     }
     return MethodContract(**(base | facts))  # type: ignore[arg-type]
 
@@ -266,7 +277,19 @@ STANDARD_CONTRACTS: Final[Mapping[str, MethodContract]] = MappingProxyType(
                 deadline_s=2.0,
                 max_in_flight=1024,
             ),
+            _standard(
+                "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+                area="policy",
+                # Sent again it would count again.
+                idempotency=options_pb2.IDEMPOTENCY_NONE,
+                phase=options_pb2.PHASE_OPEN,
+                callers=frozenset({options_pb2.CALLER_PUBLIC}),
+                # Who calls was found out by the check before; the edge alone may ask.
+                auth=options_pb2.AUTH_CREDENTIAL,
+                deadline_s=2.0,
+                max_in_flight=1024,
+            ),
         )
     }
 )
-"""Standard services: health and reflection for everybody, ext_authz for the edge alone."""
+"""Standard services: health and reflection for all, Envoy's questions for the edge alone."""

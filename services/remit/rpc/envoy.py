@@ -11,13 +11,36 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from remit.api.gateway.v1 import authorization_pb2
+from remit.api.gateway.v1 import authorization_pb2, rate_limit_pb2
 
 AUTHORIZATION_SERVICE: Final = "envoy.service.auth.v3.Authorization"
 AUTHORIZATION_CHECK: Final = f"/{AUTHORIZATION_SERVICE}/Check"
+RATE_LIMIT_SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
+SHOULD_RATE_LIMIT: Final = f"/{RATE_LIMIT_SERVICE}/ShouldRateLimit"
+
+RATE_LIMIT_DOMAIN: Final = "remit"
+LIMIT_ENTRY: Final = "limit"
+"""Entry of a descriptor with the kind of limit, a name of `remit.api.options.v1.RateLimit`."""
+USER_ENTRY: Final = "user"
+API_KEY_ENTRY: Final = "api_key"
+ORG_ENTRY: Final = "org"
+PRINCIPAL_ENTRIES: Final = (USER_ENTRY, API_KEY_ENTRY, ORG_ENTRY)
+"""Whose call it is: fields of what the authorisation answers, and entries of a descriptor."""
+REST_ENTRY: Final = "rest"
+"""Entry that is there for a call that came as JSON over HTTP."""
+UNKNOWN_PRINCIPAL: Final = "-"
+"""Value of an entry of which the authorisation said nothing."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Check = Callable[[authorization_pb2.CheckRequest], Awaitable[authorization_pb2.CheckResponse]]
+ShouldRateLimit = Callable[
+    [rate_limit_pb2.RateLimitRequest], Awaitable[rate_limit_pb2.RateLimitResponse]
+]
+
+
+def runs_entry(principal_entry: str) -> str:
+    """The entry that says how often the one of another entry may start runs."""
+    return f"{principal_entry}_runs"
 
 
 class AuthorizationServicer(Protocol):
@@ -27,6 +50,16 @@ class AuthorizationServicer(Protocol):
         self, request: authorization_pb2.CheckRequest, context: Context
     ) -> authorization_pb2.CheckResponse:
         """Let a call pass, or refuse it in the answer."""
+        ...
+
+
+class RateLimitServicer(Protocol):
+    """Answers Envoy's rate-limit service (envoy.service.ratelimit.v3)."""
+
+    async def ShouldRateLimit(
+        self, request: rate_limit_pb2.RateLimitRequest, context: Context
+    ) -> rate_limit_pb2.RateLimitResponse:
+        """Count a call and let it pass, or refuse it in the answer."""
         ...
 
 
@@ -41,6 +74,17 @@ class AuthorizationStub:
         )
 
 
+class RateLimitStub:
+    """Asks as Envoy does; for tests."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.ShouldRateLimit: ShouldRateLimit = channel.unary_unary(
+            SHOULD_RATE_LIMIT,
+            request_serializer=rate_limit_pb2.RateLimitRequest.SerializeToString,
+            response_deserializer=rate_limit_pb2.RateLimitResponse.FromString,
+        )
+
+
 def add_authorization_servicer(servicer: AuthorizationServicer, server: grpc.aio.Server) -> None:
     """Makes `server` answer Envoy's checks; the counterpart of the generated functions."""
     check = grpc.unary_unary_rpc_method_handler(
@@ -49,3 +93,13 @@ def add_authorization_servicer(servicer: AuthorizationServicer, server: grpc.aio
         response_serializer=authorization_pb2.CheckResponse.SerializeToString,
     )
     server.add_registered_method_handlers(AUTHORIZATION_SERVICE, {"Check": check})
+
+
+def add_rate_limit_servicer(servicer: RateLimitServicer, server: grpc.aio.Server) -> None:
+    """Makes `server` answer Envoy's rate limits; the counterpart of the generated functions."""
+    should = grpc.unary_unary_rpc_method_handler(
+        servicer.ShouldRateLimit,
+        request_deserializer=rate_limit_pb2.RateLimitRequest.FromString,
+        response_serializer=rate_limit_pb2.RateLimitResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(RATE_LIMIT_SERVICE, {"ShouldRateLimit": should})

@@ -114,6 +114,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Under these policies no administrator could change the policies any more."""
     ERROR_REASON_POLICY_VERSION_CONFLICT: _ErrorReason.ValueType  # 52
     """The policies changed since the request was made ready."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 55
+    """The user, the API key or the org started as many runs as its rate limit allows in its window."""
+    ERROR_REASON_CONCURRENCY_LIMITED: _ErrorReason.ValueType  # 56
+    """The user or the org has as many unfinished runs as it may have at once."""
     ERROR_REASON_APPROVAL_REQUIRED: _ErrorReason.ValueType  # 58
     """The policies want a person to approve this effect first."""
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 59
@@ -220,6 +224,10 @@ ERROR_REASON_POLICY_LOCKOUT: ErrorReason.ValueType  # 51
 """Under these policies no administrator could change the policies any more."""
 ERROR_REASON_POLICY_VERSION_CONFLICT: ErrorReason.ValueType  # 52
 """The policies changed since the request was made ready."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 55
+"""The user, the API key or the org started as many runs as its rate limit allows in its window."""
+ERROR_REASON_CONCURRENCY_LIMITED: ErrorReason.ValueType  # 56
+"""The user or the org has as many unfinished runs as it may have at once."""
 ERROR_REASON_APPROVAL_REQUIRED: ErrorReason.ValueType  # 58
 """The policies want a person to approve this effect first."""
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 59

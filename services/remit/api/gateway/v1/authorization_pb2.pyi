@@ -11,6 +11,7 @@ that Remit does not read or write, so both are the same on the wire; a test hold
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -236,6 +237,7 @@ class CheckResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     DENIED_RESPONSE_FIELD_NUMBER: _builtins.int
     OK_RESPONSE_FIELD_NUMBER: _builtins.int
+    DYNAMIC_METADATA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """OK lets it pass; every other code refuses."""
@@ -248,16 +250,21 @@ class CheckResponse(_message.Message):
     def ok_response(self) -> Global___OkHttpResponse:
         """How it goes on."""
 
+    @_builtins.property
+    def dynamic_metadata(self) -> _struct_pb2.Struct:
+        """What later filters of Envoy may read of the call, and neither the client nor the service sees."""
+
     def __init__(
         self,
         *,
         status: _status_pb2.Status | None = ...,
         denied_response: Global___DeniedHttpResponse | None = ...,
         ok_response: Global___OkHttpResponse | None = ...,
+        dynamic_metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["denied_response", b"denied_response", "http_response", b"http_response", "ok_response", b"ok_response", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denied_response", b"denied_response", "dynamic_metadata", b"dynamic_metadata", "http_response", b"http_response", "ok_response", b"ok_response", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_response", b"denied_response", "http_response", b"http_response", "ok_response", b"ok_response", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_response", b"denied_response", "dynamic_metadata", b"dynamic_metadata", "http_response", b"http_response", "ok_response", b"ok_response", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_http_response: _TypeAlias = _typing.Literal["denied_response", "ok_response"]  # noqa: Y015
     _WhichOneofArgType_http_response: _TypeAlias = _typing.Literal["http_response", b"http_response"]  # noqa: Y015

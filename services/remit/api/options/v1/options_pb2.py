@@ -27,27 +27,29 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"remit/api/options/v1/options.proto\x12\x14remit.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\x96\x04\n\x0eMethodContract\x12\x36\n\x0bidempotency\x18\x01 \x01(\x0e\x32!.remit.api.options.v1.Idempotency\x12*\n\x05phase\x18\x02 \x01(\x0e\x32\x1b.remit.api.options.v1.Phase\x12+\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x61ttempt_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x07\x63\x61llers\x18\x05 \x03(\x0e\x32\x1c.remit.api.options.v1.Caller\x12(\n\x04\x61uth\x18\x06 \x01(\x0e\x32\x1a.remit.api.options.v1.Auth\x12\x12\n\npermission\x18\x07 \x01(\t\x12\x10\n\x08resource\x18\x08 \x01(\t\x12\x0b\n\x03key\x18\t \x01(\t\x12\x34\n\x06stream\x18\n \x01(\x0b\x32$.remit.api.options.v1.StreamContract\x12/\n\x05\x61udit\x18\x0b \x01(\x0e\x32 .remit.api.options.v1.AuditClass\x12\x19\n\x11max_request_bytes\x18\x0c \x01(\x05\x12\x1a\n\x12max_response_bytes\x18\r \x01(\x05\x12\x15\n\rmax_in_flight\x18\x0e \x01(\x05\"\xab\x01\n\x0eStreamContract\x12\'\n\x04idle\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08max_life\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x03 \x01(\t\x12\x33\n\x10permission_bound\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"g\n\x0eReasonContract\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07\x65xample\x18\x02 \x01(\t\x12\x11\n\tnext_step\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08*m\n\x0bIdempotency\x12\x1b\n\x17IDEMPOTENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10IDEMPOTENCY_SAFE\x10\x01\x12\x15\n\x11IDEMPOTENCY_KEYED\x10\x02\x12\x14\n\x10IDEMPOTENCY_NONE\x10\x03*P\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n\nPHASE_OPEN\x10\x01\x12\x0f\n\x0bPHASE_CLOSE\x10\x02\x12\x0f\n\x0bPHASE_OTHER\x10\x03*\xa3\x01\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\x11\n\rCALLER_PUBLIC\x10\x01\x12\x10\n\x0c\x43\x41LLER_AGENT\x10\x02\x12\x14\n\x10\x43\x41LLER_INFERENCE\x10\x03\x12\x10\n\x0c\x43\x41LLER_TOOLS\x10\x04\x12\x11\n\rCALLER_POLICY\x10\x05\x12\x0f\n\x0b\x43\x41LLER_COST\x10\x06\x12\x10\n\x0c\x43\x41LLER_AUDIT\x10\x07*b\n\x04\x41uth\x12\x14\n\x10\x41UTH_UNSPECIFIED\x10\x00\x12\x0e\n\nAUTH_REMIT\x10\x01\x12\x10\n\x0c\x41UTH_SERVICE\x10\x02\x12\x13\n\x0f\x41UTH_CREDENTIAL\x10\x03\x12\r\n\tAUTH_NONE\x10\x04*\x84\x01\n\nAuditClass\x12\x1b\n\x17\x41UDIT_CLASS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41UDIT_CLASS_EFFECT\x10\x01\x12\x15\n\x11\x41UDIT_CLASS_ADMIN\x10\x02\x12\x14\n\x10\x41UDIT_CLASS_READ\x10\x03\x12\x14\n\x10\x41UDIT_CLASS_NONE\x10\x04:V\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xf1\x8c\x03 \x01(\x0b\x32$.remit.api.options.v1.MethodContract:2\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xf2\x8c\x03 \x01(\x08:Y\n\x06reason\x12!.google.protobuf.EnumValueOptions\x18\xf3\x8c\x03 \x01(\x0b\x32$.remit.api.options.v1.ReasonContractb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"remit/api/options/v1/options.proto\x12\x14remit.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\xcb\x04\n\x0eMethodContract\x12\x36\n\x0bidempotency\x18\x01 \x01(\x0e\x32!.remit.api.options.v1.Idempotency\x12*\n\x05phase\x18\x02 \x01(\x0e\x32\x1b.remit.api.options.v1.Phase\x12+\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x61ttempt_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x07\x63\x61llers\x18\x05 \x03(\x0e\x32\x1c.remit.api.options.v1.Caller\x12(\n\x04\x61uth\x18\x06 \x01(\x0e\x32\x1a.remit.api.options.v1.Auth\x12\x12\n\npermission\x18\x07 \x01(\t\x12\x10\n\x08resource\x18\x08 \x01(\t\x12\x0b\n\x03key\x18\t \x01(\t\x12\x34\n\x06stream\x18\n \x01(\x0b\x32$.remit.api.options.v1.StreamContract\x12/\n\x05\x61udit\x18\x0b \x01(\x0e\x32 .remit.api.options.v1.AuditClass\x12\x19\n\x11max_request_bytes\x18\x0c \x01(\x05\x12\x1a\n\x12max_response_bytes\x18\r \x01(\x05\x12\x15\n\rmax_in_flight\x18\x0e \x01(\x05\x12\x33\n\nrate_limit\x18\x0f \x01(\x0e\x32\x1f.remit.api.options.v1.RateLimit\"\xab\x01\n\x0eStreamContract\x12\'\n\x04idle\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08max_life\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x03 \x01(\t\x12\x33\n\x10permission_bound\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"g\n\x0eReasonContract\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07\x65xample\x18\x02 \x01(\t\x12\x11\n\tnext_step\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08*m\n\x0bIdempotency\x12\x1b\n\x17IDEMPOTENCY_UNSPECIFIED\x10\x00\x12\x14\n\x10IDEMPOTENCY_SAFE\x10\x01\x12\x15\n\x11IDEMPOTENCY_KEYED\x10\x02\x12\x14\n\x10IDEMPOTENCY_NONE\x10\x03*P\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n\nPHASE_OPEN\x10\x01\x12\x0f\n\x0bPHASE_CLOSE\x10\x02\x12\x0f\n\x0bPHASE_OTHER\x10\x03*\xa3\x01\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\x11\n\rCALLER_PUBLIC\x10\x01\x12\x10\n\x0c\x43\x41LLER_AGENT\x10\x02\x12\x14\n\x10\x43\x41LLER_INFERENCE\x10\x03\x12\x10\n\x0c\x43\x41LLER_TOOLS\x10\x04\x12\x11\n\rCALLER_POLICY\x10\x05\x12\x0f\n\x0b\x43\x41LLER_COST\x10\x06\x12\x10\n\x0c\x43\x41LLER_AUDIT\x10\x07*b\n\x04\x41uth\x12\x14\n\x10\x41UTH_UNSPECIFIED\x10\x00\x12\x0e\n\nAUTH_REMIT\x10\x01\x12\x10\n\x0c\x41UTH_SERVICE\x10\x02\x12\x13\n\x0f\x41UTH_CREDENTIAL\x10\x03\x12\r\n\tAUTH_NONE\x10\x04*\x84\x01\n\nAuditClass\x12\x1b\n\x17\x41UDIT_CLASS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41UDIT_CLASS_EFFECT\x10\x01\x12\x15\n\x11\x41UDIT_CLASS_ADMIN\x10\x02\x12\x14\n\x10\x41UDIT_CLASS_READ\x10\x03\x12\x14\n\x10\x41UDIT_CLASS_NONE\x10\x04*<\n\tRateLimit\x12\x1a\n\x16RATE_LIMIT_UNSPECIFIED\x10\x00\x12\x13\n\x0fRATE_LIMIT_RUNS\x10\x01:V\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xf1\x8c\x03 \x01(\x0b\x32$.remit.api.options.v1.MethodContract:2\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xf2\x8c\x03 \x01(\x08:Y\n\x06reason\x12!.google.protobuf.EnumValueOptions\x18\xf3\x8c\x03 \x01(\x0b\x32$.remit.api.options.v1.ReasonContractb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.options.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDEMPOTENCY']._serialized_start=965
-  _globals['_IDEMPOTENCY']._serialized_end=1074
-  _globals['_PHASE']._serialized_start=1076
-  _globals['_PHASE']._serialized_end=1156
-  _globals['_CALLER']._serialized_start=1159
-  _globals['_CALLER']._serialized_end=1322
-  _globals['_AUTH']._serialized_start=1324
-  _globals['_AUTH']._serialized_end=1422
-  _globals['_AUDITCLASS']._serialized_start=1425
-  _globals['_AUDITCLASS']._serialized_end=1557
+  _globals['_IDEMPOTENCY']._serialized_start=1018
+  _globals['_IDEMPOTENCY']._serialized_end=1127
+  _globals['_PHASE']._serialized_start=1129
+  _globals['_PHASE']._serialized_end=1209
+  _globals['_CALLER']._serialized_start=1212
+  _globals['_CALLER']._serialized_end=1375
+  _globals['_AUTH']._serialized_start=1377
+  _globals['_AUTH']._serialized_end=1475
+  _globals['_AUDITCLASS']._serialized_start=1478
+  _globals['_AUDITCLASS']._serialized_end=1610
+  _globals['_RATELIMIT']._serialized_start=1612
+  _globals['_RATELIMIT']._serialized_end=1672
   _globals['_METHODCONTRACT']._serialized_start=150
-  _globals['_METHODCONTRACT']._serialized_end=684
-  _globals['_STREAMCONTRACT']._serialized_start=687
-  _globals['_STREAMCONTRACT']._serialized_end=858
-  _globals['_REASONCONTRACT']._serialized_start=860
-  _globals['_REASONCONTRACT']._serialized_end=963
+  _globals['_METHODCONTRACT']._serialized_end=737
+  _globals['_STREAMCONTRACT']._serialized_start=740
+  _globals['_STREAMCONTRACT']._serialized_end=911
+  _globals['_REASONCONTRACT']._serialized_start=913
+  _globals['_REASONCONTRACT']._serialized_end=1016
 # @@protoc_insertion_point(module_scope)

@@ -190,6 +190,26 @@ AUDIT_CLASS_NONE: AuditClass.ValueType  # 4
 """Nothing of its own."""
 Global___AuditClass: _TypeAlias = AuditClass  # noqa: Y015
 
+class _RateLimit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RateLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateLimit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RATE_LIMIT_UNSPECIFIED: _RateLimit.ValueType  # 0
+    """The call is not counted."""
+    RATE_LIMIT_RUNS: _RateLimit.ValueType  # 1
+    """It starts a run."""
+
+class RateLimit(_RateLimit, metaclass=_RateLimitEnumTypeWrapper):
+    """RateLimit is a kind of call that rate limits count."""
+
+RATE_LIMIT_UNSPECIFIED: RateLimit.ValueType  # 0
+"""The call is not counted."""
+RATE_LIMIT_RUNS: RateLimit.ValueType  # 1
+"""It starts a run."""
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
 @_typing.final
 class MethodContract(_message.Message):
     """MethodContract is everything that the mesh must know about one RPC."""
@@ -210,6 +230,7 @@ class MethodContract(_message.Message):
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
     idempotency: Global___Idempotency.ValueType
     """Whether, and why, the call may be sent a second time."""
     phase: Global___Phase.ValueType
@@ -230,6 +251,8 @@ class MethodContract(_message.Message):
     """Largest response (or stream message) sent, in bytes."""
     max_in_flight: _builtins.int
     """Calls in flight per replica; beyond it RESOURCE_EXHAUSTED with RetryInfo, at once."""
+    rate_limit: Global___RateLimit.ValueType
+    """Which rate limits a client's call counts against at the edge. Unspecified: none."""
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
         """Limit of the whole call, all attempts included. Streams: see `stream`."""
@@ -263,10 +286,11 @@ class MethodContract(_message.Message):
         max_request_bytes: _builtins.int = ...,
         max_response_bytes: _builtins.int = ...,
         max_in_flight: _builtins.int = ...,
+        rate_limit: Global___RateLimit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "stream", b"stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "audit", b"audit", "auth", b"auth", "callers", b"callers", "deadline", b"deadline", "idempotency", b"idempotency", "key", b"key", "max_in_flight", b"max_in_flight", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "permission", b"permission", "phase", b"phase", "resource", b"resource", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "audit", b"audit", "auth", b"auth", "callers", b"callers", "deadline", b"deadline", "idempotency", b"idempotency", "key", b"key", "max_in_flight", b"max_in_flight", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "permission", b"permission", "phase", b"phase", "rate_limit", b"rate_limit", "resource", b"resource", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

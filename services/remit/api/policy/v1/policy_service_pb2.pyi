@@ -304,8 +304,16 @@ class IssueRemitResponse(_message.Message):
 
     REMIT_FIELD_NUMBER: _builtins.int
     LIFETIME_FIELD_NUMBER: _builtins.int
+    MAX_USER_RUNS_FIELD_NUMBER: _builtins.int
+    MAX_ORG_RUNS_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The signed remit: an EdDSA JWT of at most 4 KiB."""
+    max_user_runs: _builtins.int
+    """Unfinished runs that the run's user may have at once, this one included; 0: any number. Said where the
+    client's remit was shown.
+    """
+    max_org_runs: _builtins.int
+    """The same of the user's org."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
         """How long it lives, counted by the asker from before it asked. Renew at 80 %."""
@@ -315,10 +323,12 @@ class IssueRemitResponse(_message.Message):
         *,
         remit: _builtins.str = ...,
         lifetime: _duration_pb2.Duration | None = ...,
+        max_user_runs: _builtins.int = ...,
+        max_org_runs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "remit", b"remit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "max_org_runs", b"max_org_runs", "max_user_runs", b"max_user_runs", "remit", b"remit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
