@@ -54,10 +54,17 @@ def test_a_path_is_below_the_version_and_its_variables_are_fields(
 def test_reads_are_gets_unless_sensitive_and_changes_are_posts(
     contract: MethodContract, binding: HttpBinding
 ) -> None:
-    # What is sensitive has no place in an address: a read that is asked with it has a body too.
-    has_body = bool(contract.key) or holds_sensitive(METHODS[contract.path].input_type)
+    # What is sensitive, or many messages, has no place in an address: a read that is asked with it
+    # has a body too.
+    asked = METHODS[contract.path].input_type
+    has_body = bool(contract.key) or holds_sensitive(asked) or holds_messages(asked)
     assert binding.verb == ("POST" if has_body else "GET")
     assert bool(binding.body) == has_body
+
+
+def holds_messages(message: Descriptor) -> bool:
+    """Whether the request has a list of messages, such as files."""
+    return any(field.is_repeated and field.message_type for field in message.fields)
 
 
 def test_a_body_is_the_request_or_one_of_its_fields(
