@@ -11,12 +11,13 @@ import pytest
 
 from remit.audit.archive_file import label
 from remit.audit.settings import AuditSettings
+from remit.audit.tile_folder import TileFaultError, TileFolder
 from remit.cli import exit_codes
 from remit.cli.main import run
 from tests.audit.old_months import month_ago
 from tests.audit.test_old_months import OLD, age, with_folders
 from tests.audit.test_reconciliation import exported, restored
-from tests.audit.test_service import Audit, audit, intent, outcome, serving
+from tests.audit.test_service import Audit, admin, audit, intent, outcome, serving
 from tests.waiting import eventually
 
 assert audit  # the fixture of a running service
@@ -140,3 +141,42 @@ async def test_what_was_lost_comes_back_from_an_export(
     await restored(audit.settings, 2)
     code, _, err = await operator("reconcile", str(path))
     assert (code, "line 1 is not JSON" in err) == (exit_codes.CONFIGURATION, True)
+
+
+async def test_what_was_lost_comes_back_from_the_tiles(
+    audit: Audit, operator: Operator, tmp_path: Path
+) -> None:
+    """Over more than one bundle; tiles that were changed, or are too short, put nothing back."""
+    settings = with_folders(audit.settings, tmp_path, retention_months=0)
+    operator.uses(settings)
+    tiles = TileFolder(tmp_path / "tiles")
+    async with serving(settings) as replica:
+        for start in (0, 150):
+            await replica.append(*(admin(f"e-{n}") for n in range(start, start + 150)))
+        note = (await replica.ask("GetCheckpoint", min_tree_size=300)).checkpoint
+        await eventually(lambda: _shown(tiles) >= note.tree_size)
+    await restored(settings, 120)
+    bundle = tmp_path / "tiles" / "tile" / "entries" / "000"
+    whole = bundle.read_bytes()
+    bundle.write_bytes(whole.replace(b"acme", b"ecma", 1))
+    code, _, err = await operator("reconcile", str(tmp_path / "tiles"))
+    assert (code, "are not those that were signed" in err) == (exit_codes.CONFIGURATION, True), err
+    bundle.write_bytes(whole[:-1])
+    code, _, err = await operator("reconcile", str(tmp_path / "tiles"))
+    assert (code, "cut off" in err) == (exit_codes.CONFIGURATION, True), err
+    bundle.write_bytes(whole)
+    done = await operator.json("reconcile", str(tmp_path / "tiles"))
+    assert (done["kept_size"], done["tree_size"]) == (120, note.tree_size)
+    assert done["root_hash"] == note.root_hash.hex()
+    code, _, err = await operator("reconcile", str(tmp_path / "archive-of-nothing"))
+    assert code == exit_codes.USAGE
+    (tmp_path / "empty").mkdir()
+    code, _, err = await operator("reconcile", str(tmp_path / "empty"))
+    assert (code, "checkpoint: it is missing" in err) == (exit_codes.CONFIGURATION, True)
+
+
+def _shown(tiles: TileFolder) -> int:
+    try:
+        return tiles.published_size()
+    except TileFaultError:
+        return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,21 @@ async def test_an_empty_log_is_a_checkpoint_alone(log: Log, folder: Path) -> Non
     assert await writer(log, folder).round()
     assert files_in(folder) == {"checkpoint": note.encode()}
     assert await writer(log, folder).round()
+
+
+def modes_in(folder: Path) -> tuple[set[int], set[int]]:
+    """Of the files, and of the folders."""
+    files, folders = set[int](), {stat.S_IMODE(folder.stat().st_mode)}
+    for path in folder.rglob("*"):
+        (folders if path.is_dir() else files).add(stat.S_IMODE(path.stat().st_mode))
+    return files, folders
+
+
+async def test_the_files_are_the_writers_own(log: Log, folder: Path) -> None:
+    """Who publishes the log copies or serves it; a volume shows it to nobody else."""
+    await fill(log, 300)
+    assert await writer(log, folder).round()
+    assert modes_in(folder) == ({0o600}, {0o700})
 
 
 async def test_the_folder_is_the_log_at_every_size(log: Log, folder: Path) -> None:

@@ -141,6 +141,7 @@ def _paths_faults(area: str, values: Mapping[str, str], places: Sequence[Place])
         yield f"{area}: workspace {values['workspace']} cannot be written"
     if "keys_dir" in values:
         yield from _anchor_faults(area, values.get("anchor_file", ""), places)
+        yield from _log_folder_faults(area, values, places)
 
 
 def _secrets_faults(
@@ -150,8 +151,8 @@ def _secrets_faults(
         yield f"{area}: {SECRETS_VARIABLE} is not {SECRETS_MOUNT}, where DSNs look for files"
     files = _files(environment.get(SECRETS_VARIABLE, "/nowhere"), places)
     needed = {f"REMIT_{area.upper()}_DSN"}
-    of_keys = {"REMIT_AUDIT_KEYS_DSN", "REMIT_AUDIT_KEYS_ERASER_DSN"}
-    needed |= of_keys if area == "audit" else set()
+    of_audit = {"REMIT_AUDIT_KEYS_DSN", "REMIT_AUDIT_KEYS_ERASER_DSN", "REMIT_AUDIT_ARCHIVER_DSN"}
+    needed |= of_audit if area == "audit" else set()
     if not needed <= files:
         yield f"{area}: {SECRETS_VARIABLE} does not hold {sorted(needed)}"
     for file in files:
@@ -231,6 +232,16 @@ def _anchor_faults(area: str, path: str, places: Sequence[Place]) -> Iterator[st
     """Folders of keys are mounted to be read, so the anchor lies elsewhere, under its own name."""
     if PurePosixPath(path).name != ANCHOR_FILE or not _is_writable(path, places):
         yield f"{area}: anchor_file {path} is no {ANCHOR_FILE} that can be written"
+
+
+def _log_folder_faults(
+    area: str, values: Mapping[str, str], places: Sequence[Place]
+) -> Iterator[str]:
+    """The log's files lie on a volume that outlives whoever writes them, under their own names."""
+    for name in ("tiles", "archive"):
+        path = values.get(f"{name}_dir", "")
+        if PurePosixPath(path).name != name or not _is_writable(path, places):
+            yield f"{area}: {name}_dir {path} is no folder {name} that can be written"
 
 
 def _is_writable(path: str, places: Sequence[Place]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from remit.audit.archive_run import ArchivePlan, Done, LogParts, open_archiver, run_once
 from remit.audit.key_files import load_log_keys
 from remit.audit.log import AuditLog
-from remit.audit.lost_leaves import ExportFile
+from remit.audit.lost_leaves import LeafSource
 from remit.audit.own_events import record_reconciliation
 from remit.audit.parts import anchor_of, checkpoints_of, keyring_of, signing_of
 from remit.audit.reconciliation import Reconciled, reconcile
@@ -18,7 +18,7 @@ from remit.rpc.ids import IdSource
 
 
 async def reconciled(
-    settings: AuditSettings, source: ExportFile, *, clock: Clock, ids: IdSource
+    settings: AuditSettings, source: LeafSource, *, clock: Clock, ids: IdSource
 ) -> Reconciled | None:
     """Reconcile the log with its checkpoints, and record that; None if nothing was missing.
 

@@ -134,7 +134,8 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
             events = [_logged(event) for event in piece.events]
             part = _fitting(events)
             while len(part) < len(events):
-                yield _told(part[-1].leaf_index + 1, part)
+                yield _told(part[-1].leaf_index + 1, part, missed)
+                missed = []  # told first: a stream that breaks goes on behind it
                 events = events[len(part) :]
                 part = _fitting(events)
             yield _told(piece.size, part, missed)

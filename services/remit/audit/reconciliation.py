@@ -1,8 +1,8 @@
 """Reconciliation: the leaves that a restored database lost are put back where they were.
 
-The leaves of an export are public; what they commit to is not in it, so the events come back as
-their leaves say them, without subject and detail. That is enough for every checkpoint that was ever
-signed to hold again, and for a replayed event to be known as the one it is.
+The leaves of an export, or of tiles, are public; what they commit to is not in it, so the events
+come back as their leaves say them, without subject and detail. That is enough for every checkpoint
+that was ever signed to hold again, and for a replayed event to be known as the one it is.
 
 It is done in one transaction, and only if the leaves lead from the log as it is now to the largest
 checkpoint that is known: a log that went another way since is refused.
@@ -20,7 +20,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.anchor import Anchor
 from remit.audit.checkpoints import insert_checkpoint
 from remit.audit.leaf import Leaf, LeafError
-from remit.audit.lost_leaves import ExportFile, SourceError
+from remit.audit.lost_leaves import LeafSource, SourceError
 from remit.audit.merkle import Frontier, leaf_hash
 from remit.audit.note import Checkpoint
 from remit.audit.sealing import LOST_PAYLOAD, SealedEvent
@@ -60,12 +60,12 @@ async def reconcile(
     store: LogStore,
     keys: SigningKeys,
     anchor: Anchor,
-    source: ExportFile,
+    source: LeafSource,
 ) -> Reconciled | None:
     """Put back what the log lacks of its largest checkpoint; None if it lacks nothing.
 
     Raises:
-        RemitError: CONFIGURATION_INVALID: the export is damaged, of another log, or too short;
+        RemitError: CONFIGURATION_INVALID: the source is damaged, of another log, or too short;
             LOG_ROLLED_BACK: the log went another way since, so that nothing can be put back.
 
     """
@@ -90,8 +90,8 @@ async def reconcile(
     )
 
 
-async def _target(keys: SigningKeys, anchor: Anchor, source: ExportFile) -> _Target:
-    """Return the largest checkpoint that the log signed: the anchor's or the export's."""
+async def _target(keys: SigningKeys, anchor: Anchor, source: LeafSource) -> _Target:
+    """Return the largest checkpoint that the log signed: the anchor's or the source's."""
     note = await asyncio.to_thread(source.signed_note)
     exported = _Target(await keys.opened(note), note)
     kept = await anchor.read()
@@ -99,7 +99,7 @@ async def _target(keys: SigningKeys, anchor: Anchor, source: ExportFile) -> _Tar
         return exported
     covered, signed = exported.checkpoint.tree_size, kept.checkpoint.tree_size
     raise _unusable(
-        f"the export ends at {covered} leaves, and a checkpoint of {signed} was signed; give a"
+        f"{source.path} ends at {covered} leaves, and a checkpoint of {signed} was signed; give a"
         " later one"
     )
 
@@ -110,7 +110,7 @@ async def _check_whole(store: LogStore, checkpoint: Checkpoint) -> None:
         raise _forked(f"the log's first {size} leaves are not those that were signed")
 
 
-def _check_leads(source: ExportFile, size: int, root: bytes, known: Sequence[Checkpoint]) -> None:
+def _check_leads(source: LeafSource, size: int, root: bytes, known: Sequence[Checkpoint]) -> None:
     """Check that the leaves go on from the log as it is, and meet every checkpoint on the way."""
     frontier = Frontier()
     roots = {0: frontier.root()}
@@ -126,10 +126,10 @@ def _check_leads(source: ExportFile, size: int, root: bytes, known: Sequence[Che
                 " signed, or are not all there"
             )
     if roots[size] != root:
-        raise _forked(f"the log has {size} leaves, of which the export holds others")
+        raise _forked(f"the log has {size} leaves, of which {source.path} holds others")
 
 
-def _events(source: ExportFile, start: int, stop: int) -> Iterator[SealedEvent]:
+def _events(source: LeafSource, start: int, stop: int) -> Iterator[SealedEvent]:
     for leaf in itertools.islice(source.leaves(stop), start, None):
         yield SealedEvent(Leaf.decode(leaf), leaf, leaf_hash(leaf), LOST_PAYLOAD)
 
@@ -139,7 +139,7 @@ def _batches(events: Iterator[SealedEvent]) -> Iterator[list[SealedEvent]]:
         yield batch
 
 
-def _open_intents(source: ExportFile, start: int, stop: int) -> set[tuple[str, int]]:
+def _open_intents(source: LeafSource, start: int, stop: int) -> set[tuple[str, int]]:
     """Claims and attempts that began among the lost leaves and did not end there."""
     began: set[tuple[str, int]] = set()
     for event in _events(source, start, stop):

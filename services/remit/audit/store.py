@@ -133,6 +133,11 @@ class LogStore:
         """Leaves that this replica knows to be committed: the log never has fewer again."""
         return self._edge.size
 
+    @property
+    def waiting(self) -> int:
+        """Events that wait for their commit to begin, `max_queue` of them at most."""
+        return self._commits.queue_length
+
     async def append(self, event: SealedEvent) -> int:
         """Append an event and return its index once it is durable.
 

@@ -2,7 +2,8 @@
 
 Every file is written under another name, synced, and renamed; the checkpoint last of all, when the
 folders that name its tiles have been synced. One process writes at a time: it holds a lock on a
-file of the folder, which the kernel lets go of when the process dies.
+file of the folder, which the kernel lets go of when the process dies. Files are the writer's own
+(0600): a log may be published, and whoever runs it says so by copying or serving it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from remit.rpc.errors import RemitError
 
 LOCK = ".lock"
 UNFINISHED = ".unfinished"
+_MODE = 0o600
+_FOLDER_MODE = 0o700
 
 
 class TileFiles:
@@ -33,7 +36,7 @@ class TileFiles:
     def locked(self) -> Iterator[bool]:
         """Yields whether this process, and no other, may write."""
         self._make(self.folder)
-        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, _MODE)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +75,8 @@ class TileFiles:
         target = self.folder / path
         self._make(target.parent)
         unfinished = self.folder / UNFINISHED
-        with unfinished.open("wb") as file:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -100,7 +104,7 @@ class TileFiles:
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
             self._make(folder.parent)
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
             self._unsynced.add(folder.parent)
 
     def _damaged(self) -> RemitError:

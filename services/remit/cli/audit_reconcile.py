@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog="\b\nExamples:\n  remit audit reconcile /backup/log.export\n"
+    "  remit audit reconcile /mirror/tiles\n"
     "  remit audit reconcile /backup/log.export --state ~/.local/state/remit",
 )
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", metavar="FILE|DIR", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--state",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")
 def reconcile(*, file: Path, state: Path | None, as_json: bool) -> None:
-    """Put back from the export FILE what a restored log lacks, so that effects start again.
+    """Put back from the export FILE, or the tiles in DIR, what a restored log lacks.
 
     It takes the environment of the audit service (REMIT_AUDIT_DSN, REMIT_AUDIT_KEYS_DSN,
-    REMIT_AUDIT_KEYS_DIR, REMIT_AUDIT_ANCHOR_FILE). FILE must reach the largest checkpoint that was
-    signed, and go on from the log as it is now. Leaves come back, and with them every proof; the
-    subjects and details of their events do not. Outcomes that are missing after that are appended
-    by the services that owe them.
+    REMIT_AUDIT_KEYS_DIR, REMIT_AUDIT_ANCHOR_FILE). FILE or DIR must reach the largest checkpoint
+    that was signed, and go on from the log as it is now. After that effects start again. Leaves
+    come back, and with them every proof; the subjects and details of their events do not. Outcomes
+    that are missing after that are appended by the services that owe them.
     """
     output = Output(as_json=as_json)
     settings = audit_settings(state)
@@ -72,9 +73,9 @@ def _document(done: Reconciled | None) -> dict[str, Any]:
 
 
 async def _reconciled(settings: AuditSettings, file: Path) -> Reconciled | None:
-    from remit.audit.lost_leaves import ExportFile  # noqa: PLC0415 - slow
+    from remit.audit.lost_leaves import source_of  # noqa: PLC0415 - slow
     from remit.audit.operating import reconciled  # noqa: PLC0415 - slow
     from remit.rpc.clock import SystemClock  # noqa: PLC0415 - slow
     from remit.rpc.ids import SystemIds  # noqa: PLC0415 - slow
 
-    return await reconciled(settings, ExportFile(file), clock=SystemClock(), ids=SystemIds())
+    return await reconciled(settings, source_of(file), clock=SystemClock(), ids=SystemIds())
