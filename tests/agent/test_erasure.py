@@ -24,6 +24,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2
 from remit.rpc.errors import RemitError
+from remit.rpc.remits import Remit
 from tests.agent.at_rest import places_of
 from tests.agent.conftest import Client, Replica, StartReplica, World, request
 from tests.agent.outside import client_remit, results, says
@@ -34,7 +35,6 @@ from tests.agent.test_sub_runs import agents, asks  # noqa: F401 - a fixture
 from tests.waiting import eventually
 
 ALICE, ROOT = "orgs/acme/users/alice", "orgs/acme/users/root"
-ADMIN = client_remit(ROOT, "admin")
 MARK = "Zanzibar"
 TASK = f"What is 17 * 23 in {MARK}?"
 LONG = f"{MARK} has coconuts. " * 60
@@ -42,6 +42,11 @@ URL = f"https://example.com/{MARK}"
 FILE = f"A file about {MARK}.".encode()
 ERASED = reasons.ERROR_REASON_SUBJECT_ERASED
 DELIVERED, FAILED = run_pb2.WEBHOOK_STATE_DELIVERED, run_pb2.WEBHOOK_STATE_FAILED
+
+
+def admins_remit() -> Remit:
+    """Made when it is needed: a remit lives shorter than a run of all tests."""
+    return client_remit(ROOT, "admin")
 
 
 def talks(world: World) -> None:
@@ -101,7 +106,7 @@ async def test_nothing_that_was_said_is_stored_in_clear(
     markers = [MARK.encode(), FILE, body, LONG.encode()]
     assert await places_of(world.database, markers) == []
     # What is stored is found by who has the key.
-    assert (await made.client(ADMIN).get(run.name)).task == TASK
+    assert (await made.client(admins_remit()).get(run.name)).task == TASK
     artifact = await client.runs.GetArtifact(
         agent_service_pb2.GetArtifactRequest(run=run.name, artifact="notes.txt"),
         metadata=client.metadata,
@@ -124,7 +129,7 @@ async def test_what_one_person_says_twice_is_stored_once(
     first = await sealed()
     await client.ended((await client.create(LONG)).name)
     assert await sealed() == first
-    await made.client(ADMIN).ended((await made.client(ADMIN).create(LONG)).name)
+    await made.client(admins_remit()).ended((await made.client(admins_remit()).create(LONG)).name)
     assert await sealed() == 2 * first
 
 
@@ -138,7 +143,7 @@ async def test_after_an_erasure_public_facts_are_left(replica: StartReplica, wor
     parts.know(await client.watch(run.name))
     before = await calls_of(made)
     world.subjects.erase(ALICE)
-    for who in (client, made.client(ADMIN)):
+    for who in (client, made.client(admins_remit())):
         shown = await who.get(run.name)
         assert shown.erased
         assert (shown.name, shown.subject, shown.state) == (run.name, ALICE, run.state)
@@ -183,7 +188,7 @@ async def test_a_list_shows_the_others_too(replica: StartReplica, world: World) 
     second = await bob.create(TASK)
     await bob.ended(second.name)
     world.subjects.erase(ALICE)
-    admin = made.client(ADMIN)
+    admin = made.client(admins_remit())
     listed = await admin.runs.ListRuns(agent_service_pb2.ListRunsRequest(), metadata=admin.metadata)
     assert [(r.name, r.erased, r.task) for r in listed.runs] == [
         (second.name, False, TASK),
@@ -256,7 +261,7 @@ async def ended_without_content(made: Replica, world: World, name: str) -> run_p
     """The run, which ended because its subject was erased."""
 
     async def look() -> run_pb2.Run | None:
-        run = await made.client(ADMIN).get(name)
+        run = await made.client(admins_remit()).get(name)
         return run if run.state == run_pb2.RUN_STATE_FAILED else None
 
     run = await eventually(look)
@@ -389,7 +394,7 @@ async def test_a_fork_of_anothers_run_obeys_both_erasures(
     made = await replica()
     run = await made.client().create(TASK)
     await made.client().ended(run.name)
-    admin = made.client(ADMIN)
+    admin = made.client(admins_remit())
     fork = await admin.fork(run.name, from_sequence=1)
     assert (await admin.ended(fork.name)).task == TASK
     await held(made, world)

@@ -112,9 +112,7 @@ async def test_as_many_as_are_allowed_fit(audit: Audit) -> None:
     assert {reason(r) for r in await ask(audit, *gone)} == {"SUBJECT_ERASED"}
 
 
-@pytest.mark.parametrize(
-    "caller", [PUBLIC, AUDIT, options_pb2.CALLER_POLICY, options_pb2.CALLER_COST]
-)
+@pytest.mark.parametrize("caller", [PUBLIC, AUDIT, options_pb2.CALLER_COST])
 async def test_nobody_else_is_given_a_key(
     audit: Audit, caller: options_pb2.Caller.ValueType
 ) -> None:

@@ -77,7 +77,7 @@ def test_an_error_says_when_to_come_again() -> None:
 def test_every_stream_that_an_id_resumes_has_the_fields_for_it() -> None:
     resumed = {path for path, c in CONTRACTS.items() if resumes_by_id(c)}
     assert {path.rpartition("/")[2] for path in resumed} == {
-        *("StreamRun", "WatchRun", "TailEvents")
+        *("StreamRun", "WatchRun", "TailEvents", "WatchApprovals")
     }
     for path, contract in CONTRACTS.items():
         if contract.stream is not None and contract.is_public:

@@ -74,6 +74,7 @@ ENVOYS_NAMES = {
     "http.url",
     "node_id",
     "peer.address",
+    "ratelimit_status",
     "request_size",
     "response_flags",
     "response_size",

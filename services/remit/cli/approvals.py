@@ -53,8 +53,8 @@ _COLUMNS: Final = (
 )
 
 
-def _full_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """The name of an approval; its id alone will do."""
+def _full_name(value: str) -> str:
+    """The name of an approval; its id alone will do. Raises BadParameter."""
     name = value if value.startswith("approvals/") else f"approvals/{value}"
     if not names.is_name("approval", name):
         message = f"{value!r} is no approval, such as approvals/01981a2b-..."
@@ -62,7 +62,7 @@ def _full_name(_context: click.Context, _parameter: click.Parameter, value: str)
     return name
 
 
-_name_argument = click.argument("name", callback=_full_name)
+_name_argument = click.argument("name")
 _reason_option = click.option("--reason", default="", help="Why, for who asked and for the log.")
 _request_id = click.option(
     "--request-id", default="", help="Names this request, so that it can be repeated."
@@ -112,7 +112,8 @@ def list_approvals(*, session: Session, stands: str, run: str, limit: int) -> No
 @client_options
 def show(*, session: Session, name: str) -> None:
     """Show exactly what would be done if the approval NAME were given, and who may give it."""
-    _print(session.output, session.run(lambda edge: _got(edge, name)))
+    full_name = _full_name(name)
+    _print(session.output, session.run(lambda edge: _got(edge, full_name)))
 
 
 @command.command(
@@ -170,7 +171,7 @@ def _decide(
     request_id: str,
 ) -> None:
     request = approval_service_pb2.DecideApprovalRequest(
-        name=name,
+        name=_full_name(name),
         verdict=verdict,
         reason=reason,
         digest=_digest(digest),
