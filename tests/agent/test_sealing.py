@@ -23,7 +23,7 @@ PUBLIC = {
     *("name", "agent", "agent_version", "subject", "state", "usage", "cost_nanos", "limits"),
     *("last_sequence", "last_leaf_index", "create_time", "start_time", "end_time", "priority"),
     *("schedule_time", "parent", "conversation", "previous_run", "history_runs", "percent"),
-    *("stage", "fork", "erased"),
+    *("stage", "fork", "erased", "approvals"),
 }
 """Fields of a run that say nothing of its content."""
 

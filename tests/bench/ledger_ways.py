@@ -63,7 +63,7 @@ def decided(kind: str, batch: int, seconds: float) -> dict[str, float]:
     paying = itertools.cycle(payers(kind))
     times: list[float] = []
     began, before = time.perf_counter(), time.process_time()
-    while (now := time.perf_counter()) < began + seconds:
+    while (now := time.perf_counter()) < began + seconds or not times:
         claims = [f"claims/{uuid4()}" for _ in range(batch)]
         ledger.apply(
             [reserve_of(payer, claim) for payer, claim in zip(paying, claims, strict=False)]

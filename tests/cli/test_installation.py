@@ -47,9 +47,11 @@ def test_each_area_gets_its_own_secrets_and_nobody_elses(folder: Path) -> None:
             own |= {"REMIT_AUDIT_KEYS_DSN", *further}
         assert set(dsns) == own
     setup = {f.name for f in (folder / "setup" / "secrets").iterdir()}
-    assert setup == {
-        f"REMIT_{name.upper()}_{kind}" for name in DATABASES for kind in ("DSN", "OWNER_DSN")
-    } | further
+    assert (
+        setup
+        == {f"REMIT_{name.upper()}_{kind}" for name in DATABASES for kind in ("DSN", "OWNER_DSN")}
+        | further
+    )
     assert not (folder / "postgres").exists()
     read_secret(folder / "policy" / "secrets" / "api-keys.pepper")
     for file in folder.rglob("*"):

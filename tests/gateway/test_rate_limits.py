@@ -308,7 +308,7 @@ class InTurn:
 async def test_a_thousand_callers_at_once_and_three_replicas_on_redis(services: Services) -> None:
     async with running_redis() as server, AsyncExitStack() as stack:
         stores = [
-            await stack.enter_async_context(open_redis(server.url, timeout_s=10 * PATIENCE))
+            await stack.enter_async_context(open_redis(server.url, timeout_s=60 * PATIENCE))
             for _ in range(3)
         ]
         limited(services, InTurn([EdgeLimits(one, fail_open=False) for one in stores]), user=100)
