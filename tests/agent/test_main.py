@@ -22,7 +22,7 @@ async def test_the_service_opens_ready_and_drains(world: World) -> None:
     async with open_service(settings, mesh, clock=SystemClock(), ids=SystemIds()) as service:
         assert service.area == "agent"
         assert len(service.servicers) == 3
-        assert len(service.background) == 6
+        assert len(service.background) == 7
         for check in service.ready:
             await check()
         for hand_over in service.drain:
