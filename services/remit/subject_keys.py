@@ -148,6 +148,7 @@ class SubjectKeys:
         self._asking: dict[_Wanted, _Asked] = {}
         self._queue: deque[_Asked] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._draining = 0
         self._forgetting: asyncio.TimerHandle | None = None
         self.sent = 0
         """RPCs sent so far, for benchmarks."""
@@ -191,9 +192,10 @@ class SubjectKeys:
                 )
             asked = self._asking[wanted] = _Asked(wanted)
             self._queue.append(asked)
-            if len(self._in_flight) < _MAX_IN_FLIGHT:
+            if self._draining < _MAX_IN_FLIGHT:
                 # Not the caller's deadline: the RPC is shared.
                 task = spawn(self._drain(), name="subject-keys")
+                self._draining += 1
                 self._in_flight.add(task)
                 task.add_done_callback(self._in_flight.discard)
         answer = await asyncio.shield(asked.answer)
@@ -211,6 +213,9 @@ class SubjectKeys:
             while self._queue:
                 self._settle(self._queue.popleft(), _stopping())
             raise
+        finally:
+            # At once: whoever is answered runs before the callbacks of a task that has ended.
+            self._draining -= 1
 
     async def _send(self, batch: Sequence[_Asked]) -> None:
         self.sent += 1

@@ -98,3 +98,15 @@ async def test_closings_wait_for_company() -> None:
     second = batcher.ask(question(2))
     assert list(await asyncio.gather(first, second)) == ["1", "2"]
     assert len(recorder.batches) == 1
+
+
+async def test_who_asks_again_as_soon_as_it_is_answered_is_answered_again() -> None:
+    """Whoever is answered runs before anybody notices that the task that answered has ended."""
+    recorder = Recorder()
+    recorder.let_go.set()
+    batcher = Batcher(recorder.send, name="decisions", **_limits({"max_in_flight": 1}))
+
+    async def ask_often() -> list[str]:
+        return [await batcher.ask(question(n)) for n in range(20)]
+
+    assert await in_time(ask_often(), 5) == [str(n) for n in range(20)]

@@ -62,6 +62,7 @@ class Batcher(Generic[Item, Answer]):
         self._linger_s = linger_s
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._draining = 0
         self.sent = 0
         """RPCs sent so far, for benchmarks."""
 
@@ -75,7 +76,7 @@ class Batcher(Generic[Item, Answer]):
             _raise_in(waiting, self._overloaded())
             return waiting.answer
         self._queue.append(waiting)
-        if len(self._in_flight) < self._max_in_flight:
+        if self._draining < self._max_in_flight:
             self._begin()
         return waiting.answer
 
@@ -88,6 +89,7 @@ class Batcher(Generic[Item, Answer]):
     def _begin(self) -> None:
         # Not the caller's deadline: the batch is shared.
         task = spawn(self._drain(), name=f"batch-{self._name}")
+        self._draining += 1
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
 
@@ -101,6 +103,10 @@ class Batcher(Generic[Item, Answer]):
             _fail(self._queue, _stopping())
             self._queue.clear()
             raise
+        finally:
+            # At once: whoever is answered runs before the callbacks of a task that has ended, and
+            # what it sends would wait for a task that comes no more.
+            self._draining -= 1
 
     async def _send_batch(self, batch: list[_Waiting[Item, Answer]]) -> None:
         self.sent += 1
