@@ -302,8 +302,10 @@ async def test_nothing_of_an_erased_subject_can_be_read_and_all_proofs_verify(
     assert len(words) == len(set(words)) >= 12
 
     socket = json.loads((mesh.state / "mesh.json").read_text())["postgres_socket"]
-    async with haystack.planted(socket, "w0123456789abcdefplanted") as places:
-        found = await haystack.in_databases(socket, ["w0123456789abcdefplanted"])
+    async with haystack.planted(socket, "w0123456789abcdefghijklmnopqrstuvwxyzplanted") as places:
+        found = await haystack.in_databases(
+            socket, ["w0123456789abcdefghijklmnopqrstuvwxyzplanted"]
+        )
         assert sorted(found) == sorted(places), "whatever lies there in any form is found"
     before = await readable(alice)
     assert {alice.words[place] for place in ("task", "product", "content", "detail")} <= before
