@@ -62,6 +62,8 @@ _GONE: Final = (
     asyncpg.CrashShutdownError,
     # Disk full, out of memory, too many connections.
     asyncpg.InsufficientResourcesError,
+    # A disk that fails.
+    asyncpg.PostgresSystemError,
     # A primary that became a standby.
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
@@ -85,8 +87,26 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (*_GONE, asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError) as error:
-        kind = type(error).__name__
-        raise unavailable(f"the database did not answer ({kind})") from error
+        raise unavailable(f"{_what_it_lacks(error)} ({type(error).__name__})") from error
+
+
+_LACKS: Final = (
+    (
+        asyncpg.DiskFullError,
+        "the disk of the database is full, and it takes nothing until it has room",
+    ),
+    (asyncpg.InsufficientResourcesError, "the database lacks memory or connections"),
+    (asyncpg.PostgresSystemError, "the disk of the database fails"),
+    (asyncpg.ReadOnlySQLTransactionError, "the database is read-only, as a standby is"),
+    (asyncpg.LockNotAvailableError, "the database waited too long for another transaction"),
+    (asyncpg.QueryCanceledError, "the database took too long"),
+)
+
+
+def _what_it_lacks(error: BaseException) -> str:
+    """What an operator must see to, where the database says it."""
+    told = (text for kind, text in _LACKS if isinstance(error, kind))
+    return next(told, "the database did not answer")
 
 
 @contextlib.contextmanager

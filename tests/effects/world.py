@@ -270,8 +270,10 @@ class Audit(audit_service_pb2_grpc.AuditServiceServicer):
         return audit_service_pb2.AppendResult(leaf_index=index)
 
 
-def connected(world: World) -> MemoryMesh:
-    """The three services over the in-memory mesh."""
+def connected(
+    world: World, real_audit: audit_service_pb2_grpc.AuditServiceServicer | None = None
+) -> MemoryMesh:
+    """The three services over the in-memory mesh; `real_audit` in place of the world's own."""
     mesh = MemoryMesh(PATIENCE)
     guard = Guard(
         audience=options_pb2.CALLER_COST,
@@ -284,7 +286,9 @@ def connected(world: World) -> MemoryMesh:
     cost = Cost(world)  # type: ignore[abstract]
     mesh.add(guard, policy_service_pb2_grpc.add_PolicyServiceServicer_to_server, policy)
     mesh.add(guard, cost_service_pb2_grpc.add_CostServiceServicer_to_server, cost)
-    mesh.add(guard, audit_service_pb2_grpc.add_AuditServiceServicer_to_server, Audit(world))
+    mesh.add(
+        guard, audit_service_pb2_grpc.add_AuditServiceServicer_to_server, real_audit or Audit(world)
+    )
     mesh.add(
         guard,
         subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
@@ -317,10 +321,14 @@ def settings(lease_s: float = LEASE_S, stop_grace_s: float = 0.05) -> EffectSett
 
 
 def replica(
-    store: ClaimStore, world: World, lease_s: float = LEASE_S, stop_grace_s: float = 0.05
+    store: ClaimStore,
+    world: World,
+    lease_s: float = LEASE_S,
+    stop_grace_s: float = 0.05,
+    real_audit: audit_service_pb2_grpc.AuditServiceServicer | None = None,
 ) -> Replica:
     """A gate over a store and the world."""
-    client = connected(world).as_caller(options_pb2.CALLER_TOOLS)
+    client = connected(world, real_audit).as_caller(options_pb2.CALLER_TOOLS)
     policy = client.stub(policy_service_pb2_grpc.PolicyServiceStub)
     cost = client.stub(cost_service_pb2_grpc.CostServiceStub)
     audit = client.stub(audit_service_pb2_grpc.AuditServiceStub)
