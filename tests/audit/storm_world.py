@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +30,7 @@ from remit.rpc.identity import TlsIdentity
 from tests.audit.storm_writer import Place
 from tests.audit.test_service import Policy, token
 from tests.ports import free_ports
+from tests.scratch import scratch_folder
 from tests.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -75,14 +74,9 @@ class World:
 @contextlib.asynccontextmanager
 async def storm_world(*, callers: int, writers: int) -> AsyncIterator[World]:
     """Everything up, the callers at work; all of it gone at the end."""
-    # Not under pytest's own 0700 folder: as root the server's user must be able to pass.
-    folder = Path(tempfile.mkdtemp(prefix="remit-audit-storm-"))
-    os.chmod(folder, 0o755)  # noqa: PTH101, S103 - as above; pathlib's twin blocks
-    try:
+    with scratch_folder("remit-audit-storm-") as folder:
         async with contextlib.AsyncExitStack() as stack:
             yield await _started(folder, stack, callers, writers)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _started(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 
 from tests.deployment.compose import FILE, Compose
 from tests.deployment.rehearsal import Rehearsal
+from tests.scratch import scratch_folder
 from tests.waiting import in_time
 
 pytestmark = pytest.mark.timeout(300)
@@ -24,10 +23,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="remit-compose-"))
-    made.chmod(0o755)  # as root the database's user must be able to pass
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with scratch_folder("remit-compose-") as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from remit.gateway.topology import Topology
 from remit.local.first_key import ORG
 from remit.rpc.contracts import AREAS
 from tests.ports import free_ports
+from tests.scratch import make_folder
 from tests.waiting import PATIENCE
 
 START_TIMEOUT_S = 110.0
@@ -104,9 +104,7 @@ def started_mesh(
 
     `options` go to `remit up` as they are. Runs may be started as often as anybody likes.
     """
-    # Not under pytest's own 0700 folder: as root the database's user must be able to pass.
-    folder = Path(tempfile.mkdtemp(prefix="remit-mesh-"))
-    folder.chmod(0o755)
+    folder = make_folder("remit-mesh-")
     topology = make_topology(replicas or {})
     (folder / "topology.yaml").write_text(topology.dump())
     chosen = state or folder / "state"

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -37,6 +36,7 @@ from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.counting_hook import sitecustomize as counting_hook
 from tests.integration.ledger_payers import Orders, Told
 from tests.integration.reckoning import AWAY, EFFECT_DATABASES, rows
+from tests.scratch import scratch_folder
 from tests.waiting import eventually
 
 REPLICAS: Final = {"cost": 2, "inference": 2}
@@ -94,16 +94,17 @@ class LedgerWorld:
 @contextlib.asynccontextmanager
 async def ledger_world(limits_nanos: Mapping[str, int], users: int) -> AsyncIterator[LedgerWorld]:
     """The mesh with two replicas of cost and inference, and users, some of them with limits."""
-    with tempfile.TemporaryDirectory(prefix="remit-ledger-") as name:
-        folder = Path(name)
-        with started_mesh(REPLICAS, environment=_environment(folder)) as mesh:
-            names = sorted({*limits_nanos, *(f"payer-{n}" for n in range(users))})
-            async with channel(mesh.address) as edge:
-                keys = {user: await _a_key(mesh, edge, user) for user in names}
-                for user, limit in limits_nanos.items():
-                    await _set_budget(mesh, edge, f"{mesh.org}/users/{user}", limit)
-                await _set_budget(mesh, edge, mesh.org, _LIMIT_OF_ALL_NANOS)
-            yield LedgerWorld(mesh, folder, keys, dict(limits_nanos))
+    with (
+        scratch_folder("remit-ledger-") as folder,
+        started_mesh(REPLICAS, environment=_environment(folder)) as mesh,
+    ):
+        names = sorted({*limits_nanos, *(f"payer-{n}" for n in range(users))})
+        async with channel(mesh.address) as edge:
+            keys = {user: await _a_key(mesh, edge, user) for user in names}
+            for user, limit in limits_nanos.items():
+                await _set_budget(mesh, edge, f"{mesh.org}/users/{user}", limit)
+            await _set_budget(mesh, edge, mesh.org, _LIMIT_OF_ALL_NANOS)
+        yield LedgerWorld(mesh, folder, keys, dict(limits_nanos))
 
 
 def _environment(folder: Path) -> dict[str, str]:

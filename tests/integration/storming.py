@@ -14,7 +14,6 @@ import os
 import random
 import re
 import signal
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from tests.inference import openai_server
 from tests.integration.clients import a_run, followed
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.crash_hook import sitecustomize as crash_hook
+from tests.scratch import scratch_folder
 from tests.tools.receiver import Receiver, receiving
 from tests.tools.smtp_server import Mailbox, smtp_server
 from tests.waiting import eventually, in_time
@@ -182,8 +182,7 @@ async def storm_world(
 ) -> AsyncIterator[StormWorld]:
     """The mesh with short leases, before a model and a mail server of the test's."""
     mailbox = Mailbox()
-    with tempfile.TemporaryDirectory(prefix="remit-storm-") as name:
-        folder = Path(name)
+    with scratch_folder("remit-storm-") as folder:
         (folder / "orders").mkdir()
         async with (
             openai_server.running() as provider,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from remit.local.state import StateDirectory, write_private
 from remit.local.wiring import Wiring, ensure_secrets
 from remit.rpc.clock import SystemClock
 from tests.integration.conftest import REMIT, make_topology, remit
+from tests.scratch import scratch_folder
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
@@ -32,10 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="remit-all-"))
-    made.chmod(0o755)  # as root the database's user must be able to pass
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with scratch_folder("remit-all-") as made:
+        yield made
 
 
 async def test_six_services_in_one_process_run_an_agent(folder: Path) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 
 from remit.cli import exit_codes
 from tests.integration.conftest import REMIT, RunningMesh, make_topology, started_mesh
+from tests.scratch import scratch_folder
 from tests.waiting import eventually
 
 # A whole mesh on a busy machine.
@@ -115,10 +115,8 @@ async def test_a_killed_supervisor_leaves_nothing_and_loses_nothing(folder: Path
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="remit-state-"))
-    made.chmod(0o755)  # as root the database's user must be able to pass
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with scratch_folder("remit-state-") as made:
+        yield made
 
 
 @pytest.mark.parametrize("line", ["postgres       ready", "cost-0         starting"])

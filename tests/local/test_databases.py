@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,16 +16,15 @@ from remit.local.progress import PlainReporter
 from remit.postgres import DATABASES, Database, migrate
 from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
+from tests.scratch import scratch_folder
 
 PASSWORDS = {role: f"{role}-of-the-test" for role in roles()}
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="remit-own-"))
-    made.chmod(0o755)  # as root the server's user must be able to pass
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with scratch_folder("remit-own-") as made:
+        yield made
 
 
 @pytest.fixture

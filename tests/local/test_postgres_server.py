@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,14 +20,13 @@ from remit.local.progress import PlainReporter
 from remit.postgres import DATABASES, Database
 from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
+from tests.scratch import scratch_folder
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="remit-pgtest-"))
-    made.chmod(0o755)  # as root the server's user must be able to pass
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with scratch_folder("remit-pgtest-") as made:
+        yield made
 
 
 @pytest.fixture
