@@ -30,7 +30,7 @@ ARGS ?=
 # One worker more than cores, since a test often waits for processes that start or end. Each starts its
 # own PostgreSQL; more than four of them gain nothing.
 PYTEST_WORKERS ?= --numprocesses=$(shell $(PYTHON) -c 'import os; \
-	print(min(4, (os.cpu_count() or 1) + 1))') --dist=loadfile
+	print(min(4, (os.cpu_count() or 1) + 1))') --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the targets

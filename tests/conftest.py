@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from remit import telemetry
 from remit.local.databases import FURTHER
 from remit.postgres import DATABASES, Database, migrate
+from tests.ordering import spread
 from tests.scratch import make_folder, remove_left_over
 from tests.waiting import PATIENCE, eventually
 
@@ -46,7 +47,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives a test that states its own limit as much more as it gives what it waits for."""
+    """Gives a test that states its own limit as much more as it gives what it waits for.
+
+    Files whose tests start many processes are spread evenly among the others, so that the workers
+    do not come to all of them at once.
+    """
+    items[:] = spread(items)
     for item in items:
         own = item.get_closest_marker("timeout")
         if own is not None:

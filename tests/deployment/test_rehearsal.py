@@ -15,6 +15,7 @@ import pytest
 
 from tests.deployment.compose import FILE, Compose
 from tests.deployment.rehearsal import Rehearsal
+from tests.ordering import one_at_a_time
 from tests.scratch import scratch_folder
 from tests.waiting import in_time
 
@@ -43,7 +44,8 @@ def first_key_command() -> list[str]:
 
 
 async def test_the_compose_file_runs_an_agent_with_the_first_key(rehearsal: Rehearsal) -> None:
-    await rehearsal.up()
+    with one_at_a_time():
+        await rehearsal.up()
     key = (await rehearsal.execute("policy", *first_key_command())).strip()
     await asyncio.gather(
         run_an_agent(rehearsal, key), *map(rehearsal.run_again, ("keys", "databases"))

@@ -285,6 +285,11 @@ def make_topology(state: StateDirectory, counts: dict[str, int], **settings: Any
         },
         # The servers behind it live on a test's event loop, which stands still between tests and
         # while the machine is busy: that shuts none of them out.
-        "resilience": {"health_timeout_s": 60},
+        # A busy machine is slow to accept a connection; what is away refuses it at once.
+        "resilience": {
+            "health_timeout_s": 60,
+            "connect_timeout_s": 15,
+            "keepalive_timeout_s": 60,
+        },
     }
     return Topology.parse(document | settings, source="the test")

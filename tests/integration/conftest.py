@@ -21,6 +21,7 @@ from typing import Any
 from remit.gateway.topology import Topology
 from remit.local.first_key import ORG
 from remit.rpc.contracts import AREAS
+from tests.ordering import one_at_a_time
 from tests.ports import free_ports
 from tests.scratch import make_folder
 from tests.waiting import PATIENCE
@@ -110,19 +111,21 @@ def started_mesh(
     chosen = state or folder / "state"
     command = [*REMIT, "up", "--state", str(chosen), "--topology", str(folder / "topology.yaml")]
     command += options
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env=os.environ | NO_RUN_LIMITS | dict(environment or {}),
-        )
-    running = RunningMesh(chosen, process, topology, folder / "output")
+    running: RunningMesh | None = None
     try:
-        _until_started(running)
+        with one_at_a_time(), (folder / "output").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                env=os.environ | NO_RUN_LIMITS | dict(environment or {}),
+            )
+            running = RunningMesh(chosen, process, topology, folder / "output")
+            _until_started(running)
         yield running
     finally:
-        _stop(running)
+        if running is not None:
+            _stop(running)
         shutil.rmtree(folder, ignore_errors=True)
 
 

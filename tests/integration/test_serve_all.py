@@ -23,6 +23,7 @@ from remit.local.state import StateDirectory, write_private
 from remit.local.wiring import Wiring, ensure_secrets
 from remit.rpc.clock import SystemClock
 from tests.integration.conftest import REMIT, make_topology, remit
+from tests.ordering import one_at_a_time
 from tests.scratch import scratch_folder
 from tests.waiting import eventually
 
@@ -59,17 +60,18 @@ async def test_six_services_in_one_process_run_an_agent(folder: Path) -> None:
         environment = {
             key: value for spec in specs for key, value in (spec.environment or {}).items()
         }
-        await start(envoy.spec(state, find_envoy(None)))
-        await start(
-            ProcessSpec(
-                name="all",
-                command=(*REMIT, "serve", "all"),
-                environment=environment,
-                log=state.log_file("all"),
-                ready=lambda: all_ready(topology),
+        with one_at_a_time():
+            await start(envoy.spec(state, find_envoy(None)))
+            await start(
+                ProcessSpec(
+                    name="all",
+                    command=(*REMIT, "serve", "all"),
+                    environment=environment,
+                    log=state.log_file("all"),
+                    ready=lambda: all_ready(topology),
+                )
             )
-        )
-        await eventually(lambda: routed(envoy), timeout_s=60)
+            await eventually(lambda: routed(envoy), timeout_s=60)
         result = remit(
             os.environ | {"REMIT_STATE": str(state.folder)},
             "run",

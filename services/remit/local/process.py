@@ -51,7 +51,8 @@ class ProcessSpec:
     describe: str = ""
     environment: Mapping[str, str] | None = None
     """The whole environment; None passes on the supervisor's own."""
-    ready_timeout_s: float = 60.0
+    ready_timeout_s: float = 180.0
+    """A machine that is busy with much else takes minutes to read ten processes' modules."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 15.0
     """After this long it is killed."""
