@@ -220,3 +220,18 @@ async def test_an_anchor_that_cannot_be_written_is_named(log: Log, tmp_path: Pat
     (tmp_path / "missing").mkdir()
     await one.checkpoints.covering_all()
     assert await one.anchor.read() is not None
+
+
+async def test_a_replica_of_a_tree_that_is_gone_never_goes_on_from_its_edge(
+    log: Log, tmp_path: Path, owner: Owner
+) -> None:
+    """The log grew again, beyond what the replica saw, and what is kept outside follows it."""
+    one = replica(log, tmp_path)
+    await one.append("e-1", "e-2", "e-3")
+    await restored(owner, 1)
+    other = replica(log, tmp_path)
+    await other.append("f-2", "f-3", "f-4", "f-5")
+    await other.checkpoints.covering_all()
+    await refused(one.checkpoints.check(), "are not those that this replica saw committed")
+    await refused(one.append("e-4"), "start it anew")
+    assert await other.append("f-6") == [5]

@@ -56,7 +56,8 @@ class Operator:
         """The document that it prints."""
         code, out, err = await self(*arguments, "--json")
         assert code == exit_codes.OK, err
-        return json.loads(out[out.index("{") :])
+        [document] = [line for line in out.splitlines() if line.startswith("{")]
+        return json.loads(document)
 
 
 @pytest.fixture

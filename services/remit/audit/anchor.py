@@ -65,12 +65,36 @@ class Anchor:
         checkpoint = self._keys.chain.open_checkpoint(signed_note)
         await asyncio.to_thread(self._advance, checkpoint, signed_note)
 
+    async def give_up(self, lost: Checkpoint, signed_note: str) -> None:
+        """Keep a checkpoint though it is smaller than a lost one, which is set aside beside it.
+
+        Raises:
+            RemitError: CONFIGURATION_INVALID: the file is damaged, cannot be written, or holds a
+                larger one than the lost one.
+
+        """
+        self._keys.chain.open_checkpoint(signed_note)
+        await asyncio.to_thread(self._give_up, lost.tree_size, signed_note)
+
+    def _give_up(self, lost_size: int, signed_note: str) -> None:
+        with self._writing(), _locked(self.path.parent):
+            note, size = self._text(), self._size()
+            if note is not None and size is not None:
+                if size > lost_size:
+                    raise self._invalid(f"holds a checkpoint of {size} leaves, which is not lost")
+                self._replace(self.path.with_name(f"{self.path.name}.lost-{size}"), note)
+            self._replace(self.path, signed_note)
+
     def _advance(self, checkpoint: Checkpoint, signed_note: str) -> None:
+        with self._writing(), _locked(self.path.parent):
+            kept = self._size()
+            if kept is None or kept < checkpoint.tree_size:
+                self._replace(self.path, signed_note)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with _locked(self.path.parent):
-                kept = self._size()
-                if kept is None or kept < checkpoint.tree_size:
-                    self._replace(signed_note)
+            yield
         except OSError as error:
             raise self._invalid(
                 f"cannot be written: {error.strerror}; name a file on a volume of its own in"
@@ -89,15 +113,15 @@ class Anchor:
         except NoteError as error:
             raise self._invalid(f"is damaged: {error}") from error
 
-    def _replace(self, note: str) -> None:
-        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+    def _replace(self, path: Path, note: str) -> None:
+        unfinished = path.with_name(f".{path.name}.unfinished")
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(note)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(self.path)
-        _sync(self.path.parent)
+        unfinished.replace(path)
+        _sync(path.parent)
 
     def _text(self) -> str | None:
         try:

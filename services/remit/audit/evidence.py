@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from remit.audit.archive_file import Contents
 from remit.audit.cosignature import WitnessKey
+from remit.audit.declared_loss import DeclaredLoss, declared_loss
 from remit.audit.key_chain import KeyChain
 from remit.audit.merkle import Frontier
 from remit.audit.note import Checkpoint, NoteError, Verifier
@@ -26,13 +27,15 @@ class VerificationError(Exception):
     Attributes:
         place: where the fault is, such as `line 7 (leaf 4)` or `the earlier checkpoint`.
         fault: what is wrong there.
+        loss: the loss that the log itself declares, if that is why.
 
     """
 
-    def __init__(self, place: str, fault: str) -> None:
+    def __init__(self, place: str, fault: str, loss: DeclaredLoss | None = None) -> None:
         super().__init__(f"{place}: {fault}")
         self.place = place
         self.fault = fault
+        self.loss = loss
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Report:
         earlier_tree_sizes: sizes of the earlier checkpoints that this log extends, smallest first.
         cosigned: what the witnesses that were asked for have cosigned.
         archives: archives of months whose every byte is what the log says, oldest first.
+        losses: losses that the log itself declares, in its order.
 
     """
 
@@ -64,6 +68,7 @@ class Report:
     earlier_tree_sizes: tuple[int, ...] = ()
     cosigned: tuple[Cosigned, ...] = ()
     archives: tuple[Contents, ...] = ()
+    losses: tuple[DeclaredLoss, ...] = ()
 
     @property
     def earlier_tree_size(self) -> int | None:
@@ -161,10 +166,14 @@ class Tree:
         self._frontier = Frontier()
         self._fits = 0
         self._differs: Checkpoint | None = None
+        self._losses: list[DeclaredLoss] = []
         self._look()
 
-    def append(self, hashed_leaf: bytes) -> None:
-        """Add the next leaf."""
+    def append(self, hashed_leaf: bytes, entry: bytes) -> None:
+        """Add the next leaf: its hash, and its bytes, which have it."""
+        loss = declared_loss(self._frontier.size, entry)
+        if loss is not None:
+            self._losses.append(loss)
         self._frontier.append(hashed_leaf)
         if self._ahead and self._ahead[0].tree_size == self._frontier.size:
             self._look()
@@ -194,6 +203,9 @@ class Tree:
         if differs is None:
             return
         place = f"the earlier checkpoint of {differs.tree_size} leaves"
+        for loss in self._losses:
+            if self._fits <= loss.kept_size and loss.covers(differs):
+                raise VerificationError(place, f"the log does not extend it: its {loss}", loss)
         if differs.tree_size > self.checkpoint.tree_size:
             size = self.checkpoint.tree_size
             raise VerificationError(place, f"the log was cut back: it has {size} leaves now")
@@ -211,4 +223,5 @@ class Tree:
             self.checkpoint.root_hash,
             tuple(each.tree_size for each in self._earlier),
             self._cosigned,
+            losses=tuple(self._losses),
         )

@@ -2,15 +2,16 @@
 
 A database that is restored from a backup, or replaced by another, would go on where the backup ends
 and give new events the places of lost ones. So it must extend the checkpoint that is kept outside
-of it (`anchor`), and it must not have fewer leaves than this replica has seen committed. If it does
-not, every append is refused, from the look at it until a later look finds the log whole again: no
-intent, no effect. What needs no entry is still served.
+of it (`anchor`), and what this replica itself has seen committed. If it does not, every append is
+refused, from the look at it until a later look finds the log whole again: no intent, no effect.
+What needs no entry is still served.
 """
 
 from __future__ import annotations
 
 from remit import telemetry
 from remit.audit.anchor import Anchor, Anchored
+from remit.audit.merkle import Frontier
 from remit.audit.metrics import ROLLED_BACK
 from remit.audit.store import LogStore, rolled_back
 from remit.rpc.errors import RemitError
@@ -34,10 +35,10 @@ class LogGuard:
 
         """
         # The log is looked at last: it grows, and so do the others, never beyond it.
-        seen = self._store.committed_size
+        seen = self._store.committed
         kept = await self._anchor.read()
         size = await self._store.size()
-        fault = _forgotten(seen, size) or await self._fault(kept, size)
+        fault = await self._forgotten(seen, size) or await self._fault(kept, size)
         self._kept = kept
         if fault is None:
             self._reopen()
@@ -56,6 +57,17 @@ class LogGuard:
 
         """
         await self._anchor.advance(signed_note)
+
+    async def _forgotten(self, seen: Frontier, size: int) -> str | None:
+        if size < seen.size:
+            return f"the log has {size} leaves, and this replica saw {seen.size} of them committed"
+        # It grew again meanwhile: this replica would go on from the edge of a tree that is gone.
+        if seen.size and await self._store.root(seen.size) != seen.root():
+            return (
+                f"the first {seen.size} leaves of the log are not those that this replica saw"
+                " committed; start it anew"
+            )
+        return None
 
     async def _fault(self, kept: Anchored | None, size: int) -> str | None:
         if kept is None:
@@ -83,9 +95,3 @@ class LogGuard:
             log.warning("log_whole_again")
         self._store.refusal = None
         ROLLED_BACK.set(0)
-
-
-def _forgotten(seen: int, size: int) -> str | None:
-    if size >= seen:
-        return None
-    return f"the log has {size} leaves, and this replica saw {seen} of them committed"

@@ -70,6 +70,18 @@ class AuditLog:
         count_appends(events, places)
         return places
 
+    async def append_at(self, index: int, event: event_pb2.Event, reporter: str) -> None:
+        """Append audit's own event as the leaf of exactly that index, though appends are refused.
+
+        Raises:
+            RemitError: INVALID_STATE when the log does not have so many leaves,
+                DEPENDENCY_UNAVAILABLE when a database is away.
+
+        """
+        pseudonym = self._pseudonyms.of(event.subject)
+        keys = await self._keyring.for_writing({pseudonym})
+        await self.store.put_back(index, [[self._sealed(event, reporter, keys[pseudonym])]])
+
     def pseudonym_of(self, subject: str) -> bytes:
         """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""
         return self._pseudonyms.of(subject)

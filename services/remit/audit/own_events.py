@@ -1,4 +1,4 @@
-"""What the log records about itself: a new key, a reconciliation, an archive of an old month.
+"""What the log records about itself: a new key, a reconciliation, a loss, an archive of a month.
 
 The operator answers for these.
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from remit.api.audit.v1 import event_pb2
 from remit.audit.archive_file import Contents, label
+from remit.audit.declared_loss import ACCEPT_LOSS, loss_id
 from remit.audit.key_chain import Rotation
 from remit.audit.log import AuditLog
+from remit.audit.note import Checkpoint
 from remit.audit.reconciliation import Reconciled
 from remit.rpc.errors import RemitError
 
@@ -28,6 +31,15 @@ ROTATE_KEY: Final = "audit.rotate_key"
 RECONCILE: Final = "audit.reconcile"
 ARCHIVE: Final = "audit.archive"
 _ID_HEX: Final = 32
+
+
+@dataclass(frozen=True)
+class LossAccepted:
+    """Who accepted a loss, why, and when."""
+
+    by: str
+    reason: str
+    time: datetime
 
 
 async def record_rotations(log: AuditLog, rotations: Sequence[str]) -> None:
@@ -74,6 +86,25 @@ async def record_reconciliation(
     if isinstance(place, RemitError):
         raise place
     return place
+
+
+def loss_event(
+    log_name: str, kept_size: int, kept_root: bytes, lost: Checkpoint, accepted: LossAccepted
+) -> event_pb2.Event:
+    """The ADMIN event that declares a loss. Its id names what was lost, to who has but the leaf."""
+    detail: dict[str, object] = {
+        "kept_size": kept_size,
+        "kept_root": kept_root.hex(),
+        "lost_size": lost.tree_size,
+        "lost_root": lost.root_hash.hex(),
+        "accepted_by": accepted.by,
+        "reason": accepted.reason,
+        "time": accepted.time.isoformat(),
+    }
+    event = _event(ACCEPT_LOSS, "loss", log_name, detail)
+    event.event_id = loss_id(lost)
+    event.event_time.FromDatetime(accepted.time)
+    return event
 
 
 async def record_archive(log: AuditLog, contents: Contents, now: datetime) -> int:

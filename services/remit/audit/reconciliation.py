@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.api.errors.v1 import error_reason_pb2
-from remit.audit.anchor import Anchor
+from remit.audit.anchor import Anchor, Anchored
 from remit.audit.checkpoints import insert_checkpoint
 from remit.audit.leaf import Leaf, LeafError
 from remit.audit.lost_leaves import LeafSource, SourceError
@@ -61,8 +61,12 @@ async def reconcile(
     keys: SigningKeys,
     anchor: Anchor,
     source: LeafSource,
+    *,
+    partly: bool = False,
 ) -> Reconciled | None:
     """Put back what the log lacks of its largest checkpoint; None if it lacks nothing.
+
+    `partly`: no more than the source has, up to its own checkpoint.
 
     Raises:
         RemitError: CONFIGURATION_INVALID: the source is damaged, of another log, or too short;
@@ -70,10 +74,11 @@ async def reconcile(
 
     """
     try:
-        target = await _target(keys, anchor, source)
+        kept = None if partly else await anchor.read()
+        target = await _target(keys, kept, source)
         size = await store.size()
         root = await store.root(size)
-        known = [target.checkpoint, *([kept.checkpoint] if (kept := await anchor.read()) else [])]
+        known = [target.checkpoint, *([kept.checkpoint] if kept else [])]
         if size >= target.checkpoint.tree_size:
             await _check_whole(store, target.checkpoint)
             return None
@@ -90,11 +95,10 @@ async def reconcile(
     )
 
 
-async def _target(keys: SigningKeys, anchor: Anchor, source: LeafSource) -> _Target:
+async def _target(keys: SigningKeys, kept: Anchored | None, source: LeafSource) -> _Target:
     """Return the largest checkpoint that the log signed: the anchor's or the source's."""
     note = await asyncio.to_thread(source.signed_note)
     exported = _Target(await keys.opened(note), note)
-    kept = await anchor.read()
     if kept is None or kept.checkpoint.tree_size <= exported.checkpoint.tree_size:
         return exported
     covered, signed = exported.checkpoint.tree_size, kept.checkpoint.tree_size

@@ -186,6 +186,8 @@ def is_replay(sealed: SealedEvent, leaf_bytes: bytes, payload: bytes) -> bool:
     if sealed.leaf_bytes == leaf_bytes:
         return True
     stored = Leaf.decode(leaf_bytes)
+    if payload == LOST_PAYLOAD:
+        return False  # whose key it was is lost too, and a leaf that came back is what it was
     if _split(stored, payload)[0] == _split(sealed.leaf, sealed.payload)[0]:
         return False
     public = (replace(leaf, subject_hash=b"", detail_hash=b"") for leaf in (stored, sealed.leaf))

@@ -129,9 +129,9 @@ class LogStore:
         return self._commits.commits
 
     @property
-    def committed_size(self) -> int:
-        """Leaves that this replica knows to be committed: the log never has fewer again."""
-        return self._edge.size
+    def committed(self) -> Frontier:
+        """The edge of what this replica knows to be committed: the log extends it for ever."""
+        return self._edge.remembered()
 
     @property
     def waiting(self) -> int:
@@ -252,24 +252,27 @@ class LogStore:
         return (await self.range_hashes([LeafRange(0, tree_size)]))[0]
 
     async def put_back(
-        self, start: int, batches: Iterable[Sequence[SealedEvent]], root: bytes
+        self, start: int, batches: Iterable[Sequence[SealedEvent]], root: bytes | None = None
     ) -> None:
-        """Append leaves that were lost behind the first `start`: all of them, or none.
+        """Append behind the first `start` leaves, whatever is refused now: all events, or none.
 
         Raises:
-            RemitError: LOG_ROLLED_BACK: they do not lead from the log as it is to that root.
+            RemitError: INVALID_STATE: the log does not end there; LOG_ROLLED_BACK: with what it has
+                they do not lead to that root, where one is given.
 
         """
         async with self._database.transaction() as connection:
             await connection.execute(_LOCK, APPEND_LOCK)
             size = int(await connection.fetchval(_HEAD))
             frontier = Frontier(size, await _edge_hashes(connection, size))
-            for events in batches if size == start else ():
+            if size != start:
+                raise _moved(size, start)
+            for events in batches:
                 guess = _Found(frontier.size, {})
                 _, found = await _append(connection, events, guess, frontier)
                 if found != guess:
-                    raise rolled_back(f"the log has entries at {guess.size} already")
-            if frontier.root() != root:
+                    raise rolled_back(f"the log has some of the entries from {start} on already")
+            if root is not None and frontier.root() != root:
                 raise rolled_back(f"the log of {frontier.size} leaves is not what was signed")
 
     async def _write(
@@ -476,6 +479,11 @@ def rolled_back(fault: str) -> RemitError:
         f"{fault}: its database was restored from a backup, or is another one; nothing is appended,"
         " so no effect starts",
     )
+
+
+def _moved(size: int, start: int) -> RemitError:
+    fault = f"the log has {size} leaves, and had {start} a moment ago: look at it again"
+    return RemitError(error_reason_pb2.ERROR_REASON_INVALID_STATE, fault)
 
 
 def _corrupt(fault: str) -> RemitError:

@@ -75,7 +75,7 @@ def _check_entries(
                     f"{bundle.path} (leaf {index})",
                     f"the entry does not have its hash in {tile.path}: one of them was changed",
                 )
-            tree.append(hashed)
+            tree.append(hashed, entry)
             note_archive(recorded, entry)
         if tile.is_full:
             yield _root(hashes)

@@ -165,12 +165,12 @@ def _read_checkpoint(lines: _Lines) -> tuple[str, str]:
 def _check_leaves(lines: _Lines, tree: Tree) -> None:
     """Check every leaf and the root."""
     for index in range(tree.checkpoint.tree_size):
-        tree.append(_read_leaf(lines, index, tree.checkpoint.tree_size))
+        tree.append(*_read_leaf(lines, index, tree.checkpoint.tree_size))
     tree.check_root()
 
 
-def _read_leaf(lines: _Lines, index: int, tree_size: int) -> bytes:
-    """Return the hash of the leaf on the next line."""
+def _read_leaf(lines: _Lines, index: int, tree_size: int) -> tuple[bytes, bytes]:
+    """Return hash and bytes of the leaf on the next line."""
     line = lines.next()
     place = f"line {lines.number} (leaf {index})"
     if not line:
@@ -182,7 +182,7 @@ def _read_leaf(lines: _Lines, index: int, tree_size: int) -> bytes:
     if len(hashed) != HASH_BYTES or leaf_hash(leaf) != hashed:
         raise VerificationError(place, "the leaf does not have its hash: one of them was changed")
     _check_spelling(line, leaf_line(index, leaf), place)
-    return hashed
+    return hashed, leaf
 
 
 def _check_footer(lines: _Lines, tree_size: int) -> None:

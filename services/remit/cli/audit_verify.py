@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from remit.audit.cosignature import WitnessKey
+from remit.audit.declared_loss import DeclaredLoss
 from remit.audit.evidence import Auditor, Report, VerificationError
 from remit.audit.note import NoteError, Verifier
 from remit.audit.tile_verifier import verify_tiles
@@ -120,9 +121,10 @@ def verified_line(report: Report) -> str:
     extends = f", extends the checkpoint of {' and of '.join(sizes)}" if sizes else ""
     seen = [f", cosigned by {seen.witness} at {_time(seen.time_s)}" for seen in report.cosigned]
     kept = f", and the archives of {len(report.archives)} months" if report.archives else ""
+    lost = "".join(f"; its {loss}" for loss in report.losses)
     return (
         f"audit: verified {report.tree_size:,} entries, root {report.root_hash.hex()},"
-        f" signed by {report.origin}{extends}{''.join(seen)}{kept}"
+        f" signed by {report.origin}{extends}{''.join(seen)}{kept}{lost}"
     )
 
 
@@ -181,15 +183,26 @@ def _proved(output: Output, report: Report) -> None:
                     }
                     for each in report.archives
                 ],
+                "declared_losses": [_loss_document(loss) for loss in report.losses],
             }
         )
     else:
         output.line(verified_line(report), "green")
 
 
+def _loss_document(loss: DeclaredLoss) -> dict[str, Any]:
+    return {
+        "kept_size": loss.kept_size,
+        "lost_size": loss.lost_size,
+        "lost_root_hash": loss.lost_root.hex(),
+    }
+
+
 def _refuted(output: Output, error: VerificationError) -> int:
     if output.as_json:
-        output.document({"verified": False, "place": error.place, "fault": error.fault})
+        told = {"verified": False, "place": error.place, "fault": error.fault}
+        loss = {"declared_loss": _loss_document(error.loss)} if error.loss else {}
+        output.document(told | loss)
     else:
         output.line(f"audit: NOT verified: {error.place}: {error.fault}", "bold red")
     return exit_codes.FAILED
