@@ -22,6 +22,7 @@ from remit.rpc.errors import RemitError
 from tests.audit.tile_trees import signed, tree, write_tiles
 from tests.cli.conftest import API_KEY, Remit
 from tests.cli.edge_server import EdgeServer
+from tests.waiting import PATIENCE
 
 LEAVES = [f"leaf {index}".encode() for index in range(300)]
 SIGNER = Signer.generate("remit.internal/audit/test")
@@ -236,7 +237,12 @@ def test_it_follows_a_log_through_an_outage_until_it_forks(
     command += ["--key", str(key), "--follow", "200ms", "--address", edge.address, "--json"]
     environment = os.environ | {"REMIT_API_KEY": API_KEY}
     watching = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=180, check=False
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180 * PATIENCE,
+        check=False,
     )
     told = [json.loads(line) for line in watching.stdout.splitlines()]
     assert [each.get("tree_size") for each in told] == [9, 20, None]

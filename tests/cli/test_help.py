@@ -15,6 +15,7 @@ from remit.cli.main import COMMANDS, root
 from scripts import cli_reference
 from tests.cli.command_lines import parse_command_line
 from tests.golden import assert_golden
+from tests.waiting import PATIENCE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SLOW_MODULES = {"grpc", "google.protobuf", "rich", "pydantic", "asyncpg", "structlog", "openai"}
@@ -32,7 +33,11 @@ def test_the_help_of_the_root_imports_nothing_slow() -> None:
         "print('IMPORTED', *sys.modules); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30 * PATIENCE,
     )
     imported = set(done.stdout.partition("IMPORTED")[2].split())
     assert imported & SLOW_MODULES == set()
@@ -79,7 +84,7 @@ def test_a_group_without_a_command_shows_its_help_and_fails() -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
     )
     assert done.returncode == 2
     assert "Usage: remit runs" in done.stderr

@@ -22,6 +22,7 @@ from typing import Final
 
 from scripts.protos import PROTOS, ROOT
 from tests.programs import missing, program
+from tests.waiting import PATIENCE
 
 CLIENTS: Final = Path(__file__).parent
 _CACHE: Final = ROOT / ".cache" / "clients"
@@ -170,7 +171,7 @@ def _run_build(language: Language, target: Path) -> None:
         env=os.environ | tools | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=_BUILD_TIMEOUT_S,
+        timeout=_BUILD_TIMEOUT_S * PATIENCE,
         check=False,
     )
     assert built.returncode == 0, built.stdout + built.stderr

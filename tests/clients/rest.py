@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tests.clients.schemas import Document
+from tests.waiting import PATIENCE
 
 TIMEOUT_S = 30.0
 
@@ -71,7 +72,7 @@ class Rest:
 
 def _answered(request: urllib.request.Request) -> Answer:
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as found:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S * PATIENCE) as found:  # noqa: S310 - as above
             return Answer(found.status, _lower(found.headers), found.read().decode())
     except urllib.error.HTTPError as error:
         with error:

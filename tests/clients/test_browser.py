@@ -26,7 +26,7 @@ from tests.integration.clients import bearer, channel
 from tests.integration.conftest import RunningMesh
 from tests.ports import free_ports
 from tests.programs import program
-from tests.waiting import in_time
+from tests.waiting import PATIENCE, in_time
 
 # The first test installs packages where the cache has none.
 pytestmark = pytest.mark.timeout(300)
@@ -126,7 +126,7 @@ async def tasks_of_runs(mesh: RunningMesh) -> set[str]:
     async with channel(mesh.address) as edge:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         request = agent_service_pb2.ListRunsRequest(page_size=200)
-        page = await agents.ListRuns(request, metadata=bearer(mesh.api_key), timeout=10)
+        page = await agents.ListRuns(request, metadata=bearer(mesh.api_key), timeout=10 * PATIENCE)
     return {run.task for run in page.runs}
 
 

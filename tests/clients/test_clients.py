@@ -17,7 +17,7 @@ from tests.clients.languages import LANGUAGES, Language, build
 from tests.clients.relay import before, relay
 from tests.integration.clients import bearer, channel
 from tests.integration.conftest import RunningMesh
-from tests.waiting import in_time
+from tests.waiting import PATIENCE, in_time
 
 CLIENT_TIMEOUT_S = 60.0
 
@@ -118,6 +118,6 @@ async def journal(mesh: RunningMesh, run: str) -> list[tuple[int, str]]:
     async with channel(mesh.address) as edge:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         asked = agent_service_pb2.WatchRunRequest(name=run)
-        stream = agents.WatchRun(asked, metadata=bearer(mesh.api_key), timeout=30)
+        stream = agents.WatchRun(asked, metadata=bearer(mesh.api_key), timeout=30 * PATIENCE)
         events = [each.event async for each in stream if each.HasField("event")]
     return [(event.sequence, event.WhichOneof("event") or "") for event in events]

@@ -15,6 +15,7 @@ from remit.gateway.topology import Cors
 from scripts.protos import ROOT
 from tests.integration.conftest import RunningMesh
 from tests.programs import program
+from tests.waiting import PATIENCE
 
 PAGE = ROOT / "docs/REST.md"
 MOST_LINES = 150
@@ -39,7 +40,7 @@ def outputs(mesh: RunningMesh) -> list[str]:
         env=os.environ | {"REMIT_ADDRESS": mesh.address, "REMIT_API_KEY": mesh.api_key},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout

@@ -22,6 +22,7 @@ from typing import Final
 from scripts.google_protos import PACKAGES
 from scripts.protos import PROTOS, ROOT
 from tests.programs import missing
+from tests.waiting import PATIENCE
 
 SOURCES: Final = Path(__file__).with_name("typescript")
 SCRIPTS: Final = Path(sysconfig.get_path("scripts"))
@@ -126,7 +127,7 @@ def _run(
         env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=timeout_s * PATIENCE,
         check=False,
     )
 

@@ -23,7 +23,7 @@ from remit.rpc.contracts import AREAS, contracts_of
 from tests.deployment.name_server import NameServer
 from tests.gateway.conftest import Context, World, running_world
 from tests.ports import free_ports
-from tests.waiting import eventually, in_time
+from tests.waiting import PATIENCE, eventually, in_time
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -137,7 +137,7 @@ async def test_a_drain_lets_calls_in_flight_end_and_tells_balancers_first(tmp_pa
 
         world.answers[GENERATE] = wait
         method: Any = world.mesh("agent").unary_unary(GENERATE)
-        call = asyncio.ensure_future(method(b"body", timeout=60))
+        call = asyncio.ensure_future(method(b"body", timeout=60 * PATIENCE))
         await eventually(lambda: world.seen)
         drain.terminate()
         await eventually(lambda: is_draining(world))
@@ -159,7 +159,7 @@ async def test_a_drain_that_takes_too_long_ends_and_tells_what_is_left(tmp_path:
 
         world.answers[RESERVE] = hang
         method: Any = world.mesh("inference").unary_unary(RESERVE)
-        call = asyncio.ensure_future(method(b"body", timeout=30))
+        call = asyncio.ensure_future(method(b"body", timeout=30 * PATIENCE))
         await eventually(lambda: world.seen)
         assert await world.envoy.drain(lag_s=0, limit_s=0.2) == 1
         call.cancel()

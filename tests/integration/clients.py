@@ -17,6 +17,7 @@ from remit.api.audit.v1 import (
     event_pb2,
 )
 from remit.rpc.errors import RemitError
+from tests.waiting import PATIENCE
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -71,7 +72,7 @@ async def events_of(address: str, key: str, run: str) -> list[event_pb2.Event]:
         audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
         request = audit_query_service_pb2.ListEventsRequest(run=run, page_size=200)
         try:
-            response = await audit.ListEvents(request, metadata=bearer(key), timeout=10)
+            response = await audit.ListEvents(request, metadata=bearer(key), timeout=10 * PATIENCE)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise

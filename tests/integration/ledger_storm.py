@@ -37,7 +37,7 @@ from tests.integration.counting_hook import sitecustomize as counting_hook
 from tests.integration.ledger_payers import Orders, Told
 from tests.integration.reckoning import AWAY, EFFECT_DATABASES, rows
 from tests.scratch import scratch_folder
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 REPLICAS: Final = {"cost": 2, "inference": 2}
 MORTAL: Final = ("cost-0", "cost-1", "inference-0", "inference-1", "postgres")
@@ -137,7 +137,9 @@ async def _a_key(mesh: RunningMesh, edge: grpc.aio.Channel, user: str) -> str:
         request_id=str(uuid.uuid4()),
     )
     admin = policy_admin_service_pb2_grpc.PolicyAdminServiceStub(edge)
-    return (await admin.CreateApiKey(request, metadata=bearer(mesh.api_key), timeout=20)).secret
+    return (
+        await admin.CreateApiKey(request, metadata=bearer(mesh.api_key), timeout=20 * PATIENCE)
+    ).secret
 
 
 async def _set_budget(
@@ -150,7 +152,7 @@ async def _set_budget(
         request_id=str(uuid.uuid4()),
     )
     reports = cost_report_service_pb2_grpc.CostReportServiceStub(edge)
-    await reports.SetBudget(request, metadata=bearer(mesh.api_key), timeout=20)
+    await reports.SetBudget(request, metadata=bearer(mesh.api_key), timeout=20 * PATIENCE)
 
 
 # ------------------------------------------------------------------------------------- who pays

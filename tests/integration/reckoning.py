@@ -27,7 +27,7 @@ from tests.integration.storming import (
     path_of,
     recipient_of,
 )
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 EFFECT_DATABASES: Final = ("remit_inference", "remit_tools")
 AWAY: Final = (
@@ -144,7 +144,9 @@ async def _journal(
 ) -> list[run_pb2.RunEvent]:
     """The journal as it is stored; nothing while a part on the way is away."""
     stream = agents.WatchRun(
-        agent_service_pb2.WatchRunRequest(name=run), metadata=bearer(mesh.api_key), timeout=20
+        agent_service_pb2.WatchRunRequest(name=run),
+        metadata=bearer(mesh.api_key),
+        timeout=20 * PATIENCE,
     )
     try:
         return [response.event async for response in stream if response.HasField("event")]

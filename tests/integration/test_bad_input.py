@@ -34,7 +34,7 @@ from remit.local.first_key import ORG
 from remit.rpc.errors import RemitError
 from tests.integration.clients import a_run, bearer, channel, followed, reason_of, result_of
 from tests.integration.conftest import RunningMesh
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 CALCULATOR_NANOS = 1_000
 """What the shipped price list asks for a call."""
@@ -53,7 +53,7 @@ class Case:
 def create(**fields: Any) -> Callable[[grpc.aio.Channel, Any], Awaitable[Any]]:
     async def call(edge: grpc.aio.Channel, metadata: Any) -> Any:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
-        return await agents.CreateRun(a_run(**fields), metadata=metadata, timeout=10)
+        return await agents.CreateRun(a_run(**fields), metadata=metadata, timeout=10 * PATIENCE)
 
     return call
 
@@ -62,7 +62,7 @@ def get_run(name: str) -> Callable[[grpc.aio.Channel, Any], Awaitable[Any]]:
     async def call(edge: grpc.aio.Channel, metadata: Any) -> Any:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         request = agent_service_pb2.GetRunRequest(name=name)
-        return await agents.GetRun(request, metadata=metadata, timeout=10)
+        return await agents.GetRun(request, metadata=metadata, timeout=10 * PATIENCE)
 
     return call
 
@@ -75,7 +75,7 @@ def call_tool(tool: str, **arguments: Any) -> Callable[[grpc.aio.Channel, Any], 
             tool=tool, arguments=given, request_id=str(uuid.uuid4())
         )
         tools = tool_service_pb2_grpc.ToolServiceStub(edge)
-        return await tools.CallTool(request, metadata=metadata, timeout=10)
+        return await tools.CallTool(request, metadata=metadata, timeout=10 * PATIENCE)
 
     return call
 
@@ -87,7 +87,7 @@ def generate(model: str) -> Callable[[grpc.aio.Channel, Any], Awaitable[Any]]:
             model=model, messages=[message], request_id=str(uuid.uuid4())
         )
         inference = inference_service_pb2_grpc.InferenceServiceStub(edge)
-        return await inference.GenerateText(request, metadata=metadata, timeout=10)
+        return await inference.GenerateText(request, metadata=metadata, timeout=10 * PATIENCE)
 
     return call
 
@@ -181,7 +181,9 @@ async def made_key(mesh: RunningMesh, roles: list[str], user: str) -> Any:
     )
     async with channel(mesh.address) as edge:
         admin = policy_admin_service_pb2_grpc.PolicyAdminServiceStub(edge)
-        return await admin.CreateApiKey(request, metadata=bearer(mesh.api_key), timeout=10)
+        return await admin.CreateApiKey(
+            request, metadata=bearer(mesh.api_key), timeout=10 * PATIENCE
+        )
 
 
 async def test_a_revoked_key_is_refused_within_the_bound(mesh: RunningMesh) -> None:
@@ -194,7 +196,7 @@ async def test_a_revoked_key_is_refused_within_the_bound(mesh: RunningMesh) -> N
                 name=made.api_key.name, request_id=str(uuid.uuid4())
             ),
             metadata=bearer(mesh.api_key),
-            timeout=10,
+            timeout=10 * PATIENCE,
         )
     case = Case(get_run(f"runs/{RUN_ID}"), reasons.ERROR_REASON_CREDENTIAL_REVOKED)
     # The other replica of policy may know the key for as long as it keeps an edge's answer.
@@ -215,7 +217,7 @@ async def test_a_member_administers_nothing_and_sees_no_run_of_others(mesh: Runn
     async def create_key(edge: grpc.aio.Channel, metadata: Any) -> Any:
         admin = policy_admin_service_pb2_grpc.PolicyAdminServiceStub(edge)
         return await admin.CreateApiKey(
-            policy_admin_service_pb2.CreateApiKeyRequest(), metadata=metadata, timeout=10
+            policy_admin_service_pb2.CreateApiKeyRequest(), metadata=metadata, timeout=10 * PATIENCE
         )
 
     await refused(mesh, Case(create_key, reasons.ERROR_REASON_PERMISSION_DENIED), metadata)
@@ -226,7 +228,7 @@ async def test_a_member_administers_nothing_and_sees_no_run_of_others(mesh: Runn
 async def test_a_service_of_the_mesh_cannot_be_called_from_outside(mesh: RunningMesh) -> None:
     async def reserve(edge: grpc.aio.Channel, metadata: Any) -> Any:
         call: Any = edge.unary_unary("/remit.api.cost.v1.CostService/ReserveBudget")
-        return await call(b"", metadata=metadata, timeout=10)
+        return await call(b"", metadata=metadata, timeout=10 * PATIENCE)
 
     await refused(mesh, Case(reserve, reasons.ERROR_REASON_METHOD_UNKNOWN))
 
@@ -252,7 +254,7 @@ async def test_a_user_whose_budget_is_zero_spends_nothing(mesh: RunningMesh) -> 
                 request_id=str(uuid.uuid4()),
             ),
             metadata=bearer(mesh.api_key),
-            timeout=10,
+            timeout=10 * PATIENCE,
         )
     run = result_of(await followed(mesh.address, made.secret, a_run()))
     assert run.state == run_pb2.RUN_STATE_FAILED
@@ -274,7 +276,7 @@ async def test_a_refusal_names_account_limit_rest_and_renewal(mesh: RunningMesh)
                 request_id=str(uuid.uuid4()),
             ),
             metadata=bearer(mesh.api_key),
-            timeout=10,
+            timeout=10 * PATIENCE,
         )
         call = call_tool("tools/calculator", expression="6 * 7")
         await call(edge, bearer(made.secret))
@@ -297,7 +299,7 @@ async def _is_told(mesh: RunningMesh, account: str) -> bool:
         alerts = await cost_report_service_pb2_grpc.CostReportServiceStub(edge).ListBudgetAlerts(
             cost_report_service_pb2.ListBudgetAlertsRequest(account=account),
             metadata=bearer(mesh.api_key),
-            timeout=10,
+            timeout=10 * PATIENCE,
         )
         if not alerts.alerts:
             return False
@@ -305,7 +307,7 @@ async def _is_told(mesh: RunningMesh, account: str) -> bool:
         events = await audit_query_service_pb2_grpc.AuditQueryServiceStub(edge).ListEvents(
             audit_query_service_pb2.ListEventsRequest(claim=alert.claim),
             metadata=bearer(mesh.api_key),
-            timeout=10,
+            timeout=10 * PATIENCE,
         )
     assert alert.percent == 80
     kinds = {logged.event.kind: logged.event.resource for logged in events.events}

@@ -47,7 +47,7 @@ from tests.integration import haystack
 from tests.integration.clients import a_run, bearer, channel, followed, reason_of, result_of
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.tools.receiver import Receiver, answer, receiving
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 ENTRIES: Final = 10_000
 BATCH: Final = 100
@@ -159,7 +159,7 @@ async def live(subject: Subject, receiver: Receiver) -> None:
 async def _calls(subject: Subject, edge: grpc.aio.Channel) -> None:
     """Effects outside of runs: what they answer is kept by their claims alone."""
     await tool_service_pb2_grpc.ToolServiceStub(edge).CallTool(
-        a_tool_call(subject), metadata=bearer(subject.key), timeout=60
+        a_tool_call(subject), metadata=bearer(subject.key), timeout=60 * PATIENCE
     )
     request = inference_service_pb2.GenerateTextRequest(
         model="models/builtin-rules",
@@ -171,7 +171,7 @@ async def _calls(subject: Subject, edge: grpc.aio.Channel) -> None:
         request_id="direct",
     )
     await inference_service_pb2_grpc.InferenceServiceStub(edge).GenerateText(
-        request, metadata=bearer(subject.key), timeout=60
+        request, metadata=bearer(subject.key), timeout=60 * PATIENCE
     )
 
 
@@ -188,7 +188,9 @@ async def get_run(subject: Subject, run: str) -> run_pb2.Run:
     async with channel(subject.mesh.address) as edge:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         request = agent_service_pb2.GetRunRequest(name=run)
-        return (await agents.GetRun(request, metadata=bearer(subject.key), timeout=20)).run
+        return (
+            await agents.GetRun(request, metadata=bearer(subject.key), timeout=20 * PATIENCE)
+        ).run
 
 
 async def events_about(subject: Subject, count: int = 200) -> list[event_pb2.Event]:
@@ -197,7 +199,7 @@ async def events_about(subject: Subject, count: int = 200) -> list[event_pb2.Eve
         audit = audit_query_service_pb2_grpc.AuditQueryServiceStub(edge)
         request = audit_query_service_pb2.ListEventsRequest(subject=subject.name, page_size=count)
         response = await audit.ListEvents(
-            request, metadata=bearer(subject.mesh.api_key), timeout=30
+            request, metadata=bearer(subject.mesh.api_key), timeout=30 * PATIENCE
         )
     return [logged.event for logged in response.events]
 
@@ -245,7 +247,7 @@ async def erase(subject: Subject) -> privacy_service_pb2.Erasure:
         privacy = privacy_service_pb2_grpc.PrivacyServiceStub(edge)
         request = privacy_service_pb2.EraseSubjectRequest(subject=subject.name, request_id="e-1")
         response = await privacy.EraseSubject(
-            request, metadata=bearer(subject.mesh.api_key), timeout=20
+            request, metadata=bearer(subject.mesh.api_key), timeout=20 * PATIENCE
         )
     return response.erasure
 
@@ -277,7 +279,7 @@ async def _told_of(agents: Any, run: str, metadata: Any) -> list[str]:
         found = await agents.GetRun(agent_service_pb2.GetRunRequest(name=run), metadata=metadata)
         told.append(json_format.MessageToJson(found))
         request = agent_service_pb2.WatchRunRequest(name=run)
-        async for each in agents.WatchRun(request, metadata=metadata, timeout=30):
+        async for each in agents.WatchRun(request, metadata=metadata, timeout=30 * PATIENCE):
             told.append(json_format.MessageToJson(each))
             if each.event.WhichOneof("event") == "ended":
                 break
@@ -336,7 +338,7 @@ async def _calls_answer_that(subject: Subject) -> None:
     async with channel(subject.mesh.address) as edge:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await tool_service_pb2_grpc.ToolServiceStub(edge).CallTool(
-                a_tool_call(subject), metadata=bearer(subject.key), timeout=60
+                a_tool_call(subject), metadata=bearer(subject.key), timeout=60 * PATIENCE
             )
     assert reason_of(refused.value).reason_name == "SUBJECT_ERASED"
 

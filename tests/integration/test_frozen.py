@@ -31,7 +31,7 @@ from tests.integration.storming import (
     arm,
     storm_world,
 )
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 REPLICAS = 3
 CLIENTS = 9
@@ -39,7 +39,7 @@ PATIENCE_S = 5
 """A stream of a frozen replica is silent, and its client looks elsewhere."""
 ADOPTED_WITHIN_S = LEASE_S + CLAIM_POLL_S
 """The bound: a lease that was renewed just before the death, and one look of those who are left."""
-BUSY_S = 4.0
+BUSY_S = 4.0 * PATIENCE
 """What a loaded machine may add to it."""
 _ATTEMPTS = """
     SELECT (to_jsonb(a) - '{result,result_digest,update_time}'::text[])::text

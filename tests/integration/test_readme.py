@@ -10,6 +10,7 @@ import sys
 from tests.cli.readme import blocks
 from tests.integration.conftest import RunningMesh
 from tests.programs import program
+from tests.waiting import PATIENCE
 
 
 def test_the_client_of_the_readme_runs_an_agent(mesh: RunningMesh) -> None:
@@ -20,7 +21,7 @@ def test_the_client_of_the_readme_runs_an_agent(mesh: RunningMesh) -> None:
         env=os.environ | facts,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -39,7 +40,7 @@ def test_the_curl_of_the_readme_streams_a_run(mesh: RunningMesh) -> None:
         env=os.environ | facts,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

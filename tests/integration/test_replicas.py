@@ -11,7 +11,7 @@ import pytest
 
 from remit.api.inference.v1 import model_service_pb2, model_service_pb2_grpc
 from tests.integration.conftest import RunningMesh, started_mesh
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.timeout(300)
 CALLERS = 16
@@ -40,7 +40,7 @@ async def test_a_replica_killed_under_load_costs_no_call() -> None:
             while not stop.is_set():
                 try:
                     request = model_service_pb2.ListModelsRequest()
-                    await stub.ListModels(request, metadata=metadata, timeout=10)
+                    await stub.ListModels(request, metadata=metadata, timeout=10 * PATIENCE)
                 except grpc.aio.AioRpcError as error:
                     failures.append(error)
                 answered += 1

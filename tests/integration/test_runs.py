@@ -19,7 +19,7 @@ from remit.api.cost.v1 import cost_report_service_pb2, cost_report_service_pb2_g
 from remit.rpc.contracts import public_services
 from tests.integration.clients import a_run, bearer, channel, followed, result_of
 from tests.integration.conftest import RunningMesh
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 
 async def test_a_run_calls_a_tool_and_answers(mesh: RunningMesh) -> None:
@@ -92,7 +92,7 @@ async def test_a_watcher_resumes_at_any_event(mesh: RunningMesh) -> None:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         for after in range(len(events)):
             asked = agent_service_pb2.WatchRunRequest(name=events[0].run, after_sequence=after)
-            stream = agents.WatchRun(asked, metadata=bearer(mesh.api_key), timeout=20)
+            stream = agents.WatchRun(asked, metadata=bearer(mesh.api_key), timeout=20 * PATIENCE)
             rest = [r.event async for r in stream if r.HasField("event")]
             assert rest == events[after:]
 
@@ -116,7 +116,7 @@ async def test_reflection_lists_the_public_services(mesh: RunningMesh) -> None:
 
         listed = {
             service.name
-            async for answer in stub.ServerReflectionInfo(asked(), timeout=10)
+            async for answer in stub.ServerReflectionInfo(asked(), timeout=10 * PATIENCE)
             for service in answer.list_services_response.service
         }
     assert set(public_services()) <= listed
@@ -131,9 +131,11 @@ async def test_identity_headers_from_outside_change_nothing(mesh: RunningMesh) -
     async with channel(mesh.address) as edge:
         agents = agent_service_pb2_grpc.AgentServiceStub(edge)
         listing = agent_service_pb2.ListRunsRequest()
-        await agents.ListRuns(listing, metadata=(*bearer(mesh.api_key), *forged), timeout=10)
+        await agents.ListRuns(
+            listing, metadata=(*bearer(mesh.api_key), *forged), timeout=10 * PATIENCE
+        )
         try:
-            await agents.ListRuns(listing, metadata=forged, timeout=10)
+            await agents.ListRuns(listing, metadata=forged, timeout=10 * PATIENCE)
         except grpc.aio.AioRpcError as error:
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017
         else:

@@ -19,7 +19,7 @@ import pytest
 from remit.cli import exit_codes
 from tests.integration.conftest import REMIT, RunningMesh, make_topology, started_mesh
 from tests.scratch import scratch_folder
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 # A whole mesh on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -180,7 +180,7 @@ def test_a_damaged_state_directory_is_named_and_kept(
         [*REMIT, "up", "--state", str(state), "--topology", str(topology)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert result.returncode == exit_codes.CONFIGURATION, result.stdout + result.stderr

@@ -15,7 +15,7 @@ from tests.integration.clients import a_run, bearer, channel, followed, result_o
 from tests.integration.conftest import RunningMesh
 from tests.monitoring.prometheus import Prometheus
 from tests.tools.receiver import answer, receiving
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 TOOLS: Final = '''
 """Tools that go wrong."""
@@ -83,7 +83,7 @@ async def _refusals(mesh: RunningMesh) -> None:
             (a_run(agent="agents/nobody"), mesh.api_key),
             (a_run(), "rk_wrong"),
         ):
-            await _fails(agents.CreateRun(request, metadata=bearer(key), timeout=10))
+            await _fails(agents.CreateRun(request, metadata=bearer(key), timeout=10 * PATIENCE))
 
 
 async def _failures(mesh: RunningMesh) -> None:
@@ -139,7 +139,7 @@ async def call(mesh: RunningMesh, tool: str, key: str, **arguments: Any) -> Any:
             tool=f"tools/{tool}", arguments=given, request_id=key
         )
         tools = tool_service_pb2_grpc.ToolServiceStub(edge)
-        return await tools.CallTool(request, metadata=bearer(mesh.api_key), timeout=60)
+        return await tools.CallTool(request, metadata=bearer(mesh.api_key), timeout=60 * PATIENCE)
 
 
 async def _fails(answer: Any) -> None:

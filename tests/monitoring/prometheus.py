@@ -21,6 +21,7 @@ from remit.gateway.topology import Topology
 from scripts import alerts
 from tests.ports import free_ports
 from tests.programs import program
+from tests.waiting import PATIENCE
 
 START_TIMEOUT_S = 120.0
 EVERY_MS = 500
@@ -73,7 +74,7 @@ class Prometheus:
 
     def _get(self, what: str, **parameters: str) -> Any:
         url = f"http://{self.address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=10 * PATIENCE) as answer:
             return json.load(answer)["data"]
 
 

@@ -25,7 +25,7 @@ from remit.rpc.rest import retry_after
 from remit.telemetry import call_failed, parse, table
 from remit.telemetry.spans import served
 from tests.telemetry.tracing import Recorder, recorded
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 PATH = "/remit.api.cost.v1.CostService/ReserveBudget"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -57,7 +57,7 @@ async def serving(recorder: Recorder, method: Method) -> AsyncIterator[str]:
 async def call(address: str, *metadata: tuple[str, str]) -> bytes:
     async with grpc.aio.insecure_channel(address) as channel:
         ask: Any = channel.unary_unary(PATH)
-        answer: bytes = await ask(b"", metadata=metadata, timeout=10)
+        answer: bytes = await ask(b"", metadata=metadata, timeout=10 * PATIENCE)
         return answer
 
 
@@ -168,7 +168,7 @@ async def test_the_instrumentation_loses_the_span_of_a_call_that_is_cancelled() 
             channel = grpc.aio.insecure_channel(address, interceptors=interceptors)
             async with channel:
                 ask: Any = channel.unary_unary(PATH)
-                calling: Any = asyncio.ensure_future(ask(b"", timeout=10))
+                calling: Any = asyncio.ensure_future(ask(b"", timeout=10 * PATIENCE))
                 await begun.wait()
                 calling.cancel()
                 await asyncio.gather(calling, return_exceptions=True)

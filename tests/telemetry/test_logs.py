@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 LOGGING = """
 import logging
 from remit import telemetry
@@ -54,7 +56,7 @@ def logged(*, content: bool = False) -> dict[str, dict[str, Any]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
     )
     return {line["event"]: line for line in map(json.loads, done.stderr.splitlines())}
 
@@ -139,7 +141,11 @@ RUN(main())
 def test_what_nobody_waited_for_is_told_by_its_type(*, content: bool, run: str) -> None:
     script = UNHANDLED.replace("CONTENT", str(content)).replace("RUN", run)
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60 * PATIENCE,
     )
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [(line["event"], line["what"], line.get("task")) for line in lines] == [

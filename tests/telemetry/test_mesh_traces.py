@@ -137,7 +137,9 @@ async def run_in(traced: Traced, client: Client, task: str = "What is 17 * 23?")
     async with channel(traced.mesh.address) as edge:
         stub = agent_service_pb2_grpc.AgentServiceStub(edge)
         request = agent_service_pb2.StreamRunRequest(request=a_run(task))
-        stream = stub.StreamRun(request, metadata=client.metadata(traced.mesh), timeout=60)
+        stream = stub.StreamRun(
+            request, metadata=client.metadata(traced.mesh), timeout=60 * PATIENCE
+        )
         events = [answer.event async for answer in stream if answer.HasField("event")]
     return result_of(events)
 
@@ -336,7 +338,7 @@ async def test_what_users_send_is_in_no_log_and_on_no_span(traced: Traced) -> No
         ):
             asked = agent_service_pb2.CreateRunRequest.FromString(request.SerializeToString())
             try:
-                await stub.CreateRun(asked, metadata=metadata, timeout=20)
+                await stub.CreateRun(asked, metadata=metadata, timeout=20 * PATIENCE)
             except grpc.aio.AioRpcError as error:
                 assert error.code() is not grpc.StatusCode.INTERNAL  # noqa: PT017
     await whole(traced, client)
@@ -367,7 +369,7 @@ async def a_tool_quotes(traced: Traced, client: Client, canary: str) -> None:
     async with channel(mesh.address) as edge:
         stub = tool_service_pb2_grpc.ToolServiceStub(edge)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await stub.CallTool(request, metadata=client.metadata(mesh), timeout=20)
+            await stub.CallTool(request, metadata=client.metadata(mesh), timeout=20 * PATIENCE)
     assert canary not in (failure.value.details() or "")
     answer = await rest.Client(mesh.address, dict(client.metadata(mesh))).post(
         "/v1/tools/read_file:call", {"arguments": arguments, "requestId": "quoting-2"}
@@ -384,7 +386,9 @@ async def test_a_trace_that_is_not_sampled_is_in_the_logs_and_nowhere_else(trace
         stub = agent_service_pb2_grpc.AgentServiceStub(edge)
         metadata = client.metadata(traced.mesh, flags="00")
         stream = stub.StreamRun(
-            agent_service_pb2.StreamRunRequest(request=a_run()), metadata=metadata, timeout=60
+            agent_service_pb2.StreamRunRequest(request=a_run()),
+            metadata=metadata,
+            timeout=60 * PATIENCE,
         )
         run = result_of([answer.event async for answer in stream if answer.HasField("event")])
     after = Client.new()
@@ -404,7 +408,7 @@ async def test_garbage_begins_a_new_trace_and_changes_nothing_else(
         stub = agent_catalog_service_pb2_grpc.AgentCatalogServiceStub(edge)
         request = agent_catalog_service_pb2.ListAgentsRequest()
         metadata = (*bearer(traced.mesh.api_key), *headers)
-        answer = await stub.ListAgents(request, metadata=metadata, timeout=20)
+        answer = await stub.ListAgents(request, metadata=metadata, timeout=20 * PATIENCE)
     assert answer.agents
 
     def arrived() -> list[Seen]:
@@ -427,7 +431,7 @@ async def test_a_tracestate_beside_a_valid_traceparent_is_not_read(
         stub = agent_catalog_service_pb2_grpc.AgentCatalogServiceStub(edge)
         request = agent_catalog_service_pb2.ListAgentsRequest()
         metadata = (*client.metadata(traced.mesh), ("tracestate", state))
-        await stub.ListAgents(request, metadata=metadata, timeout=20)
+        await stub.ListAgents(request, metadata=metadata, timeout=20 * PATIENCE)
 
     def arrived() -> list[Seen]:
         spans = traced.collector.trace(client.trace_id)
@@ -450,7 +454,9 @@ async def test_a_run_goes_on_in_its_trace_after_its_worker_died(traced: Traced) 
         request = a_run("What is 6 * 7?")
         async with channel(mesh.address) as edge:
             stub = agent_service_pb2_grpc.AgentServiceStub(edge)
-            created = await stub.CreateRun(request, metadata=client.metadata(mesh), timeout=20)
+            created = await stub.CreateRun(
+                request, metadata=client.metadata(mesh), timeout=20 * PATIENCE
+            )
         await eventually(lambda: _thought(traced, client), ARRIVAL_S)
         mesh.kill("agent-0")
     finally:

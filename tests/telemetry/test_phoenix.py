@@ -25,7 +25,7 @@ from tests.integration.clients import a_run, bearer, channel, result_of
 from tests.integration.conftest import started_mesh
 from tests.ports import free_ports
 from tests.programs import missing
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 PROGRAM = Path(__file__).parents[2] / ".cache" / "phoenix" / "bin" / "phoenix"
 START_TIMEOUT_S = 360.0
@@ -53,7 +53,7 @@ class Phoenix:
         """The spans of a trace, from Phoenix's REST interface."""
         url = f"{self.http}/v1/projects/default/spans?limit=1000&trace_id={trace_id}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - loopback
+            with urllib.request.urlopen(url, timeout=10 * PATIENCE) as answer:  # noqa: S310 - loopback
                 spans: list[dict[str, Any]] = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             assert error.code == 404, error  # noqa: PT017 - no project before the first span
@@ -100,7 +100,7 @@ async def test_phoenix_shows_a_run_whole(phoenix: Phoenix) -> None:
             stream = stub.StreamRun(
                 agent_service_pb2.StreamRunRequest(request=a_run()),
                 metadata=(*bearer(mesh.api_key), traceparent),
-                timeout=60,
+                timeout=60 * PATIENCE,
             )
             run = result_of([answer.event async for answer in stream if answer.HasField("event")])
         assert run.state == run_pb2.RUN_STATE_SUCCEEDED

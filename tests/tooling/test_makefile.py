@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTED = re.compile(r"^\| `make ([a-z-]+)` \|", re.MULTILINE)
 OFFERED = re.compile(r"^  make ([a-z-]+) +\S", re.MULTILINE)
@@ -19,7 +21,7 @@ def offered() -> set[str]:
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
     )
     return set(OFFERED.findall(listing.stdout))
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.ports import HIGHEST_PORT, free_ports
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,5 +25,7 @@ def test_ports_are_distinct_bindable_and_below_the_ephemeral_range() -> None:
 def test_a_port_claimed_here_is_refused_to_another_process() -> None:
     (port,) = free_ports(1)
     script = f"import tests.ports as p; raise SystemExit(0 if p._claim({port}) else 3)"
-    other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=20)
+    other = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, timeout=20 * PATIENCE
+    )
     assert other.returncode == 3

@@ -18,6 +18,7 @@ from remit.tools import registry as registry_module
 from remit.tools.builtin import shipped_tools
 from remit.tools.registry import ENTRY_POINT_GROUP, load_registry
 from remit.tools.settings import ToolsSettings
+from tests.waiting import PATIENCE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "TOOLS.md").read_text()
 
@@ -68,7 +69,7 @@ def test_a_tool_of_ones_own_works_as_the_page_says(tmp_path: Path) -> None:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
     assert found.returncode == 0, found.stderr
