@@ -20,6 +20,7 @@ from remit.rpc.errors import RemitError
 OPERATOR: Final = "orgs/operator"
 UNVERIFIED: Final = "orgs/operator/users/unverified"
 USE_KEY: Final = "keys.use"
+USE_TOKEN: Final = "tokens.use"  # noqa: S105 - an action
 FOLDED: Final = "access.folded"
 """Action of the entry that counts refusals for which there was no room apart."""
 EDGE: Final = "edge"

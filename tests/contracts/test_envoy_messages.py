@@ -9,9 +9,12 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
+    Metadata,
 )
 from envoy_data_plane.envoy.service.auth import v3 as auth
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
+from envoy_data_plane.google.protobuf import Struct
+from google.protobuf import json_format
 from google.rpc import code_pb2, status_pb2
 
 from remit.api.gateway.v1 import authorization_pb2 as ours
@@ -38,6 +41,14 @@ def test_a_check_of_envoys_is_read_whole() -> None:
     seen = read.attributes.request.http
     assert (seen.method, seen.path, seen.host) == ("POST", "/v1/runs?x=1", "localhost")
     assert dict(seen.headers) == http.headers
+
+
+def test_what_filters_found_out_is_read_whole() -> None:
+    found = Struct.from_dict({"corporate": {"sub": "alice", "exp": 4e9, "aud": ["a", "b"]}})
+    attributes = auth.AttributeContext(metadata_context=Metadata(filter_metadata={"jwt": found}))
+    read = ours.CheckRequest.FromString(bytes(auth.CheckRequest(attributes=attributes)))
+    seen = read.attributes.metadata_context.filter_metadata["jwt"]
+    assert json_format.MessageToDict(seen) == found.to_dict()
 
 
 @pytest.mark.parametrize(("action", "name"), APPENDS, ids=[name for _, name in APPENDS])

@@ -16,6 +16,7 @@ from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.gateway.cors import REQUEST_HEADERS
 from remit.policy.ext_authz import EdgeAuthorization
+from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
 from tests.gateway.services import Context, Services, running_services
 from tests.rest import Answer, Client
@@ -45,7 +46,7 @@ def services(running: Services) -> Services:
 def refusing(services: Services) -> Services:
     """The edge asks policy's own code, which knows no key here."""
     nobody: Any = SimpleNamespace(session=None, deny=lambda *_: None)
-    services.world.judge = EdgeAuthorization(nobody, nobody, nobody).Check
+    services.world.judge = EdgeAuthorization(nobody, nobody, nobody, SystemClock()).Check
     return services
 
 

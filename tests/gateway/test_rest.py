@@ -22,6 +22,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.gateway.transcoder import MAX_BODY_BYTES
 from remit.policy.ext_authz import EdgeAuthorization
 from remit.rpc import metrics
+from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import MethodContract, all_contracts
 from remit.rpc.errors import RemitError, reason_contract
 from remit.rpc.rest import BODY_FIELD_NUMBER
@@ -409,7 +410,7 @@ async def test_a_refusal_of_policy_is_json(services: Services) -> None:
     nobody: Any = SimpleNamespace(
         session=None, deny=lambda *_: None
     )  # no key is looked up, no policy asked
-    real = EdgeAuthorization(nobody, nobody, nobody)
+    real = EdgeAuthorization(nobody, nobody, nobody, SystemClock())
     services.world.judge = real.Check
     answer = await services.client.get(RUN, authorization="Basic abc")
     assert answer.status == 401

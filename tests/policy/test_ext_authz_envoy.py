@@ -159,7 +159,7 @@ async def edge(world: World, tmp_path: Path) -> AsyncIterator[int]:
         [
             (
                 add_authorization_servicer,
-                EdgeAuthorization(world.credentials, world.policies, world.accesses),
+                EdgeAuthorization(world.credentials, world.policies, world.accesses, world.clock),
             )
         ],
         identify=lambda _: options_pb2.CALLER_PUBLIC,

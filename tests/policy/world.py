@@ -343,7 +343,7 @@ class World:
         self.mesh.add(
             guard,
             add_authorization_servicer,
-            EdgeAuthorization(self.credentials, self.policies, self.accesses),
+            EdgeAuthorization(self.credentials, self.policies, self.accesses, self.clock),
         )
         counted = MemoryLimits(self.clock, max_entries=1000)
         self.mesh.add(guard, add_rate_limit_servicer, EdgeLimits(counted, fail_open=False))

@@ -69,6 +69,7 @@ MEANINGS: Final = (
         (
             "DEPENDENCY_UNAVAILABLE",
             "PROVIDER_UNAVAILABLE",
+            "IDENTITY_PROVIDER_UNAVAILABLE",
             "DEADLINE_EXCEEDED",
             "LOG_ROLLED_BACK",
         ),
@@ -80,6 +81,8 @@ MEANINGS: Final = (
             "CREDENTIAL_MISSING",
             "CREDENTIAL_INVALID",
             "CREDENTIAL_REVOKED",
+            "IDENTITY_NOT_MAPPED",
+            "PRINCIPAL_DISABLED",
             "REMIT_INVALID",
             "CALLER_NOT_ALLOWED",
             "PERMISSION_DENIED",

@@ -21,6 +21,7 @@ from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.
 from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, area_cluster, socket_address
+from remit.gateway.identity_tokens import issuer_clusters
 from remit.gateway.listeners import edge_listener, mesh_listener, stats_listener
 from remit.gateway.routes import STANDARD_AREA, edge_contracts
 from remit.gateway.stats import stats_cluster
@@ -75,6 +76,7 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
         yield area_cluster(topology, MESH, area, contracts_of(area))
     yield stats_cluster(topology)
     yield from collector_clusters(topology)
+    yield from issuer_clusters(topology)
 
 
 def _edge_calls(area: str) -> Sequence[MethodContract]:

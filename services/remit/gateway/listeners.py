@@ -54,6 +54,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
 from remit.gateway.cors import cors, grpc_web
+from remit.gateway.identity_tokens import checked_namespaces, identity_tokens
 from remit.gateway.local_replies import MAX_HEADERS_KIB, local_replies
 from remit.gateway.rate_limits import rate_limit_filter
 from remit.gateway.routes import EXT_AUTHZ, edge_routes, mesh_routes
@@ -95,7 +96,8 @@ def edge_listener(topology: Topology) -> Listener:
         cors(),
         grpc_web(),
         transcoder(),
-        _ext_authz(),
+        *identity_tokens(topology),
+        _ext_authz(topology),
         rate_limit_filter(STANDARD_CONTRACTS[SHOULD_RATE_LIMIT]),
         *manager.http_filters,
     ]
@@ -210,7 +212,7 @@ def _encoding_of_grpc_only() -> HeaderMutation:
     )
 
 
-def _ext_authz() -> HttpFilter:
+def _ext_authz(topology: Topology) -> HttpFilter:
     """Asks the policy service to exchange the credential; without its answer nothing passes."""
     contract = STANDARD_CONTRACTS[AUTHORIZATION_CHECK]
     service = GrpcService(
@@ -224,6 +226,7 @@ def _ext_authz() -> HttpFilter:
         status_on_error=HttpStatus(code=StatusCode.ServiceUnavailable),
         clear_route_cache=True,
         validate_mutations=True,
+        metadata_context_namespaces=checked_namespaces(topology),
     )
     return HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(check))
 

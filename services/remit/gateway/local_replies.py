@@ -124,7 +124,8 @@ def local_replies(*, plain_http: bool = False) -> LocalReplyConfig:
 
 def _causes() -> Iterator[tuple[AccessLogFilter, RemitError]]:
     yield _outgrown(), _HEADERS_TOO_LARGE
-    yield _and(_flags("UAEX"), _status(503)), _POLICY_SILENT
+    # Not by its status: policy itself may answer 503, and says why.
+    yield _details("ext_authz_error"), _POLICY_SILENT
     yield _flags("RLSE"), _LIMITS_SILENT
     yield _flags("UO"), _OVERLOADED
     yield _flags(*_LATE_FLAGS), _TOO_LATE

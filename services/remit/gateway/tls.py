@@ -12,6 +12,7 @@ from typing import Final
 from envoy_data_plane.envoy.config.core.v3 import DataSource, TransportSocket
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
+    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     DownstreamTlsContext,
     SubjectAltNameMatcher,
@@ -52,6 +53,34 @@ def mesh_downstream_tls(tls_dir: str) -> TransportSocket:
         require_client_certificate=True,
     )
     return TransportSocket(name=_SOCKET, typed_config=Any.pack(context))
+
+
+def public_tls(host: str, ca_file: str = "") -> TransportSocket:
+    """Connects to a server outside the mesh that proves to be `host`, without a certificate.
+
+    It is believed by the authorities in `ca_file`, else by the system's.
+    """
+    context = CertificateValidationContext(
+        match_typed_subject_alt_names=[
+            SubjectAltNameMatcher(san_type=kind, matcher=StringMatcher(exact=host))
+            for kind in (SubjectAltNameMatcherSanType.DNS, SubjectAltNameMatcherSanType.IP_ADDRESS)
+        ]
+    )
+    if ca_file:
+        context.trusted_ca = DataSource(filename=ca_file)
+    else:
+        context.system_root_certs = CertificateValidationContextSystemRootCerts()
+    tls = CommonTlsContext(
+        tls_params=TlsParameters(
+            tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2,
+            tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+        ),
+        validation_context=context,
+    )
+    return TransportSocket(
+        name=_SOCKET,
+        typed_config=Any.pack(UpstreamTlsContext(common_tls_context=tls, sni=host)),
+    )
 
 
 def _common(tls_dir: str, party: str, peer: StringMatcher) -> CommonTlsContext:

@@ -177,6 +177,12 @@ class Topology(_Section):
     )
     replicas: dict[str, tuple[Replica, ...]] = pydantic.Field(default_factory=dict)
     resilience: Resilience = Resilience()
+    oidc_file: str = pydantic.Field(
+        default="",
+        max_length=400,
+        description="file of the identity providers whose tokens clients may present"
+        " (docs/OIDC.md); policy reads the same one",
+    )
     tracing: Tracing | None = pydantic.Field(
         default=None, description="no spans without it; each service is told by its own settings"
     )

@@ -160,9 +160,13 @@ class Wiring:
             return {}
         return {"trace_endpoint": tracing.endpoint, "trace_ratio": tracing.ratio}
 
+    def _issuers(self) -> dict[str, object]:
+        issuers = self._topology.oidc_file
+        return {"oidc_file": issuers} if issuers else {}
+
     def _facts_of(self, area: str) -> dict[str, object]:
         if area == "policy":
-            return {
+            return self._issuers() | {
                 "pepper_file": self._secrets.pepper,
                 "signing_key_file": self._secrets.signing,
             }

@@ -1,9 +1,10 @@
-"""Who an API key speaks for, remembered at the edge for a few seconds.
+"""Who a credential speaks for, remembered at the edge for a few seconds.
 
-A call through the edge should not cost a query and a signature each. So the answer for a key (its
-row, a remit, what the policies said) is reused for `edge_cache_s`. That time is the revocation
-bound: a key revoked on another replica works here that much longer at most; one revoked here stops
-at once.
+A call through the edge should not cost a query and a signature each. So the answer for an API key
+(its row, a remit, what the policies said) is reused for `edge_cache_s`, and so is that for a token
+of an identity provider, which the edge checks each time. That time is the revocation bound: a key
+revoked or a user disabled on another replica works here that much longer at most; one revoked here
+stops at once.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
 
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_INVALID,
     ERROR_REASON_CREDENTIAL_REVOKED,
+    ERROR_REASON_PRINCIPAL_DISABLED,
     ErrorReason,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
+from remit.policy.identity_tokens import Identity
 from remit.policy.limit_book import LimitBook, Limits
 from remit.policy.remits import RemitIssuer
 from remit.policy.rules import Decision, Question, RuleBook
@@ -31,11 +37,14 @@ from remit.rpc.errors import RemitError
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose key it is, by full names: the secret matched what is stored."""
+    """Whose credential it is, by full names: it was verified."""
 
     org: str
     subject: str
     key: str
+    """The API key; empty for a token."""
+    issuer: str = ""
+    """Name of the issuer of a token; empty for an API key."""
 
 
 class LapsedKeyError(RemitError):
@@ -73,7 +82,7 @@ class Session:
 
 
 class Credentials:
-    """Authenticates API keys."""
+    """Authenticates API keys, and takes in whom checked tokens speak for."""
 
     def __init__(  # noqa: PLR0913 - its collaborators, each used
         self,
@@ -114,7 +123,21 @@ class Credentials:
             if not hmac.compare_digest(known.digest, digest):
                 raise _unknown(key)
             return known
-        return await self._joined(key, digest)
+        return await self._joined(digest, self._open(key, digest))
+
+    async def token_session(self, identity: Identity) -> Session:
+        """Return the session of a token that was checked.
+
+        Raises:
+            RemitError: PRINCIPAL_DISABLED, or DEPENDENCY_UNAVAILABLE when the database does not
+                answer.
+
+        """
+        known = self._sessions.get(_name_of(identity))
+        same = known and (known.principal, known.digest) == (identity.principal, identity.digest)
+        if known and same and known.end > self._clock.monotonic():
+            return known
+        return await self._joined(identity.digest, self._open_token(identity))
 
     def forget(self, key_id: str) -> None:
         """Drop what is remembered of a key: it was revoked here, and that holds from now on."""
@@ -128,13 +151,15 @@ class Credentials:
         self._sessions.clear()
         self._opening.clear()
 
-    async def _joined(self, key: PresentedKey, digest: bytes) -> Session:
-        """Open a session; callers that come with the same key meanwhile share the work."""
+    async def _joined(self, digest: bytes, opening: Coroutine[Any, Any, Session]) -> Session:
+        """Open a session; callers that come with the same credential meanwhile share the work."""
         task = self._opening.get(digest)
         if task is None:
-            task = asyncio.create_task(self._open(key, digest), name="open-session")
+            task = asyncio.create_task(opening, name="open-session")
             self._opening[digest] = task
             task.add_done_callback(lambda done: self._opened(digest, done))
+        else:
+            opening.close()
         return await asyncio.shield(task)
 
     def _opened(self, digest: bytes, task: asyncio.Task[Session]) -> None:
@@ -149,6 +174,7 @@ class Credentials:
         if row is None or not self._pepper.matches(key, row.digest):
             raise _unknown(key)
         self._check_standing(row)
+        await self._check_subject(_holder(row))
         book = await self._policies.newest()
         principal = Principal(row.subject, row.org, row.team, row.roles)
         issued = self._issuer.for_client(
@@ -162,6 +188,30 @@ class Credentials:
             self._remember(key.key_id, session)
         return session
 
+    async def _open_token(self, identity: Identity) -> Session:
+        """The first token of a user makes them known here: an administrator can disable them."""
+        started, revocations = self._clock.monotonic(), self._revocations
+        principal = identity.principal
+        holder = Holder(principal.org, principal.user, "", identity.issuer)
+        await self._store.know(principal)
+        await self._check_subject(holder)
+        book = await self._policies.newest()
+        issued = self._issuer.for_client(
+            principal, api_key="", epoch=book.epoch, not_after=identity.expire_time
+        )
+        end = started + min(self._cache_s, issued.lifetime_s)
+        # Nothing stands for the credential itself: each sign-in brings another.
+        limits = replace(await self._limits.limits(principal.user, "", principal.org), api_key=None)
+        session = Session(principal, holder, limits, issued.token, identity.digest, end)
+        if revocations == self._revocations:
+            self._remember(_name_of(identity), session)
+        return session
+
+    async def _check_subject(self, holder: Holder) -> None:
+        since = await self._store.disabled_since((holder.subject, holder.org))
+        if since is not None:
+            raise disabled(holder, *since)
+
     def _check_standing(self, row: ApiKeyRow) -> None:
         key = shown(row.key_id)
         if row.revoke_time is not None:
@@ -173,17 +223,31 @@ class Credentials:
                 ERROR_REASON_CREDENTIAL_INVALID, f"{key} has expired", _holder(row)
             )
 
-    def _remember(self, key_id: str, session: Session) -> None:
+    def _remember(self, name: str, session: Session) -> None:
         if self._cache_s <= 0:
             return
-        self._sessions[key_id] = session
-        self._sessions.move_to_end(key_id)
+        self._sessions[name] = session
+        self._sessions.move_to_end(name)
         if len(self._sessions) > self._cache_size:
             self._sessions.popitem(last=False)
 
 
 def _holder(row: ApiKeyRow) -> Holder:
     return Holder(row.org, row.subject, row.name)
+
+
+def disabled(holder: Holder, principal: str, since: datetime) -> LapsedKeyError:
+    """Say that a verified credential counts no more because `principal` is disabled."""
+    return LapsedKeyError(
+        ERROR_REASON_PRINCIPAL_DISABLED,
+        f"{principal} is disabled since {since.isoformat(timespec='seconds')}",
+        holder,
+    )
+
+
+def _name_of(identity: Identity) -> str:
+    """Of a session in memory; no id of an API key has a colon."""
+    return f"token:{identity.digest.hex()}"
 
 
 def _unknown(key: PresentedKey) -> RemitError:

@@ -1,4 +1,6 @@
-"""Envoy's external authorisation: exchanges a client's API key for a remit, call by call.
+"""Envoy's external authorisation: exchanges a client's credential for a remit, call by call.
+
+A credential is an API key, or a token of an identity provider that the edge has checked before.
 
 The edge listener asks here before it routes (envoy.service.auth.v3.Authorization/Check). The answer
 removes the credential and sets `remit-token`, whatever the client sent under that name; or it
@@ -8,11 +10,12 @@ refuses with an error that a gRPC client reads like any other of Remit's: code, 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
 import grpc
+from google.protobuf import struct_pb2
 from google.rpc import status_pb2
 
 from remit.access import peer_of
@@ -25,14 +28,18 @@ from remit.api.errors.v1.error_reason_pb2 import (
 )
 from remit.api.gateway.v1 import authorization_pb2
 from remit.api.options.v1 import options_pb2
+from remit.oidc import Issuer
 from remit.policy.api_keys import shown_start
 from remit.policy.credentials import Credentials, LapsedKeyError, Session
 from remit.policy.epochs import Policies
+from remit.policy.identity_tokens import IdentityTokens, is_token, shown_token
 from remit.policy.limit_book import facts_of
 from remit.policy.metrics import count_edge, note_undecided
 from remit.policy.visits import Visit
 from remit.rpc.calls import REMIT_KEY, current_call_or_none
+from remit.rpc.clock import Clock
 from remit.rpc.contracts import MethodContract, contract_of, method_unknown
+from remit.rpc.envoy import CHECKED_TOKENS
 from remit.rpc.errors import STATUS_DETAILS_KEY, RemitError
 from remit.rpc.rest import HTTP_STATUS, TRANSCODED_KEY, error_json, retry_after
 
@@ -48,9 +55,16 @@ class EdgeAuthorization:
     """Decides whether a client's call may enter the mesh, and as whom."""
 
     def __init__(
-        self, credentials: Credentials, policies: Policies, accesses: AccessRecorder
+        self,
+        credentials: Credentials,
+        policies: Policies,
+        accesses: AccessRecorder,
+        clock: Clock,
+        issuers: Sequence[Issuer] = (),
     ) -> None:
         self._credentials = credentials
+        self._tokens = IdentityTokens(issuers)
+        self._clock = clock
         self._policies = policies
         self._accesses = accesses
 
@@ -64,7 +78,7 @@ class EdgeAuthorization:
         headers = {name.lower(): value for name, value in http.headers.items()}
         visit = _visit(request)
         try:
-            session = await self._admit(visit, headers)
+            session = await self._admit(visit, headers, checked_tokens(request))
             for access, occasion in visit.admitted():
                 self._accesses.allow(access, occasion)
         except RemitError as error:
@@ -74,22 +88,30 @@ class EdgeAuthorization:
         count_edge()
         return admitted(session)
 
-    async def _admit(self, visit: Visit, headers: Mapping[str, str]) -> Session | None:
-        """Return the session of a call's key, or None where the method asks for no credential."""
+    async def _admit(
+        self, visit: Visit, headers: Mapping[str, str], checked: struct_pb2.Struct
+    ) -> Session | None:
+        """Return a call's session, or None where the method asks for no credential."""
         contract = public_contract(visit.path)
         visit.action = contract.permission or visit.action
         if contract.auth == options_pb2.AUTH_NONE:
             return None
         presented = presented_key(headers)
-        visit.shown = shown_start(presented)
+        visit.shown = shown_token(presented) if is_token(presented) else shown_start(presented)
         try:
-            session = await self._credentials.session(presented)
+            session = await self._session(presented, checked)
         except LapsedKeyError as error:
             visit.holder = error.holder
             raise
         visit.holder = session.holder
         self._check_permission(visit, session, contract)
         return session
+
+    async def _session(self, presented: str, checked: struct_pb2.Struct) -> Session:
+        if not is_token(presented):
+            return await self._credentials.session(presented)
+        identity = self._tokens.identity(presented, checked, self._clock.now())
+        return await self._credentials.token_session(identity)
 
     def _check_permission(self, visit: Visit, session: Session, contract: MethodContract) -> None:
         decision = session.decide(self._policies.book, contract.permission)
@@ -114,6 +136,13 @@ def _visit(request: authorization_pb2.CheckRequest) -> Visit:
     return Visit(path=path, peer=peer_of(address), trace_id=call.trace_id if call else "")
 
 
+def checked_tokens(request: authorization_pb2.CheckRequest) -> struct_pb2.Struct:
+    """What the edge found out about tokens in the call; nothing where it checks none."""
+    return request.attributes.metadata_context.filter_metadata.get(
+        CHECKED_TOKENS, struct_pb2.Struct()
+    )
+
+
 def public_contract(path: str) -> MethodContract:
     """Return the contract of a method that clients may call.
 
@@ -136,28 +165,40 @@ def public_contract(path: str) -> MethodContract:
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
-    """Return the API key among the headers, whose names are lower-case.
+    """Return the API key or token among the headers, whose names are lower-case.
 
     Raises:
-        RemitError: CREDENTIAL_MISSING, or CREDENTIAL_INVALID for another scheme or two keys.
+        RemitError: CREDENTIAL_MISSING, or CREDENTIAL_INVALID for another scheme or two credentials.
 
     """
     authorization, api_key = headers.get(AUTHORIZATION, ""), headers.get(API_KEY, "")
     if not authorization and not api_key:
-        raise RemitError(ERROR_REASON_CREDENTIAL_MISSING, "no API key was presented")
+        raise RemitError(
+            ERROR_REASON_CREDENTIAL_MISSING, "neither an API key nor a token was presented"
+        )
     if authorization and api_key:
         raise RemitError(
             ERROR_REASON_CREDENTIAL_INVALID,
-            f"send the API key in `{AUTHORIZATION}` or in `{API_KEY}`, not in both",
+            f"send one credential: an API key or a token in `{AUTHORIZATION}`, or an API key in"
+            f" `{API_KEY}`, not both",
         )
     if not authorization:
-        return api_key.strip()
+        return _key_alone(api_key.strip())
     if not authorization.lower().startswith(_BEARER):
         raise RemitError(
             ERROR_REASON_CREDENTIAL_INVALID,
-            f"`{AUTHORIZATION}` must be `Bearer <key>`; no other scheme is known",
+            f"`{AUTHORIZATION}` must be `Bearer <key or token>`; no other scheme is known",
         )
     return authorization[len(_BEARER) :].strip()
+
+
+def _key_alone(text: str) -> str:
+    if is_token(text):
+        raise RemitError(
+            ERROR_REASON_CREDENTIAL_INVALID,
+            f"`{API_KEY}` is for API keys; send a token as `{AUTHORIZATION}: Bearer <token>`",
+        )
+    return text
 
 
 def admitted(session: Session | None) -> authorization_pb2.CheckResponse:
@@ -172,7 +213,13 @@ def admitted(session: Session | None) -> authorization_pb2.CheckResponse:
     response.ok_response.headers.append(_header(REMIT_KEY, session.token))
     # Read by the edge alone, to count the call (remit.gateway.rate_limits).
     response.dynamic_metadata.update(
-        facts_of(session.principal.user, session.holder.key, session.principal.org, session.limits)
+        facts_of(
+            session.principal.user,
+            # No token has a limit of its own; the entry must name somebody.
+            session.holder.key or session.principal.user,
+            session.principal.org,
+            session.limits,
+        )
     )
     return response
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -21,6 +21,7 @@ from remit.api.policy.v1 import (
     rate_limit_service_pb2_grpc,
 )
 from remit.idempotency import AdminRecorder
+from remit.oidc import Issuer, read_issuers
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
 from remit.policy.approval_desk import ApprovalDesk
@@ -78,6 +79,7 @@ async def open_service(
 
     """
     pepper = Pepper(read_secret(settings.pepper_file))
+    issuers = read_issuers(settings.oidc_file)
     seal = Seal(read_secret(settings.signing_key_file))
     source = read_policies(settings.policies_dir or SHIPPED_POLICIES)
     async with Database.of(settings, "policy") as database, _limits(settings, clock) as limits:
@@ -87,7 +89,9 @@ async def open_service(
         keys = _key_ring(store, seal, settings, clock, ids)
         await keys.refresh()
         policies = await Policies.open(sets, source, clock)
-        yield _service(database, policies, keys, limits, pepper, settings, mesh, clock, ids)
+        yield _service(
+            database, policies, keys, limits, pepper, issuers, settings, mesh, clock, ids
+        )
 
 
 @contextlib.asynccontextmanager
@@ -119,6 +123,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     keys: KeyRing,
     limits: LimitStore,
     pepper: Pepper,
+    issuers: Sequence[Issuer],
     settings: PolicySettings,
     mesh: Mesh,
     clock: Clock,
@@ -218,7 +223,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         keeper=keeper,
         heartbeat_s=settings.heartbeat_s,
     )
-    edge = EdgeAuthorization(credentials, policies, accesses)
+    edge = EdgeAuthorization(credentials, policies, accesses, clock, issuers)
     limiting = RateLimitService(
         rows=rows, authority=authority, credentials=credentials, recorder=recorder
     )

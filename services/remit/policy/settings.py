@@ -28,6 +28,11 @@ class PolicySettings(ServiceSettings):
         description="Folder whose *.cedar files are the policies until some are pushed; unset:"
         " those that Remit ships.",
     )
+    oidc_file: Path | None = Field(
+        default=None,
+        description="File of the identity providers whose tokens clients may present, and whom they"
+        " speak for (docs/OIDC.md); the gateway's topology names the same. Unset: API keys alone.",
+    )
     operator_org: str = Field(
         default="",
         max_length=400,

@@ -6,7 +6,7 @@ Only SQL and rows here. What a row means is decided by the cores and the service
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -94,6 +94,21 @@ class PolicyStore:
             limit,
         )
         return [_api_key(row) for row in rows]
+
+    async def know(self, principal: Principal) -> None:
+        """Keep who signed in, with their org and team, unless they are known."""
+        async with self._database.acquire() as connection:
+            members = filter(None, (principal.user, principal.team))
+            await _insert_principals(connection, principal.org, members)
+
+    async def disabled_since(self, principals: Sequence[str]) -> tuple[str, datetime] | None:
+        """The first of these that is disabled, and since when."""
+        row = await self._database.fetchrow(
+            "SELECT name, disable_time FROM principals"
+            " WHERE name = ANY($1) AND disable_time IS NOT NULL ORDER BY disable_time LIMIT 1",
+            list(principals),
+        )
+        return None if row is None else (row["name"], row["disable_time"])
 
     async def foreign_peppers(self, pepper_id: str) -> int:
         """Count the working keys that were made with another pepper."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from remit.access import EDGE, OPERATOR, UNVERIFIED, USE_KEY, Access, Occasion, refused
+from remit.access import EDGE, OPERATOR, UNVERIFIED, USE_KEY, USE_TOKEN, Access, Occasion, refused
 from remit.policy.credentials import Holder
 from remit.policy.rules import Decision
 from remit.rpc.errors import RemitError
@@ -36,7 +36,7 @@ class Visit:
         if self.holder is None or self.decision is None:
             return  # a method that asks for no credential
         occasion = self._occasion()
-        yield self._access(USE_KEY, self.holder.key, self.holder, reason=_EXCHANGED), occasion
+        yield self._used(self.holder), occasion
         yield self._decided(self.holder, self.decision), occasion
 
     def refused(self, error: RemitError) -> tuple[Access, Occasion]:
@@ -57,6 +57,12 @@ class Visit:
             peer=self.peer,
         )
         return refused(unknown, error), self._occasion(shown=self.shown)
+
+    def _used(self, holder: Holder) -> Access:
+        if not holder.issuer:
+            return self._access(USE_KEY, holder.key, holder, reason=_EXCHANGED)
+        reason = f"{_EXCHANGED}: a token of {holder.issuer}"
+        return self._access(USE_TOKEN, holder.subject, holder, reason=reason)
 
     def _decided(self, holder: Holder, decision: Decision) -> Access:
         return Access(

@@ -31,11 +31,22 @@ REST_ENTRY: Final = "rest"
 UNKNOWN_PRINCIPAL: Final = "-"
 """Value of an entry of which the authorisation said nothing."""
 
+CHECKED_TOKENS: Final = "envoy.filters.http.jwt_authn"
+"""Where the edge's filter of that name says which token of an identity provider it checked: the
+claims under the issuer's name, the head under `token_header_entry` of it."""
+TOKEN_FAULT_ENTRY: Final = "fault"  # noqa: S105 - a name
+"""What was wrong with a token there: `code` and `message`. No issuer may have this name."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Check = Callable[[authorization_pb2.CheckRequest], Awaitable[authorization_pb2.CheckResponse]]
 ShouldRateLimit = Callable[
     [rate_limit_pb2.RateLimitRequest], Awaitable[rate_limit_pb2.RateLimitResponse]
 ]
+
+
+def token_header_entry(issuer: str) -> str:
+    """Where the head of a token of that issuer is."""
+    return f"{issuer}.header"
 
 
 def runs_entry(principal_entry: str) -> str:

@@ -130,6 +130,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Who decides is not among those who may: who asked never is."""
     ERROR_REASON_APPROVAL_ALREADY_GIVEN: _ErrorReason.ValueType  # 63
     """The same person has decided about it before."""
+    ERROR_REASON_IDENTITY_NOT_MAPPED: _ErrorReason.ValueType  # 64
+    """The identity provider's token is good, and its claims name nobody who is known here."""
+    ERROR_REASON_PRINCIPAL_DISABLED: _ErrorReason.ValueType  # 65
+    """The user is disabled: no credential of theirs counts."""
+    ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 66
+    """The identity provider's public keys could not be fetched, so no token of it can be checked."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -240,4 +246,10 @@ ERROR_REASON_APPROVAL_NOT_YOURS: ErrorReason.ValueType  # 62
 """Who decides is not among those who may: who asked never is."""
 ERROR_REASON_APPROVAL_ALREADY_GIVEN: ErrorReason.ValueType  # 63
 """The same person has decided about it before."""
+ERROR_REASON_IDENTITY_NOT_MAPPED: ErrorReason.ValueType  # 64
+"""The identity provider's token is good, and its claims name nobody who is known here."""
+ERROR_REASON_PRINCIPAL_DISABLED: ErrorReason.ValueType  # 65
+"""The user is disabled: no credential of theirs counts."""
+ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 66
+"""The identity provider's public keys could not be fetched, so no token of it can be checked."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

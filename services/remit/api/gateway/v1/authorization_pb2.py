@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(remit/api/gateway/v1/authorization.proto\x12\x14remit.api.gateway.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"J\n\x0c\x43heckRequest\x12:\n\nattributes\x18\x01 \x01(\x0b\x32&.remit.api.gateway.v1.AttributeContext\"\xd3\x03\n\x10\x41ttributeContext\x12;\n\x06source\x18\x01 \x01(\x0b\x32+.remit.api.gateway.v1.AttributeContext.Peer\x12?\n\x07request\x18\x04 \x01(\x0b\x32..remit.api.gateway.v1.AttributeContext.Request\x1a\x36\n\x04Peer\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.remit.api.gateway.v1.Address\x1aK\n\x07Request\x12@\n\x04http\x18\x02 \x01(\x0b\x32\x32.remit.api.gateway.v1.AttributeContext.HttpRequest\x1a\xbb\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x02 \x01(\t\x12P\n\x07headers\x18\x03 \x03(\x0b\x32?.remit.api.gateway.v1.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x07\x41\x64\x64ress\x12;\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.remit.api.gateway.v1.SocketAddress\"4\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nport_value\x18\x03 \x01(\r\"\xf9\x01\n\rCheckResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x43\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32(.remit.api.gateway.v1.DeniedHttpResponseH\x00\x12;\n\x0bok_response\x18\x03 \x01(\x0b\x32$.remit.api.gateway.v1.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_response\"\x8e\x01\n\x12\x44\x65niedHttpResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .remit.api.gateway.v1.HttpStatus\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.remit.api.gateway.v1.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"e\n\x0eOkHttpResponse\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.remit.api.gateway.v1.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\xe1\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.remit.api.gateway.v1.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.remit.api.gateway.v1.HeaderValueOption.HeaderAppendAction\"\xc5\x01\n\x12HeaderAppendAction\x12$\n HEADER_APPEND_ACTION_UNSPECIFIED\x10\x00\x12&\n\"HEADER_APPEND_ACTION_ADD_IF_ABSENT\x10\x01\x12\x33\n/HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12,\n(HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS\x10\x03\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(remit/api/gateway/v1/authorization.proto\x12\x14remit.api.gateway.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"J\n\x0c\x43heckRequest\x12:\n\nattributes\x18\x01 \x01(\x0b\x32&.remit.api.gateway.v1.AttributeContext\"\x8d\x04\n\x10\x41ttributeContext\x12;\n\x06source\x18\x01 \x01(\x0b\x32+.remit.api.gateway.v1.AttributeContext.Peer\x12?\n\x07request\x18\x04 \x01(\x0b\x32..remit.api.gateway.v1.AttributeContext.Request\x12\x38\n\x10metadata_context\x18\x0b \x01(\x0b\x32\x1e.remit.api.gateway.v1.Metadata\x1a\x36\n\x04Peer\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.remit.api.gateway.v1.Address\x1aK\n\x07Request\x12@\n\x04http\x18\x02 \x01(\x0b\x32\x32.remit.api.gateway.v1.AttributeContext.HttpRequest\x1a\xbb\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x02 \x01(\t\x12P\n\x07headers\x18\x03 \x03(\x0b\x32?.remit.api.gateway.v1.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x08Metadata\x12K\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x32.remit.api.gateway.v1.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"F\n\x07\x41\x64\x64ress\x12;\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.remit.api.gateway.v1.SocketAddress\"4\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nport_value\x18\x03 \x01(\r\"\xf9\x01\n\rCheckResponse\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x43\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32(.remit.api.gateway.v1.DeniedHttpResponseH\x00\x12;\n\x0bok_response\x18\x03 \x01(\x0b\x32$.remit.api.gateway.v1.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_response\"\x8e\x01\n\x12\x44\x65niedHttpResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .remit.api.gateway.v1.HttpStatus\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.remit.api.gateway.v1.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"e\n\x0eOkHttpResponse\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.remit.api.gateway.v1.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\xe1\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.remit.api.gateway.v1.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.remit.api.gateway.v1.HeaderValueOption.HeaderAppendAction\"\xc5\x01\n\x12HeaderAppendAction\x12$\n HEADER_APPEND_ACTION_UNSPECIFIED\x10\x00\x12&\n\"HEADER_APPEND_ACTION_ADD_IF_ABSENT\x10\x01\x12\x33\n/HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12,\n(HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS\x10\x03\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
   _globals['_CHECKREQUEST']._serialized_start=121
   _globals['_CHECKREQUEST']._serialized_end=195
   _globals['_ATTRIBUTECONTEXT']._serialized_start=198
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=665
-  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=344
-  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=398
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=400
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=475
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=478
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=665
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=619
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=665
-  _globals['_ADDRESS']._serialized_start=667
-  _globals['_ADDRESS']._serialized_end=737
-  _globals['_SOCKETADDRESS']._serialized_start=739
-  _globals['_SOCKETADDRESS']._serialized_end=791
-  _globals['_CHECKRESPONSE']._serialized_start=794
-  _globals['_CHECKRESPONSE']._serialized_end=1043
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1046
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1188
-  _globals['_OKHTTPRESPONSE']._serialized_start=1190
-  _globals['_OKHTTPRESPONSE']._serialized_end=1291
-  _globals['_HTTPSTATUS']._serialized_start=1293
-  _globals['_HTTPSTATUS']._serialized_end=1319
-  _globals['_HEADERVALUEOPTION']._serialized_start=1322
-  _globals['_HEADERVALUEOPTION']._serialized_end=1675
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1478
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1675
-  _globals['_HEADERVALUE']._serialized_start=1677
-  _globals['_HEADERVALUE']._serialized_end=1718
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=723
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=402
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=456
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=458
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=533
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=536
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=723
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=677
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=723
+  _globals['_METADATA']._serialized_start=726
+  _globals['_METADATA']._serialized_end=893
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=815
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=893
+  _globals['_ADDRESS']._serialized_start=895
+  _globals['_ADDRESS']._serialized_end=965
+  _globals['_SOCKETADDRESS']._serialized_start=967
+  _globals['_SOCKETADDRESS']._serialized_end=1019
+  _globals['_CHECKRESPONSE']._serialized_start=1022
+  _globals['_CHECKRESPONSE']._serialized_end=1271
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1274
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1416
+  _globals['_OKHTTPRESPONSE']._serialized_start=1418
+  _globals['_OKHTTPRESPONSE']._serialized_end=1519
+  _globals['_HTTPSTATUS']._serialized_start=1521
+  _globals['_HTTPSTATUS']._serialized_end=1547
+  _globals['_HEADERVALUEOPTION']._serialized_start=1550
+  _globals['_HEADERVALUEOPTION']._serialized_end=1903
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1706
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1903
+  _globals['_HEADERVALUE']._serialized_start=1905
+  _globals['_HEADERVALUE']._serialized_end=1946
 # @@protoc_insertion_point(module_scope)
