@@ -107,7 +107,7 @@ def test_only_public_keys_are_taken(tmp_path: Path) -> None:
     provider = IdentityProvider("i")
     rsa, curve = provider.add("RS256", "a").jwk, provider.add("EdDSA", "b").jwk
     assert json.loads(keys_of(tmp_path, {"keys": [rsa, curve]}))["keys"] == [rsa, curve]
-    for document in (
+    bad: tuple[object, ...] = (
         {},
         [],
         "{",
@@ -118,7 +118,8 @@ def test_only_public_keys_are_taken(tmp_path: Path) -> None:
         {"keys": [rsa, {"kty": "oct", "k": "c2VjcmV0"}]},
         {"keys": [rsa | {"d": "AQAB"}]},
         {"keys": [rsa | {"n": rsa["n"][:170]}]},
-    ):
+    )
+    for document in bad:
         with pytest.raises(RemitError) as caught:
             keys_of(tmp_path, document)
         assert caught.value.reason == reasons.ERROR_REASON_CONFIGURATION_INVALID
