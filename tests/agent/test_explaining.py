@@ -40,6 +40,7 @@ class Log(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
 
     events: list[audit_query_service_pb2.LoggedEvent] = field(default_factory=list)
     asked: list[audit_query_service_pb2.ListRunEventsRequest] = field(default_factory=list)
+    archived: list[event_pb2.ArchivedMonth] = field(default_factory=list)
     is_away: bool = False
 
     async def ListRunEvents(
@@ -51,7 +52,7 @@ class Log(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         before = request.before_leaf_index if request.HasField("before_leaf_index") else 2**60
         left = [each for each in self.events[::-1] if each.leaf_index < before]
         return audit_query_service_pb2.ListRunEventsResponse(
-            events=left[:2], has_more=len(left) > 2
+            events=left[:2], has_more=len(left) > 2, archived_months=self.archived
         )
 
 
@@ -233,6 +234,27 @@ async def test_a_part_that_is_away_is_named(replica: StartReplica, world: World,
     assert has_log == (part != "audit")
     assert any(a.HasField("reservation") for a in attempts) == (part != "cost")
     assert not answer.bill.differences
+
+
+async def test_months_that_left_the_log_are_named(replica: StartReplica, world: World) -> None:
+    """Where the log has no more of the run than of one of its effects, nobody takes it for all."""
+    one = await replica()
+    parts = parts_around(one, world)
+    name = await a_run(one, parts)
+    months = [
+        event_pb2.ArchivedMonth(month=month, first_index=first, last_index=first + 9, events=10)
+        for month, first in (("2026-08", 10), ("2026-07", 0))
+    ]
+    parts.log.events = parts.log.events[-2:]
+    parts.log.archived = months
+    answer = await explained(one.client(), name)
+    assert list(answer.archived_months) == months[::-1]
+    assert not answer.missing
+    attempts = [attempt for entry in answer.entries for attempt in entry.attempts]
+    assert [attempt.HasField("intent") for attempt in attempts] == [False, False, True]
+    assert all(attempt.HasField("reservation") for attempt in attempts)
+    parts.log.archived = []
+    assert not (await explained(one.client(), name)).archived_months
 
 
 async def test_nobody_is_told_of_anothers_run(replica: StartReplica, world: World) -> None:

@@ -94,6 +94,27 @@ def test_pages_are_joined(remit: Remit, edge: EdgeServer) -> None:
     assert not document.get("next_page_token")
 
 
+def test_an_archived_month_is_said_with_where_it_is_read(remit: Remit, edge: EdgeServer) -> None:
+    july, august = (
+        event_pb2.ArchivedMonth(month=month, first_index=first, last_index=first + 1_999)
+        for month, first in (("2026-07", 1_000), ("2026-08", 3_000))
+    )
+    pages = {
+        "": explanation(archived_months=[july], next_page_token="1"),
+        "1": explanation(archived_months=[july, august]),  # which was dropped meanwhile
+    }
+    edge.answers["ExplainRun"] = lambda request: pages[request.page_token]
+    outcome = remit("explain", RUN)
+    assert outcome.code == 0
+    said = [line for line in outcome.out.splitlines() if line.startswith("ARCHIVED")]
+    assert ["2026-07" in said[0], "2026-08" in said[1]] == [True, True]
+    assert (
+        "leaves 1,000 to 2,999 are in the tiles, and their payloads in 2026-07.archive" in said[0]
+    )
+    (document,) = remit("explain", "--json", RUN).documents
+    assert [each["month"] for each in document["archived_months"]] == ["2026-07", "2026-08"]
+
+
 def test_a_part_that_is_away_is_said_and_is_no_success(remit: Remit, edge: EdgeServer) -> None:
     missing = explanation_pb2.MissingPart(
         part="cost", reason="DEPENDENCY_UNAVAILABLE", message="cost cannot be reached"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from remit.agent.effect_records import EffectRecords, LoggedEvent, Place, Record
@@ -12,7 +12,11 @@ from remit.agent.reading import StoredRun
 from remit.agent.standing import Standing
 from remit.agent.story import Known, Story, story_of, told, without_content
 from remit.api.agent.v1 import agent_service_pb2, explanation_pb2, run_pb2
-from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc
+from remit.api.audit.v1 import (
+    audit_query_service_pb2,
+    audit_query_service_pb2_grpc,
+    event_pb2,
+)
 from remit.api.cost.v1 import cost_report_service_pb2, cost_report_service_pb2_grpc
 from remit.api.effects.v1 import attempt_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
@@ -68,6 +72,14 @@ class _Missing:
         )
 
 
+@dataclass
+class _Log:
+    """What the log has of a run, oldest first, and the months, by name, of which it has no more."""
+
+    events: list[LoggedEvent] = field(default_factory=list)
+    archived: dict[str, event_pb2.ArchivedMonth] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Explainer:
     """Explains runs."""
@@ -86,9 +98,12 @@ class Explainer:
         first, size = _page(request)
         missing = _Missing()
         journal = await self._journal(stored.run, missing)
-        records = await self._records(stored, journal, remit_token, missing)
+        log = _Log()
+        records = await self._records(stored, journal, remit_token, missing, log)
         story = story_of(Known(stored.run, journal, records))
-        return _response(stored.run, story, missing, first, size)
+        response = _response(stored.run, story, missing, first, size)
+        response.archived_months.extend(log.archived[name] for name in sorted(log.archived))
+        return response
 
     async def _journal(self, run: run_pb2.Run, missing: _Missing) -> list[run_pb2.RunEvent]:
         """What the journal tells; nothing of a run whose subject was erased."""
@@ -115,12 +130,14 @@ class Explainer:
         journal: Sequence[run_pb2.RunEvent],
         remit_token: str,
         missing: _Missing,
+        log: _Log,
     ) -> EffectRecords:
-        name, nothing = stored.run.name, list[LoggedEvent]()
-        logged, ledger = await asyncio.gather(
-            missing.asked("audit", self._logged(name, remit_token), nothing),
+        name = stored.run.name
+        _, ledger = await asyncio.gather(
+            missing.asked("audit", self._read(log, name, remit_token), None),
             missing.asked("cost", self._ledger(name, stored.org), None),
         )
+        logged = log.events
         known = EffectRecords(logged, ledger)
         claims = await self.standing.reader.named_claims(name) if not journal else []
         places = sorted(known.places | _named(journal) | {(claim, 1) for claim in claims})
@@ -131,18 +148,20 @@ class Explainer:
         )
         return EffectRecords(logged, ledger, {"inference": inference, "tools": tools})
 
-    async def _logged(self, run: str, remit_token: str) -> list[LoggedEvent]:
-        """What the log has of a run, oldest first; the read is in the log itself."""
+    async def _read(self, log: _Log, run: str, remit_token: str) -> None:
+        """Read what the log has of a run; the read is in the log itself."""
         request = audit_query_service_pb2.ListRunEventsRequest(
             remit=remit_token, run=run, page_size=_LOG_PAGE
         )
         found: list[LoggedEvent] = []
         while True:
             page = await self.neighbours.audit.ListRunEvents(request)
+            log.archived.update({month.month: month for month in page.archived_months})
             found += page.events
             _check_size(run, len(found))
             if not page.has_more:
-                return found[::-1]
+                log.events = found[::-1]
+                return
             request.before_leaf_index = found[-1].leaf_index
 
     async def _ledger(self, run: str, org: str) -> list[Record] | None:

@@ -45,8 +45,9 @@ def command(*, session: Session, run: str) -> int:
 
     Journal, claims, ledger and log are joined: the decision that permitted an effect, what was held
     and posted for it, its attempts, and the leaves of its intent and its outcome. What the journal
-    does not name is told too, and the bill is added up to the nano, each difference by name. Who
-    reads the log is itself recorded in it.
+    does not name is told too, and the bill is added up to the nano, each difference by name. A
+    month that was archived and may have held entries of the run is named. Who reads the log is
+    itself recorded in it.
     """
     name = full_name("runs", run)
     explanation = session.run(lambda edge: _explained(edge, name))
@@ -69,6 +70,13 @@ def story(explanation: Explanation) -> Iterator[Line]:
             f"MISSING: {part.part} could not be asked, and what it alone knows is not told:"
             f" {part.reason}: {part.message}",
             "bold red",
+        )
+    for month in explanation.archived_months:
+        yield Line(
+            f"ARCHIVED: what the log had of it in {month.month} is not told: leaves"
+            f" {month.first_index:,} to {month.last_index:,} are in the tiles, and their payloads"
+            f" in {month.month}.archive; `remit audit verify TILES --archive ARCHIVE` proves both",
+            "yellow",
         )
     yield Line("")
     for entry in explanation.entries:
@@ -164,5 +172,7 @@ async def _explained(edge: Edge, run: str) -> Explanation:
         page = await stub.ExplainRun(request, metadata=edge.metadata)
         whole.entries.extend(page.entries)
         whole.missing.extend(page.missing)
+        named = {month.month for month in whole.archived_months}
+        whole.archived_months.extend(m for m in page.archived_months if m.month not in named)
         whole.next_page_token = page.next_page_token
     return whole

@@ -26,10 +26,11 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from remit.api.agent.v1 import explanation_pb2 as remit_dot_api_dot_agent_dot_v1_dot_explanation__pb2
 from remit.api.agent.v1 import run_pb2 as remit_dot_api_dot_agent_dot_v1_dot_run__pb2
+from remit.api.audit.v1 import event_pb2 as remit_dot_api_dot_audit_dot_v1_dot_event__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&remit/api/agent/v1/agent_service.proto\x12\x12remit.api.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$remit/api/agent/v1/explanation.proto\x1a\x1cremit/api/agent/v1/run.proto\x1a\"remit/api/options/v1/options.proto\"\xe4\x02\n\x10\x43reateRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\x04task\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12H\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x31.remit.api.agent.v1.CreateRunRequest.ContextEntryB\x04\x90\xe7\x18\x01\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63onversation\x18\x08 \x01(\t\x12\x15\n\x07webhook\x18\t \x01(\tB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x11\x43reateRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"a\n\x10StreamRunRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.remit.api.agent.v1.CreateRunRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"R\n\x11StreamRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x0eGetRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9a\x01\n\x0fListRunsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x05 \x01(\t\x12\x0e\n\x06parent\x18\x06 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11\x43\x61ncelRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"3\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x10PauseRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11ResumeRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9e\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rfrom_sequence\x18\x02 \x01(\x03H\x00\x12\x13\n\tfrom_step\x18\x03 \x01(\x05H\x00\x12\x33\n\toverrides\x18\x04 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05point\"\xb9\x01\n\x0cRunOverrides\x12\x17\n\x04task\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x88\x01\x01\x12/\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunContext\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\tB\x07\n\x05_task\"\x80\x01\n\nRunContext\x12\x42\n\x07\x65ntries\x18\x01 \x03(\x0b\x32+.remit.api.agent.v1.RunContext.EntriesEntryB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x46orkRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"U\n\x10ReplayRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\toverrides\x18\x02 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\"\xad\x01\n\x11ReplayRunResponse\x12\x32\n\ndivergence\x18\x01 \x01(\x0b\x32\x1e.remit.api.agent.v1.Divergence\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x19\n\x11requests_compared\x18\x03 \x01(\x05\x12\x1b\n\x13requests_unrecorded\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\t\"k\n\nDivergence\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x08recorded\x18\x04 \x01(\tB\x04\x90\xe7\x18\x01\x12\x16\n\x08replayed\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\"H\n\x11\x45xplainRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x95\x02\n\x12\x45xplainRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x33\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\".remit.api.agent.v1.ExplainedEntry\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12/\n\x04\x62ill\x18\x04 \x01(\x0b\x32!.remit.api.agent.v1.ExplainedBill\x12\x11\n\ttrace_ids\x18\x05 \x03(\t\x12\x30\n\x07missing\x18\x06 \x03(\x0b\x32\x1f.remit.api.agent.v1.MissingPart\x12\x15\n\rtotal_entries\x18\x07 \x01(\x05\",\n\x0bRunEventKey\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"X\n\x13ListRunCallsRequest\x12.\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"\xb2\x01\n\x14ListRunCallsResponse\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.remit.api.agent.v1.RunCall\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12-\n\x04last\x18\x03 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\x07RunCall\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12\x0b\n\x03org\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05\x63laim\x18\x04 \x01(\t\x12\x1e\n\x11intent_leaf_index\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nevent_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\n\x12_intent_leaf_index\"3\n\x12GetArtifactRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"P\n\x13GetArtifactResponse\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\x07\x63ontent\x18\x03 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x32\xd8\x12\n\x0c\x41gentService\x12\xb1\x01\n\tCreateRun\x12$.remit.api.agent.v1.CreateRunRequest\x1a%.remit.api.agent.v1.CreateRunResponse\"W\x8a\xe7\x18@\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x05\x61gentJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80 p\x80\x02x\x01\x82\xd3\xe4\x93\x02\r\"\x08/v1/runs:\x01*\x12\xee\x01\n\tStreamRun\x12$.remit.api.agent.v1.StreamRunRequest\x1a%.remit.api.agent.v1.StreamRunResponse\"\x91\x01\x8a\xe7\x18m\x08\x02\x10\x01\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\x0bruns.createB\rrequest.agentJ\x12request.request_idR\x1d\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequence\"\x02\x08\x1eX\x04`\x80\x80\x10h\x80\x80\x80\x02p\x80\x04x\x01\x82\xd3\xe4\x93\x02\x1a\"\x0f/v1/runs:stream:\x07request0\x01\x12\xc8\x01\n\x08WatchRun\x12#.remit.api.agent.v1.WatchRunRequest\x1a$.remit.api.agent.v1.WatchRunResponse\"o\x8a\xe7\x18K\x08\x01\x10\x03\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\truns.readB\x04nameR\x1d\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequence\"\x02\x08\x1eX\x04`\x80 h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=runs/*}/events0\x01\x12\x9d\x01\n\x06GetRun\x12!.remit.api.agent.v1.GetRunRequest\x1a\".remit.api.agent.v1.GetRunResponse\"L\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80 h\x80\x80\x80\x02p\x80\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=runs/*}\x12\x93\x01\n\x08ListRuns\x12#.remit.api.agent.v1.ListRunsRequest\x1a$.remit.api.agent.v1.ListRunsResponse\"<\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\n\x12\x08/v1/runs\x12\xbd\x01\n\tCancelRun\x12$.remit.api.agent.v1.CancelRunRequest\x1a%.remit.api.agent.v1.CancelRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.cancelB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:cancel:\x01*\x12\xb8\x01\n\x08PauseRun\x12#.remit.api.agent.v1.PauseRunRequest\x1a$.remit.api.agent.v1.PauseRunResponse\"a\x8a\xe7\x18;\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nruns.pauseB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=runs/*}:pause:\x01*\x12\xbd\x01\n\tResumeRun\x12$.remit.api.agent.v1.ResumeRunRequest\x1a%.remit.api.agent.v1.ResumeRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.resumeB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:resume:\x01*\x12\xb8\x01\n\x07\x46orkRun\x12\".remit.api.agent.v1.ForkRunRequest\x1a#.remit.api.agent.v1.ForkRunResponse\"d\x8a\xe7\x18?\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x04nameJ\nrequest_idX\x02`\x80\x80\x10h\x80\x80\x80\x02p@x\x01\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/{name=runs/*}:fork:\x01*\x12\xaf\x01\n\tReplayRun\x12$.remit.api.agent.v1.ReplayRunRequest\x1a%.remit.api.agent.v1.ReplayRunResponse\"U\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80\x80\x10h\x80\x80\x04p\x10\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:replay:\x01*\x12\xaf\x01\n\nExplainRun\x12%.remit.api.agent.v1.ExplainRunRequest\x1a&.remit.api.agent.v1.ExplainRunResponse\"R\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\naudit.readX\x03`\x80 h\x80\x80\x80\x02p\x10\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=runs/*}/explanation\x12\x83\x01\n\x0cListRunCalls\x12\'.remit.api.agent.v1.ListRunCallsRequest\x1a(.remit.api.agent.v1.ListRunCallsResponse\" \x8a\xe7\x18\x1c\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x12\xc1\x01\n\x0bGetArtifact\x12&.remit.api.agent.v1.GetArtifactRequest\x1a\'.remit.api.agent.v1.GetArtifactResponse\"a\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\truns.readB\x03runX\x04`\x80 h\x80\x80\x80\x02p \x82\xd3\xe4\x93\x02*\x12(/v1/{run=runs/*}/artifacts/{artifact=**}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&remit/api/agent/v1/agent_service.proto\x12\x12remit.api.agent.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$remit/api/agent/v1/explanation.proto\x1a\x1cremit/api/agent/v1/run.proto\x1a\x1eremit/api/audit/v1/event.proto\x1a\"remit/api/options/v1/options.proto\"\xe4\x02\n\x10\x43reateRunRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x12\n\x04task\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12H\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x31.remit.api.agent.v1.CreateRunRequest.ContextEntryB\x04\x90\xe7\x18\x01\x12-\n\x06limits\x18\x04 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x31\n\rschedule_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63onversation\x18\x08 \x01(\t\x12\x15\n\x07webhook\x18\t \x01(\tB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x11\x43reateRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"a\n\x10StreamRunRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.remit.api.agent.v1.CreateRunRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"R\n\x11StreamRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"Q\n\x10WatchRunResponse\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.remit.api.agent.v1.RunEvent\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x0eGetRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9a\x01\n\x0fListRunsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.remit.api.agent.v1.RunState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x14\n\x0c\x63onversation\x18\x05 \x01(\t\x12\x0e\n\x06parent\x18\x06 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11\x43\x61ncelRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"3\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"8\n\x10PauseRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"4\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"9\n\x11ResumeRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"\x9e\x01\n\x0e\x46orkRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rfrom_sequence\x18\x02 \x01(\x03H\x00\x12\x13\n\tfrom_step\x18\x03 \x01(\x05H\x00\x12\x33\n\toverrides\x18\x04 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05point\"\xb9\x01\n\x0cRunOverrides\x12\x17\n\x04task\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01H\x00\x88\x01\x01\x12/\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1e.remit.api.agent.v1.RunContext\x12-\n\x06limits\x18\x03 \x01(\x0b\x32\x1d.remit.api.agent.v1.RunLimits\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\tB\x07\n\x05_task\"\x80\x01\n\nRunContext\x12\x42\n\x07\x65ntries\x18\x01 \x03(\x0b\x32+.remit.api.agent.v1.RunContext.EntriesEntryB\x04\x90\xe7\x18\x01\x1a.\n\x0c\x45ntriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x46orkRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\"U\n\x10ReplayRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\toverrides\x18\x02 \x01(\x0b\x32 .remit.api.agent.v1.RunOverrides\"\xad\x01\n\x11ReplayRunResponse\x12\x32\n\ndivergence\x18\x01 \x01(\x0b\x32\x1e.remit.api.agent.v1.Divergence\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\x19\n\x11requests_compared\x18\x03 \x01(\x05\x12\x1b\n\x13requests_unrecorded\x18\x04 \x01(\x05\x12\x15\n\ragent_version\x18\x05 \x01(\t\"k\n\nDivergence\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x08recorded\x18\x04 \x01(\tB\x04\x90\xe7\x18\x01\x12\x16\n\x08replayed\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01\"H\n\x11\x45xplainRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xd1\x02\n\x12\x45xplainRunResponse\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.remit.api.agent.v1.Run\x12\x33\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\".remit.api.agent.v1.ExplainedEntry\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12/\n\x04\x62ill\x18\x04 \x01(\x0b\x32!.remit.api.agent.v1.ExplainedBill\x12\x11\n\ttrace_ids\x18\x05 \x03(\t\x12\x30\n\x07missing\x18\x06 \x03(\x0b\x32\x1f.remit.api.agent.v1.MissingPart\x12\x15\n\rtotal_entries\x18\x07 \x01(\x05\x12:\n\x0f\x61rchived_months\x18\x08 \x03(\x0b\x32!.remit.api.audit.v1.ArchivedMonth\",\n\x0bRunEventKey\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"X\n\x13ListRunCallsRequest\x12.\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"\xb2\x01\n\x14ListRunCallsResponse\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.remit.api.agent.v1.RunCall\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12-\n\x04last\x18\x03 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\x07RunCall\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.remit.api.agent.v1.RunEventKey\x12\x0b\n\x03org\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\r\n\x05\x63laim\x18\x04 \x01(\t\x12\x1e\n\x11intent_leaf_index\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12.\n\nevent_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\n\x12_intent_leaf_index\"3\n\x12GetArtifactRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x02 \x01(\t\"P\n\x13GetArtifactResponse\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x15\n\x07\x63ontent\x18\x03 \x01(\x0c\x42\x04\x90\xe7\x18\x01\x32\xd8\x12\n\x0c\x41gentService\x12\xb1\x01\n\tCreateRun\x12$.remit.api.agent.v1.CreateRunRequest\x1a%.remit.api.agent.v1.CreateRunResponse\"W\x8a\xe7\x18@\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x05\x61gentJ\nrequest_idX\x04`\x80\x80\x10h\x80\x80 p\x80\x02x\x01\x82\xd3\xe4\x93\x02\r\"\x08/v1/runs:\x01*\x12\xee\x01\n\tStreamRun\x12$.remit.api.agent.v1.StreamRunRequest\x1a%.remit.api.agent.v1.StreamRunResponse\"\x91\x01\x8a\xe7\x18m\x08\x02\x10\x01\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\x0bruns.createB\rrequest.agentJ\x12request.request_idR\x1d\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequence\"\x02\x08\x1eX\x04`\x80\x80\x10h\x80\x80\x80\x02p\x80\x04x\x01\x82\xd3\xe4\x93\x02\x1a\"\x0f/v1/runs:stream:\x07request0\x01\x12\xc8\x01\n\x08WatchRun\x12#.remit.api.agent.v1.WatchRunRequest\x1a$.remit.api.agent.v1.WatchRunResponse\"o\x8a\xe7\x18K\x08\x01\x10\x03\x1a\x03\x08\x90\x1c*\x01\x01\x30\x01:\truns.readB\x04nameR\x1d\n\x02\x08\x1e\x12\x03\x08\x90\x1c\x1a\x0e\x61\x66ter_sequence\"\x02\x08\x1eX\x04`\x80 h\x80\x80\x80\x02p\x80\x04\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=runs/*}/events0\x01\x12\x9d\x01\n\x06GetRun\x12!.remit.api.agent.v1.GetRunRequest\x1a\".remit.api.agent.v1.GetRunResponse\"L\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80 h\x80\x80\x80\x02p\x80\x01\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=runs/*}\x12\x93\x01\n\x08ListRuns\x12#.remit.api.agent.v1.ListRunsRequest\x1a$.remit.api.agent.v1.ListRunsResponse\"<\x8a\xe7\x18(\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\truns.readX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\n\x12\x08/v1/runs\x12\xbd\x01\n\tCancelRun\x12$.remit.api.agent.v1.CancelRunRequest\x1a%.remit.api.agent.v1.CancelRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.cancelB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:cancel:\x01*\x12\xb8\x01\n\x08PauseRun\x12#.remit.api.agent.v1.PauseRunRequest\x1a$.remit.api.agent.v1.PauseRunResponse\"a\x8a\xe7\x18;\x08\x02\x10\x02\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\nruns.pauseB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=runs/*}:pause:\x01*\x12\xbd\x01\n\tResumeRun\x12$.remit.api.agent.v1.ResumeRunRequest\x1a%.remit.api.agent.v1.ResumeRunResponse\"c\x8a\xe7\x18<\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.resumeB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:resume:\x01*\x12\xb8\x01\n\x07\x46orkRun\x12\".remit.api.agent.v1.ForkRunRequest\x1a#.remit.api.agent.v1.ForkRunResponse\"d\x8a\xe7\x18?\x08\x02\x10\x01\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\x0bruns.createB\x04nameJ\nrequest_idX\x02`\x80\x80\x10h\x80\x80\x80\x02p@x\x01\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/{name=runs/*}:fork:\x01*\x12\xaf\x01\n\tReplayRun\x12$.remit.api.agent.v1.ReplayRunRequest\x1a%.remit.api.agent.v1.ReplayRunResponse\"U\x8a\xe7\x18.\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\truns.readB\x04nameX\x04`\x80\x80\x10h\x80\x80\x04p\x10\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=runs/*}:replay:\x01*\x12\xaf\x01\n\nExplainRun\x12%.remit.api.agent.v1.ExplainRunRequest\x1a&.remit.api.agent.v1.ExplainRunResponse\"R\x8a\xe7\x18)\x08\x01\x10\x03\x1a\x02\x08\x1e\"\x02\x08\x0f*\x01\x01\x30\x01:\naudit.readX\x03`\x80 h\x80\x80\x80\x02p\x10\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=runs/*}/explanation\x12\x83\x01\n\x0cListRunCalls\x12\'.remit.api.agent.v1.ListRunCallsRequest\x1a(.remit.api.agent.v1.ListRunCallsResponse\" \x8a\xe7\x18\x1c\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x12\xc1\x01\n\x0bGetArtifact\x12&.remit.api.agent.v1.GetArtifactRequest\x1a\'.remit.api.agent.v1.GetArtifactResponse\"a\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\n\"\x02\x08\x05*\x01\x01\x30\x01:\truns.readB\x03runX\x04`\x80 h\x80\x80\x80\x02p \x82\xd3\xe4\x93\x02*\x12(/v1/{run=runs/*}/artifacts/{artifact=**}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,72 +83,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSERVICE'].methods_by_name['ListRunCalls']._serialized_options = b'\212\347\030\034\010\001\020\003\032\002\010\005\"\002\010\002*\001\0070\002X\004`\200 h\200\200@p\010'
   _globals['_AGENTSERVICE'].methods_by_name['GetArtifact']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\212\347\030-\010\001\020\003\032\002\010\n\"\002\010\005*\001\0010\001:\truns.readB\003runX\004`\200 h\200\200\200\002p \202\323\344\223\002*\022(/v1/{run=runs/*}/artifacts/{artifact=**}'
-  _globals['_CREATERUNREQUEST']._serialized_start=230
-  _globals['_CREATERUNREQUEST']._serialized_end=586
-  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_start=540
-  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_end=586
-  _globals['_CREATERUNRESPONSE']._serialized_start=588
-  _globals['_CREATERUNRESPONSE']._serialized_end=645
-  _globals['_STREAMRUNREQUEST']._serialized_start=647
-  _globals['_STREAMRUNREQUEST']._serialized_end=744
-  _globals['_STREAMRUNRESPONSE']._serialized_start=746
-  _globals['_STREAMRUNRESPONSE']._serialized_end=828
-  _globals['_WATCHRUNREQUEST']._serialized_start=830
-  _globals['_WATCHRUNREQUEST']._serialized_end=885
-  _globals['_WATCHRUNRESPONSE']._serialized_start=887
-  _globals['_WATCHRUNRESPONSE']._serialized_end=968
-  _globals['_GETRUNREQUEST']._serialized_start=970
-  _globals['_GETRUNREQUEST']._serialized_end=999
-  _globals['_GETRUNRESPONSE']._serialized_start=1001
-  _globals['_GETRUNRESPONSE']._serialized_end=1055
-  _globals['_LISTRUNSREQUEST']._serialized_start=1058
-  _globals['_LISTRUNSREQUEST']._serialized_end=1212
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1214
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1296
-  _globals['_CANCELRUNREQUEST']._serialized_start=1298
-  _globals['_CANCELRUNREQUEST']._serialized_end=1350
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1352
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1409
-  _globals['_PAUSERUNREQUEST']._serialized_start=1411
-  _globals['_PAUSERUNREQUEST']._serialized_end=1462
-  _globals['_PAUSERUNRESPONSE']._serialized_start=1464
-  _globals['_PAUSERUNRESPONSE']._serialized_end=1520
-  _globals['_RESUMERUNREQUEST']._serialized_start=1522
-  _globals['_RESUMERUNREQUEST']._serialized_end=1574
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1576
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1633
-  _globals['_FORKRUNREQUEST']._serialized_start=1636
-  _globals['_FORKRUNREQUEST']._serialized_end=1794
-  _globals['_RUNOVERRIDES']._serialized_start=1797
-  _globals['_RUNOVERRIDES']._serialized_end=1982
-  _globals['_RUNCONTEXT']._serialized_start=1985
-  _globals['_RUNCONTEXT']._serialized_end=2113
-  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_start=2067
-  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_end=2113
-  _globals['_FORKRUNRESPONSE']._serialized_start=2115
-  _globals['_FORKRUNRESPONSE']._serialized_end=2170
-  _globals['_REPLAYRUNREQUEST']._serialized_start=2172
-  _globals['_REPLAYRUNREQUEST']._serialized_end=2257
-  _globals['_REPLAYRUNRESPONSE']._serialized_start=2260
-  _globals['_REPLAYRUNRESPONSE']._serialized_end=2433
-  _globals['_DIVERGENCE']._serialized_start=2435
-  _globals['_DIVERGENCE']._serialized_end=2542
-  _globals['_EXPLAINRUNREQUEST']._serialized_start=2544
-  _globals['_EXPLAINRUNREQUEST']._serialized_end=2616
-  _globals['_EXPLAINRUNRESPONSE']._serialized_start=2619
-  _globals['_EXPLAINRUNRESPONSE']._serialized_end=2896
-  _globals['_RUNEVENTKEY']._serialized_start=2898
-  _globals['_RUNEVENTKEY']._serialized_end=2942
-  _globals['_LISTRUNCALLSREQUEST']._serialized_start=2944
-  _globals['_LISTRUNCALLSREQUEST']._serialized_end=3032
-  _globals['_LISTRUNCALLSRESPONSE']._serialized_start=3035
-  _globals['_LISTRUNCALLSRESPONSE']._serialized_end=3213
-  _globals['_RUNCALL']._serialized_start=3216
-  _globals['_RUNCALL']._serialized_end=3419
-  _globals['_GETARTIFACTREQUEST']._serialized_start=3421
-  _globals['_GETARTIFACTREQUEST']._serialized_end=3472
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=3474
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=3554
-  _globals['_AGENTSERVICE']._serialized_start=3557
-  _globals['_AGENTSERVICE']._serialized_end=5949
+  _globals['_CREATERUNREQUEST']._serialized_start=262
+  _globals['_CREATERUNREQUEST']._serialized_end=618
+  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_start=572
+  _globals['_CREATERUNREQUEST_CONTEXTENTRY']._serialized_end=618
+  _globals['_CREATERUNRESPONSE']._serialized_start=620
+  _globals['_CREATERUNRESPONSE']._serialized_end=677
+  _globals['_STREAMRUNREQUEST']._serialized_start=679
+  _globals['_STREAMRUNREQUEST']._serialized_end=776
+  _globals['_STREAMRUNRESPONSE']._serialized_start=778
+  _globals['_STREAMRUNRESPONSE']._serialized_end=860
+  _globals['_WATCHRUNREQUEST']._serialized_start=862
+  _globals['_WATCHRUNREQUEST']._serialized_end=917
+  _globals['_WATCHRUNRESPONSE']._serialized_start=919
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1000
+  _globals['_GETRUNREQUEST']._serialized_start=1002
+  _globals['_GETRUNREQUEST']._serialized_end=1031
+  _globals['_GETRUNRESPONSE']._serialized_start=1033
+  _globals['_GETRUNRESPONSE']._serialized_end=1087
+  _globals['_LISTRUNSREQUEST']._serialized_start=1090
+  _globals['_LISTRUNSREQUEST']._serialized_end=1244
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1246
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1328
+  _globals['_CANCELRUNREQUEST']._serialized_start=1330
+  _globals['_CANCELRUNREQUEST']._serialized_end=1382
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1384
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1441
+  _globals['_PAUSERUNREQUEST']._serialized_start=1443
+  _globals['_PAUSERUNREQUEST']._serialized_end=1494
+  _globals['_PAUSERUNRESPONSE']._serialized_start=1496
+  _globals['_PAUSERUNRESPONSE']._serialized_end=1552
+  _globals['_RESUMERUNREQUEST']._serialized_start=1554
+  _globals['_RESUMERUNREQUEST']._serialized_end=1606
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1608
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1665
+  _globals['_FORKRUNREQUEST']._serialized_start=1668
+  _globals['_FORKRUNREQUEST']._serialized_end=1826
+  _globals['_RUNOVERRIDES']._serialized_start=1829
+  _globals['_RUNOVERRIDES']._serialized_end=2014
+  _globals['_RUNCONTEXT']._serialized_start=2017
+  _globals['_RUNCONTEXT']._serialized_end=2145
+  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_start=2099
+  _globals['_RUNCONTEXT_ENTRIESENTRY']._serialized_end=2145
+  _globals['_FORKRUNRESPONSE']._serialized_start=2147
+  _globals['_FORKRUNRESPONSE']._serialized_end=2202
+  _globals['_REPLAYRUNREQUEST']._serialized_start=2204
+  _globals['_REPLAYRUNREQUEST']._serialized_end=2289
+  _globals['_REPLAYRUNRESPONSE']._serialized_start=2292
+  _globals['_REPLAYRUNRESPONSE']._serialized_end=2465
+  _globals['_DIVERGENCE']._serialized_start=2467
+  _globals['_DIVERGENCE']._serialized_end=2574
+  _globals['_EXPLAINRUNREQUEST']._serialized_start=2576
+  _globals['_EXPLAINRUNREQUEST']._serialized_end=2648
+  _globals['_EXPLAINRUNRESPONSE']._serialized_start=2651
+  _globals['_EXPLAINRUNRESPONSE']._serialized_end=2988
+  _globals['_RUNEVENTKEY']._serialized_start=2990
+  _globals['_RUNEVENTKEY']._serialized_end=3034
+  _globals['_LISTRUNCALLSREQUEST']._serialized_start=3036
+  _globals['_LISTRUNCALLSREQUEST']._serialized_end=3124
+  _globals['_LISTRUNCALLSRESPONSE']._serialized_start=3127
+  _globals['_LISTRUNCALLSRESPONSE']._serialized_end=3305
+  _globals['_RUNCALL']._serialized_start=3308
+  _globals['_RUNCALL']._serialized_end=3511
+  _globals['_GETARTIFACTREQUEST']._serialized_start=3513
+  _globals['_GETARTIFACTREQUEST']._serialized_end=3564
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=3566
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=3646
+  _globals['_AGENTSERVICE']._serialized_start=3649
+  _globals['_AGENTSERVICE']._serialized_end=6041
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from remit.api.agent.v1 import explanation_pb2 as _explanation_pb2
 from remit.api.agent.v1 import run_pb2 as _run_pb2
+from remit.api.audit.v1 import event_pb2 as _event_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -817,6 +818,7 @@ class ExplainRunResponse(_message.Message):
     TRACE_IDS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     TOTAL_ENTRIES_FIELD_NUMBER: _builtins.int
+    ARCHIVED_MONTHS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty at the end."""
     total_entries: _builtins.int
@@ -841,6 +843,12 @@ class ExplainRunResponse(_message.Message):
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.MissingPart]:
         """What could not be asked: what it alone knows is not in this answer."""
 
+    @_builtins.property
+    def archived_months(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.ArchivedMonth]:
+        """Months that left the log's database and may have held entries of the run, oldest first: what they held is
+        not in this answer. Their leaves are in the tiles, and what was sealed is in the archive of the month.
+        """
+
     def __init__(
         self,
         *,
@@ -851,10 +859,11 @@ class ExplainRunResponse(_message.Message):
         trace_ids: _abc.Iterable[_builtins.str] | None = ...,
         missing: _abc.Iterable[_explanation_pb2.MissingPart] | None = ...,
         total_entries: _builtins.int = ...,
+        archived_months: _abc.Iterable[_event_pb2.ArchivedMonth] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bill", b"bill", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bill", b"bill", "entries", b"entries", "missing", b"missing", "next_page_token", b"next_page_token", "run", b"run", "total_entries", b"total_entries", "trace_ids", b"trace_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_months", b"archived_months", "bill", b"bill", "entries", b"entries", "missing", b"missing", "next_page_token", b"next_page_token", "run", b"run", "total_entries", b"total_entries", "trace_ids", b"trace_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
