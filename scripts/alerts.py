@@ -275,6 +275,14 @@ RECORD_KEEPING: Final = (
         " log does not extend what the folder has shown already.",
     ),
     Alert(
+        "RemitArchiveFails",
+        "max(remit_audit_archive_failing) > 0",
+        "30m",
+        WARNING,
+        "old months of the audit log are not archived",
+        "Its database grows. Nothing is lost: what was not archived stays there.",
+    ),
+    Alert(
         "RemitLogRolledBack",
         "max(remit_audit_rolled_back) > 0",
         "0m",

@@ -246,6 +246,13 @@ AUDIT: Final = Row(
             ),
         ),
         Panel(
+            "Archiving fails",
+            "1 while old months of the log are not archived or dropped although the retention says"
+            " so; `archive_delayed` in audit's log says why. Nothing is lost meanwhile.",
+            COUNT,
+            (Query("max(remit_audit_archive_failing)", "failing"),),
+        ),
+        Panel(
             "Log rolled back",
             "1 while a replica of audit appends nothing, because the log does not extend what it"
             " had signed: no effect starts until `remit audit reconcile`.",

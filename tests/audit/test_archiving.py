@@ -278,6 +278,12 @@ async def test_without_the_role_nothing_is_dropped(log: Log, tmp_path: Path) -> 
         await OldLog.of(log, None, tmp_path).archiver.drop(OLD)
 
 
+async def test_a_role_that_may_not_drop_is_named(log: Log, tmp_path: Path) -> None:
+    with pytest.raises(RemitError, match="REMIT_AUDIT_ARCHIVER_DSN may drop no month") as raised:
+        await OldLog.of(log, log.database, tmp_path).archiver.drop(OLD)
+    assert raised.value.reason_name == "CONFIGURATION_INVALID"
+
+
 async def test_two_do_not_archive_into_one_folder(old: OldLog) -> None:
     old.folder.mkdir()
     import fcntl  # noqa: PLC0415 - used once

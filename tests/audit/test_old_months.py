@@ -27,6 +27,7 @@ from tests.audit.events import ALICE, RUN, claim_name
 from tests.audit.old_months import make_old, month_ago
 from tests.audit.test_run_events import run_events
 from tests.audit.test_service import Audit, audit, intent, serving, token
+from tests.monitoring.values import gained
 from tests.waiting import eventually
 
 assert audit  # the fixture of a running service
@@ -155,6 +156,25 @@ async def test_a_service_with_a_retention_archives_by_itself(audit: Audit, tmp_p
         [entry] = [e.event for e in entries if e.event.action == "audit.archive"]
         assert entry.event_id.startswith(f"archive-{label(OLD)}-")
         assert month_of(entry.event_id[8:15]) == OLD
+
+
+async def test_who_cannot_archive_says_so_until_it_can(audit: Audit, tmp_path: Path) -> None:
+    settings = with_folders(audit.settings, tmp_path, retention_months=2, archive_check_s=0.05)
+    await audit.append(*(intent(f"e-{n}") for n in range(5)))
+    await age(settings, 5)
+    (tmp_path / "archive").write_text("no folder")
+    failing = gained("remit_audit_archive_failing")
+    async with serving(settings) as replica:
+        await eventually(lambda: failing() == 1)
+        assert failing() == 1
+        assert len((await replica.list_events(run=RUN)).events) == 5, "all is there"
+        (tmp_path / "archive").unlink()
+
+        async def gone() -> bool:
+            return bool((await replica.list_events()).archived_months)
+
+        await eventually(gone)
+        await eventually(lambda: failing() == 0)
 
 
 async def test_nothing_is_dropped_while_the_log_was_rolled_back(

@@ -265,6 +265,12 @@ CASES: Final = (
         quiet={'remit_audit_tiles_failures_total{reason="ENOSPC"}': "9+0x60"},
     ),
     Case(
+        "RemitArchiveFails",
+        fires={"remit_audit_archive_failing": "1x60"},
+        says="old months of the audit log are not archived",
+        quiet={"remit_audit_archive_failing": "1x15 0x45"},
+    ),
+    Case(
         "RemitLogRolledBack",
         fires={"remit_audit_rolled_back": "0x10 1x50"},
         says="the audit log lacks entries that it had signed; no effect starts",

@@ -64,6 +64,9 @@ STILL: Final = {
     "remit_audit_tiles_failures_total": Elsewhere(
         "the disk takes what it is given", "tests/audit/test_tile_writer"
     ),
+    "remit_audit_archive_failing": Elsewhere(
+        "nothing here is a month old", "tests/audit/test_old_months"
+    ),
     "remit_ledger_holds_unclaimed": Elsewhere("no claim is lost", "tests/cost/test_hold_watch"),
     "remit_policy_decisions_dropped_total": Elsewhere(
         "the record keeps up with so few decisions", "tests/policy/test_decision_record"

@@ -19,6 +19,7 @@ from remit.audit.archived_months import ArchivedMonth
 from remit.audit.archiving import Archiver, Month, retained_from
 from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.log import AuditLog
+from remit.audit.metrics import ARCHIVE_FAILING
 from remit.audit.settings import AuditSettings
 from remit.audit.signing_keys import SigningKeys
 from remit.postgres import Database
@@ -26,6 +27,8 @@ from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 
 _LOCK: Final = ".lock"
+_RETRY_S: Final = 600.0
+"""Each try reads a month."""
 _DROP_TIMEOUT_S: Final = 3600.0
 """The database reads a whole month before it drops it."""
 
@@ -145,20 +148,24 @@ def archive_job(
         return
 
     async def keep() -> None:
-        """Archive and drop what is older than the retention. What fails is tried again."""
+        """Archive and drop what is older than the retention. What fails is tried again soon."""
         while True:
             first_kept = retained_from(parts.clock.now(), settings.retention_months)
             try:
                 async with open_archiver(settings, parts) as (archiver, folder):
                     await run_once(archiver, folder, ArchivePlan(first_kept, drops=True))
             except RemitError as error:
+                ARCHIVE_FAILING.set(1)
                 log.warning(
                     "archive_delayed",
                     reason=error.reason_name,
                     error=error.message,
                     before=label(first_kept),
                 )
-            await asyncio.sleep(settings.archive_check_s)
+                await asyncio.sleep(min(_RETRY_S, settings.archive_check_s))
+            else:
+                ARCHIVE_FAILING.set(0)
+                await asyncio.sleep(settings.archive_check_s)
 
     yield keep
 

@@ -174,6 +174,8 @@ class Archiver:
             row = await self._dropper.fetchrow("SELECT * FROM drop_month($1)", month)
         except asyncpg.ObjectNotInPrerequisiteStateError as error:
             raise _not_yet(f"{label(month)} is not dropped: {error}") from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise _invalid(f"REMIT_AUDIT_ARCHIVER_DSN may drop no month: {error}") from error
         assert row is not None  # noqa: S101 - the function returns a row or raises
         dropped = ArchivedMonth.of(row)
         log.info("month_dropped", month=label(month), events=dropped.events)

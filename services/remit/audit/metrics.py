@@ -40,6 +40,11 @@ TILES_FAILURES: Final = Counter(
     ["reason"],
 )
 
+ARCHIVE_FAILING: Final = Gauge(
+    "remit_audit_archive_failing",
+    "1 while the last round in which this replica archived or dropped old months failed; 0 where it"
+    " keeps all.",
+)
 ROLLED_BACK: Final = Gauge(
     "remit_audit_rolled_back",
     "1 while this replica refuses to append because the log does not extend what it had signed.",
