@@ -15,28 +15,18 @@ from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
 from remit.cli import exit_codes
 from remit.policy.schema import SHIPPED_POLICIES
+from tests.integration.approving import approving_mesh, waiting_run
 from tests.integration.clients import a_run, bearer, channel, followed
-from tests.integration.conftest import RunningMesh, started_mesh
+from tests.integration.conftest import RunningMesh
 from tests.waiting import eventually
 
-POLICY = """
-@id("files-with-approval")
-@reason("files are written only with approval")
-@approval("role:admin; expires=1h")
-forbid (principal, action == Action::"tools.call", resource == Tool::"tools/write_file");
-"""
 BOB = "orgs/local/users/bob"
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
     """A mesh whose policies want an approval before a file is written."""
-    folder = tmp_path_factory.mktemp("policies")
-    folder.chmod(0o755)
-    shipped = SHIPPED_POLICIES / "default.cedar"
-    (folder / shipped.name).write_text(shipped.read_text("utf-8"))
-    (folder / "files.cedar").write_text(POLICY)
-    with started_mesh(environment={"REMIT_POLICY_POLICIES_DIR": str(folder)}) as mesh:
+    with approving_mesh(tmp_path_factory.mktemp("policies")) as mesh:
         yield mesh
 
 
@@ -52,23 +42,6 @@ def approvals(mesh: RunningMesh, *arguments: str) -> list[dict[str, Any]]:
     done = mesh.run("approvals", "list", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout)["approvals"])
-
-
-async def waiting_run(mesh: RunningMesh, key: str, file: str) -> tuple[run_pb2.Run, str]:
-    """A run of bob's that waits for people, and the approval that it waits for."""
-    request = a_run(f"Write the file {file} with the text hello", agent="agents/clerk")
-    async with channel(mesh.address) as edge:
-        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
-        name = (await agents.CreateRun(request, metadata=bearer(key))).run.name
-
-        async def waits() -> run_pb2.Run | None:
-            asked = agent_service_pb2.GetRunRequest(name=name)
-            run = (await agents.GetRun(asked, metadata=bearer(key))).run
-            return run if run.approvals else None
-
-        run = await eventually(waits, 60)
-    assert run is not None
-    return run, run.approvals[0]
 
 
 async def end_of(mesh: RunningMesh, key: str, run: str) -> list[run_pb2.RunEvent]:

@@ -1,0 +1,48 @@
+"""A mesh whose policies want an approval before a file is written, and runs that wait for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
+from remit.policy.schema import SHIPPED_POLICIES
+from tests.integration.clients import a_run, bearer, channel
+from tests.integration.conftest import RunningMesh, started_mesh
+from tests.waiting import eventually
+
+POLICY = """
+@id("files-with-approval")
+@reason("files are written only with approval")
+@approval("role:admin; expires=1h")
+forbid (principal, action == Action::"tools.call", resource == Tool::"tools/write_file");
+"""
+
+
+@contextlib.contextmanager
+def approving_mesh(folder: Path) -> Iterator[RunningMesh]:
+    """A mesh with the shipped policies and this one, which lie in `folder`."""
+    folder.chmod(0o755)
+    shipped = SHIPPED_POLICIES / "default.cedar"
+    (folder / shipped.name).write_text(shipped.read_text("utf-8"))
+    (folder / "files.cedar").write_text(POLICY)
+    with started_mesh(environment={"REMIT_POLICY_POLICIES_DIR": str(folder)}) as mesh:
+        yield mesh
+
+
+async def waiting_run(mesh: RunningMesh, key: str, file: str) -> tuple[run_pb2.Run, str]:
+    """A run of bob's that waits for people, and the approval that it waits for."""
+    request = a_run(f"Write the file {file} with the text hello", agent="agents/clerk")
+    async with channel(mesh.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        name = (await agents.CreateRun(request, metadata=bearer(key))).run.name
+
+        async def waits() -> run_pb2.Run | None:
+            asked = agent_service_pb2.GetRunRequest(name=name)
+            run = (await agents.GetRun(asked, metadata=bearer(key))).run
+            return run if run.approvals else None
+
+        run = await eventually(waits, 60)
+    assert run is not None
+    return run, run.approvals[0]
