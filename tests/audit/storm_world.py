@@ -95,7 +95,7 @@ async def _started(
     tls = folder / "tls"
     ensure_leaves(folder / "ca", {party: tls / party for party in PARTIES}, SystemClock())
     mesh, *ports = free_ports(1 + 2 * REPLICAS)
-    await stack.enter_async_context(_policy(tls, f"127.0.0.1:{mesh}"))
+    await stack.enter_async_context(policy_at(tls, f"127.0.0.1:{mesh}"))
     addresses = []
     for number in range(REPLICAS):
         port, http_port = ports[2 * number : 2 * number + 2]
@@ -103,7 +103,7 @@ async def _started(
         told = {"dsn": dsns["audit"], "keys_dsn": dsns["audit_keys"], "keys_dir": folder / "keys"}
         told |= {"tls_dir": tls / "audit", "mesh_address": f"127.0.0.1:{mesh}"}
         told |= {"port": port, "http_port": http_port, "checkpoint_interval_ms": 100}
-        await supervise(_audit(folder, number, told, http_port))
+        await supervise(replica_of(folder, number, told, http_port))
     (folder / "told").mkdir()
     remit = token(expire_time=datetime.now(UTC) + timedelta(hours=1))
     place = Place(addresses, str(tls / "tools"), remit, str(folder / "told"), writers)
@@ -122,7 +122,8 @@ async def _postgres(
 
 
 @contextlib.asynccontextmanager
-async def _policy(tls: Path, address: str) -> AsyncIterator[None]:
+async def policy_at(tls: Path, address: str) -> AsyncIterator[None]:
+    """Who stands in for policy."""
     server = grpc.aio.server()
     policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(Policy(), server)  # type: ignore[abstract]
     server.add_secure_port(address, TlsIdentity.load(tls / "mesh").server_credentials())
@@ -133,7 +134,10 @@ async def _policy(tls: Path, address: str) -> AsyncIterator[None]:
         await server.stop(0)
 
 
-def _audit(folder: Path, number: int, told: Mapping[str, object], http_port: int) -> ProcessSpec:
+def replica_of(
+    folder: Path, number: int, told: Mapping[str, object], http_port: int
+) -> ProcessSpec:
+    """A process of audit with these settings."""
     own = {f"REMIT_AUDIT_{name.upper()}": str(value) for name, value in told.items()}
     return ProcessSpec(
         name=f"audit-{number}",
