@@ -447,6 +447,36 @@ async def test_what_is_shown_is_what_would_be_done(world: World) -> None:
     assert [(list(r.approvers), r.quorum) for r in approval.rules] == [(["team:ops"], 1)]
 
 
+async def test_what_is_shown_is_stored_sealed_and_goes_with_its_subject(world: World) -> None:
+    action = exact(new_claim())
+    name = await open_approval(world, action)
+    other = await open_approval(world)
+    stored = await world.approvals.get(name.removeprefix("approvals/"))
+    assert stored is not None
+    assert b"ann@example.com" not in stored.arguments
+    assert stored.arguments[1:9] == world.subjects.key_id(action.subject)
+    moved = "UPDATE approvals SET arguments = $2 WHERE approval = $1::uuid"
+    await world.database.execute(moved, other.removeprefix("approvals/"), stored.arguments)
+    with pytest.raises(RemitError) as refused:
+        await seen(world, other)
+    assert refused.value.reason == reasons.ERROR_REASON_DATA_CORRUPT
+
+    world.subjects.erase(action.subject)
+    world.clock.move(world.subjects.remember_s)
+    approval = await seen(world, name)
+    assert not approval.HasField("arguments")
+    assert approval.arguments_digest == action.arguments_digest
+
+
+async def test_without_the_subjects_key_nobody_is_asked(world: World) -> None:
+    world.subjects.away = True
+    with pytest.raises(RemitError) as refused:
+        await open_approval(world)
+    assert refused.value.reason == reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    rows = await world.database.fetch("SELECT approval FROM approvals")
+    assert not rows
+
+
 async def test_a_list_has_pages_and_filters(world: World) -> None:
     made = [await open_approval(world) for _ in range(3)]
     await decide(world, made[0])

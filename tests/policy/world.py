@@ -32,6 +32,7 @@ from remit.api.policy.v1 import (
 from remit.idempotency import AdminRecorder
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.approval_arguments import ApprovalArguments
 from remit.policy.approval_desk import ApprovalDesk
 from remit.policy.approval_keeper import ApprovalKeeper
 from remit.policy.approval_service import ApprovalService
@@ -216,15 +217,19 @@ class World:
             cache_size=CACHE_SIZE,
         )
         self.record = self._decision_record()
+        self.arguments = ApprovalArguments(self._subject_keys(), self.ids)
         self._add_policy()
 
-    def _decision_record(self) -> DecisionRecord:
+    def _subject_keys(self) -> SubjectKeys:
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
             subject_key_service_pb2_grpc.SubjectKeyServiceStub
         )
+        return SubjectKeys(stub, self.clock)
+
+    def _decision_record(self) -> DecisionRecord:
         return DecisionRecord(
             self.database,
-            SubjectKeys(stub, self.clock),
+            self._subject_keys(),
             self.clock,
             self.ids,
             retention_days=7,
@@ -279,7 +284,7 @@ class World:
             PolicyService(
                 policies=self.policies,
                 runs=self.runs,
-                approvals=ApprovalDesk(self.approvals),
+                approvals=ApprovalDesk(self.approvals, self.arguments),
                 keys=self.keys,
                 issuer=self.issuer,
                 verifier=self.verifier,
@@ -333,6 +338,7 @@ class World:
             approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server,
             ApprovalService(
                 store=self.approvals,
+                arguments=self.arguments,
                 policy_store=self.store,
                 policies=self.policies,
                 recorder=self.recorder,

@@ -15,6 +15,7 @@ from remit import names
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.policy.v1 import approval_pb2, policy_service_pb2
 from remit.approvals import DIGEST_BYTES, ExactAction, approval_digest
+from remit.policy.approval_arguments import ApprovalArguments
 from remit.policy.approval_rows import ApprovalRow, Asked, State, to_message
 from remit.policy.approval_store import ApprovalStore
 from remit.policy.approval_terms import Terms
@@ -49,8 +50,9 @@ class Verdict:
 class ApprovalDesk:
     """Answers questions whose policies want a person."""
 
-    def __init__(self, store: ApprovalStore) -> None:
+    def __init__(self, store: ApprovalStore, arguments: ApprovalArguments) -> None:
         self._store = store
+        self._arguments = arguments
 
     async def answer(
         self,
@@ -62,7 +64,8 @@ class ApprovalDesk:
         """What a question comes to that `decision` denies only for want of an approval.
 
         Raises APPROVAL_MISMATCH if the asker would execute something else than it asked about,
-        OVERLOADED if too many approvals are open.
+        OVERLOADED if too many approvals are open, DEPENDENCY_UNAVAILABLE without the subject's key,
+        under which what people are shown is stored.
         """
         if not request.claim:
             return Verdict(_denied(decision, "only an effect can be approved, and this is none"))
@@ -77,7 +80,8 @@ class ApprovalDesk:
             )
         if request.continuing:
             return await self._continued(decision, request, digest)
-        row = await self._store.ask(_asked(decision, terms, remit, request, action))
+        asked = _asked(decision, terms, remit, request, action)
+        row = await self._store.ask(await self._arguments.sealed(asked))
         return _verdict(decision, row, request.attempt)
 
     async def these(self, asked: Sequence[str]) -> list[approval_pb2.Approval]:

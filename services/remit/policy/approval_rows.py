@@ -61,7 +61,7 @@ class Asked:
     policy_epoch: int
     terms: Terms
     arguments: bytes
-    """google.protobuf.Struct."""
+    """google.protobuf.Struct, sealed where it is stored."""
     trace_id: str
 
 

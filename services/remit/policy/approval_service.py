@@ -15,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.policy.v1 import approval_pb2, approval_service_pb2, approval_service_pb2_grpc
 from remit.approvals import DIGEST_BYTES
 from remit.idempotency import AdminRecorder, AdminRequest, refused, request_id_violations
+from remit.policy.approval_arguments import ApprovalArguments
 from remit.policy.approval_keeper import ApprovalKeeper
 from remit.policy.approval_rows import ApprovalRow, State, Verdict, Vote, to_message
 from remit.policy.approval_store import DECIDED, ApprovalStore, Seer, already_given, facts_of
@@ -53,10 +54,11 @@ _VERDICTS: Final = {
 class ApprovalService(approval_service_pb2_grpc.ApprovalServiceServicer):
     """Shows a caller what concerns them within their own org, and takes their decision."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, by name
         self,
         *,
         store: ApprovalStore,
+        arguments: ApprovalArguments,
         policy_store: PolicyStore,
         policies: Policies,
         recorder: AdminRecorder,
@@ -64,6 +66,7 @@ class ApprovalService(approval_service_pb2_grpc.ApprovalServiceServicer):
         heartbeat_s: float,
     ) -> None:
         self._store = store
+        self._arguments = arguments
         self._policy_store = policy_store
         self._policies = policies
         self._recorder = recorder
@@ -97,8 +100,9 @@ class ApprovalService(approval_service_pb2_grpc.ApprovalServiceServicer):
     ) -> approval_service_pb2.GetApprovalResponse:
         """Return one."""
         row = await self._visible(current_remit(), request.name)
+        shown = await self._arguments.opened(row)
         return approval_service_pb2.GetApprovalResponse(
-            approval=to_message(row, with_arguments=True)
+            approval=to_message(shown, with_arguments=True)
         )
 
     async def WatchApprovals(

@@ -24,6 +24,7 @@ from remit.idempotency import AdminRecorder
 from remit.oidc import Issuer, read_issuers
 from remit.policy.admin_service import PolicyAdminService
 from remit.policy.api_keys import Pepper
+from remit.policy.approval_arguments import ApprovalArguments
 from remit.policy.approval_desk import ApprovalDesk
 from remit.policy.approval_keeper import ApprovalKeeper
 from remit.policy.approval_service import ApprovalService
@@ -163,9 +164,10 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         cache_s=settings.edge_cache_s,
         cache_size=settings.edge_cache_size,
     )
+    subjects = SubjectKeys(mesh.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub), clock)
     record = DecisionRecord(
         database,
-        SubjectKeys(mesh.stub(subject_key_service_pb2_grpc.SubjectKeyServiceStub), clock),
+        subjects,
         clock,
         ids,
         retention_days=settings.decision_retention_days,
@@ -173,11 +175,12 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         interval_s=settings.decision_interval_s,
     )
     approvals = ApprovalStore(database, ids, max_open=settings.max_open_approvals)
+    arguments = ApprovalArguments(subjects, ids)
     keeper = ApprovalKeeper(approvals, every_s=settings.approval_look_s)
     hot = PolicyService(
         policies=policies,
         runs=RunStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue),
-        approvals=ApprovalDesk(approvals),
+        approvals=ApprovalDesk(approvals, arguments),
         keys=keys,
         issuer=issuer,
         verifier=verifier,
@@ -217,6 +220,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     )
     people = ApprovalService(
         store=approvals,
+        arguments=arguments,
         policy_store=store,
         policies=policies,
         recorder=recorder,
