@@ -24,6 +24,7 @@ from scripts.dashboard_panels import (
 from scripts.dashboard_service_panels import GATEWAY, SERVICES
 
 _RATE: Final = "[$__rate_interval]"
+_EDGE_LOG: Final = "envoy_access_logs_grpc_access_log_logs"
 
 EFFECTS: Final = Row(
     "Effects",
@@ -309,6 +310,18 @@ AUDIT: Final = Row(
             (
                 Query(rate("remit_accesses_total", "reporter, result"), "{{reporter}} {{result}}"),
                 Query("sum by (reporter) (remit_accesses_waiting)", "waiting, {{reporter}}"),
+            ),
+        ),
+        Panel(
+            "Refused by the gateway alone",
+            "Calls that came to no service and no policy: no such path, malformed, too large, over"
+            " a limit, no service there. Written and not arrived for long: lost on the way."
+            " Dropped: audit was away for longer than Envoy's buffer lasts.",
+            OPERATIONS_PER_S,
+            (
+                Query(f"sum(rate({_EDGE_LOG}_written{_RATE}))", "written by Envoy"),
+                Query(f"sum(rate(remit_edge_log_entries_total{_RATE}))", "arrived at audit"),
+                Query(f"sum(rate({_EDGE_LOG}_dropped{_RATE}))", "dropped by Envoy"),
             ),
         ),
         Panel(

@@ -35,6 +35,20 @@ _NETWORK_BITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeAnswer:
+    """What the gateway answered by itself to a call that reached no service."""
+
+    http_status: int = 0
+    """Zero where it closed the connection without an answer."""
+    grpc_status: str = ""
+    """Name of the code; empty for plain HTTP."""
+    flags: str = ""
+    """Envoy's response flags, such as `RL`."""
+    client: str = ""
+    """A keyed hash of the client's address: the same for the same client, and no address."""
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """A question and its answer; what is equal in all of this shares an entry."""
 
@@ -54,6 +68,8 @@ class Access:
     """`orgs/{org}/apiKeys/{key}`: the credential of a client's call."""
     peer: str = ""
     """Address of a client that nobody vouches for."""
+    answer: EdgeAnswer | None = None
+    """Of a call that the gateway refused by itself: told best effort, and not by policy."""
 
     def folded(self) -> Access:
         """What is left of a refusal for which there is no room: that there was one."""
@@ -65,6 +81,7 @@ class Access:
             is_allowed=False,
             reason="",
             asked_by=self.asked_by,
+            answer=EdgeAnswer() if self.answer else None,
         )
 
 
@@ -79,6 +96,10 @@ class Occasion:
     shown: str = ""
     """The beginning of a credential that was not believed; it is no secret."""
     trace_id: str = ""
+    request: str = ""
+    """The id that the gateway gave the call."""
+    time: datetime | None = None
+    """When it was, where that is not now."""
 
 
 @dataclass
@@ -98,6 +119,7 @@ class Tally:
 
     def add(self, occasion: Occasion, now: datetime) -> None:
         """Counts one more."""
+        now = occasion.time or now
         if self.count == 0:
             self.first, self.first_time = occasion, now
         self.count += 1
@@ -149,9 +171,23 @@ class Tally:
                 _printable(each, _MOST_ID_CHARS) for each in access.policy_ids[:_MOST_SHOWN]
             ],
             "reason": _printable(access.reason, _MOST_TEXT_CHARS),
+            "request": self.first.request,
             "shown": self.shown,
+            **_answered(access.answer),
         }
         return {name: value for name, value in detail.items() if value}
+
+
+def _answered(answer: EdgeAnswer | None) -> dict[str, object]:
+    if answer is None:
+        return {}
+    return {
+        "best_effort": True,
+        "client": answer.client,
+        "flags": answer.flags,
+        "grpc_status": answer.grpc_status,
+        "http_status": answer.http_status,
+    }
 
 
 def refused(access: Access, error: RemitError) -> Access:

@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.config.route.v3 import RouteActionMaxStreamDuration
 from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from remit.api.gateway.v1 import authorization_pb2, rate_limit_pb2
+from remit.api.gateway.v1 import access_log_pb2, authorization_pb2, rate_limit_pb2
 from remit.gateway import listeners, routes
 from remit.gateway.bootstrap import render_binary
 from remit.gateway.topology import Replica, Topology
@@ -28,7 +28,9 @@ from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract
 from remit.rpc.envoy import (
     AUTHORIZATION_CHECK,
     SHOULD_RATE_LIMIT,
+    AccessLogServicer,
     RateLimitServicer,
+    add_access_log_servicer,
     add_authorization_servicer,
     add_rate_limit_servicer,
 )
@@ -83,6 +85,8 @@ class Upstream:
         if self.area == "policy":
             add_authorization_servicer(self.world, self.server)
             add_rate_limit_servicer(self.world, self.server)
+        if self.area == "audit":
+            add_access_log_servicer(self.world, self.server)
         credentials = self.world.identity(self.area).server_credentials()
         self.server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self.server.start()
@@ -151,6 +155,7 @@ class World:
         self.judge: Judge | None = None
         self.counting: list[rate_limit_pb2.RateLimitRequest] = []
         self.limits: RateLimitServicer | None = None
+        self.access_log: AccessLogServicer | None = None
         self.upstreams = {
             (area, index): Upstream(area, index, self, replica.port)
             for area in AREAS
@@ -173,6 +178,15 @@ class World:
         return rate_limit_pb2.RateLimitResponse(
             overall_code=rate_limit_pb2.RateLimitResponse.CODE_OK
         )
+
+    async def StreamAccessLogs(
+        self, messages: AsyncIterator[access_log_pb2.StreamAccessLogsRequest], context: Any
+    ) -> access_log_pb2.StreamAccessLogsResponse:
+        if self.access_log is not None:
+            return await self.access_log.StreamAccessLogs(messages, context)
+        async for _ in messages:
+            pass
+        return access_log_pb2.StreamAccessLogsResponse()
 
     def identity(self, party: str) -> TlsIdentity:
         return TlsIdentity.load(self.state.tls_folder(party))

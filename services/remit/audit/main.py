@@ -8,6 +8,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from remit import telemetry
+from remit.access_recorder import AccessRecorder
 from remit.api.audit.v1 import (
     audit_query_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -25,6 +26,8 @@ from remit.audit.archived_leaves import ArchivedLeaves
 from remit.audit.archived_months import ArchivedMonths
 from remit.audit.checkpoints import CheckpointSigner
 from remit.audit.completeness_check import CompletenessCheck
+from remit.audit.edge_log import REPORTER as GATEWAY
+from remit.audit.edge_log import EdgeLog, by_log
 from remit.audit.erasing import Eraser
 from remit.audit.key_files import LogKeys, load_log_keys
 from remit.audit.log import AuditLog
@@ -44,6 +47,7 @@ from remit.audit.tile_files import TileFiles
 from remit.audit.tile_writer import TileWriter
 from remit.postgres import Database
 from remit.rpc.clock import Clock
+from remit.rpc.envoy import add_access_log_servicer
 from remit.rpc.errors import RemitError
 from remit.rpc.host import Service
 from remit.rpc.ids import IdSource
@@ -89,6 +93,8 @@ async def open_service(
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         head = LogHead(store, every_s=settings.tail_look_ms / 1000)
+        refusals = _refusals(settings, audit_log, clock, ids)
+        edge_log = EdgeLog(refusals, pseudonyms, clock)
         reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
         queries = AuditQueryService(
             audit_log,
@@ -120,18 +126,20 @@ async def open_service(
                     subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
                     SubjectKeyService(keyring, pseudonyms),
                 ),
+                (add_access_log_servicer, edge_log),
             ],
             verifier=verifier,
             background=[
                 checkpoints.run,
                 head.run,
+                refusals.run,
                 _partition_keeper(store, settings.partition_check_s),
                 *_tile_writers(settings, store, checkpoints, leaves),
                 *archive_job(settings, parts),
                 functools.partial(eraser.run, settings.erasure_check_s),
             ],
             ready=[store.ping, keyring.ping],
-            drain=[head.close],
+            drain=[head.close, edge_log.close],
             permissions=StreamPermissions(policy, clock),
         )
 
@@ -169,6 +177,21 @@ def _limits(settings: AuditSettings) -> Limits:
         max_detail_bytes=settings.max_detail_bytes,
         max_text_chars=settings.max_text_chars,
         max_future_s=settings.max_future_s,
+    )
+
+
+def _refusals(
+    settings: AuditSettings, audit_log: AuditLog, clock: Clock, ids: IdSource
+) -> AccessRecorder:
+    """Keeps what the gateway refused until the log has it."""
+    return AccessRecorder(
+        by_log(audit_log),
+        clock,
+        ids,
+        reporter=GATEWAY,
+        flush_s=settings.access_flush_s,
+        interval_s=settings.access_interval_s,
+        max_entries=settings.access_max_entries,
     )
 
 

@@ -50,6 +50,12 @@ ROLLED_BACK: Final = Gauge(
     "1 while this replica refuses to append because the log does not extend what it had signed.",
 )
 
+EDGE_ENTRIES: Final = Counter(
+    "remit_edge_log_entries_total",
+    "Calls refused by the gateway itself of which the edge's access log told this replica. What"
+    " Envoy counts as written and no replica counts here is on its way, or lost.",
+)
+
 
 def count_appends(events: Sequence[event_pb2.Event], results: Sequence[int | RemitError]) -> None:
     """Counts a batch of events."""

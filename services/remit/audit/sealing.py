@@ -94,6 +94,10 @@ class Pseudonyms:
         """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""
         return self._keyed.digest(b"remit/subject/v1\x00" + subject.encode())
 
+    def of_client(self, address: str) -> str:
+        """Return the pseudonym of a client's address, 16 bytes, as it stands in an entry."""
+        return shown(self._keyed.digest(b"remit/client/v1\x00" + address.encode())[:16])
+
     def in_resource(self, resource: str, org: str) -> str:
         """Return a resource name with every user in it replaced by a pseudonym."""
         owner = "/".join(resource.split("/")[:2]) if resource.startswith("orgs/") else org

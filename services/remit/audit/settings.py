@@ -123,6 +123,27 @@ class AuditSettings(ServiceSettings):
         le=3600,
         description="Seconds between looks for erasures that are in the log and were not finished.",
     )
+    access_flush_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds between appends of what the gateway refused by itself; equal refusals"
+        " share an entry. A crash loses what was gathered since.",
+    )
+    access_interval_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which equal refusals of the gateway are counted before the next"
+        " entry about them.",
+    )
+    access_max_entries: int = Field(
+        default=16_384,
+        ge=64,
+        le=1_000_000,
+        description="Refusals of the gateway kept until they are appended: half as many at most."
+        " Beyond it they are counted without particulars.",
+    )
     default_page_size: int = Field(
         default=50, ge=1, le=200, description="Events of a page when the request states no number."
     )

@@ -28,7 +28,7 @@ from remit.gateway.stats import stats_cluster
 from remit.gateway.topology import Topology
 from remit.gateway.tracing import collector_clusters, runtime
 from remit.rpc.contracts import AREAS, STANDARD_CONTRACTS, MethodContract, contracts_of
-from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT
+from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT, STREAM_ACCESS_LOGS
 
 _MAX_CONNECTIONS: Final = 10_000
 
@@ -80,9 +80,10 @@ def _clusters(topology: Topology) -> Iterator[Cluster]:
 
 
 def _edge_calls(area: str) -> Sequence[MethodContract]:
-    """What the edge sends to an area: public RPCs, and its own questions before them."""
+    """What the edge sends to an area: public RPCs, and what it asks and tells besides."""
     calls = [c for c in edge_contracts() if (c.area or STANDARD_AREA) == area]
-    asked = (STANDARD_CONTRACTS[path] for path in (AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT))
+    own = (AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT, STREAM_ACCESS_LOGS)
+    asked = (STANDARD_CONTRACTS[path] for path in own)
     return [*calls, *(contract for contract in asked if contract.area == area)]
 
 

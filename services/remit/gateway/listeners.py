@@ -52,6 +52,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Any
 
+from remit.gateway.access_log import edge_access_log
 from remit.gateway.clusters import EDGE, MESH, cluster_name, socket_address
 from remit.gateway.cors import cors, grpc_web
 from remit.gateway.identity_tokens import checked_namespaces, identity_tokens
@@ -65,7 +66,7 @@ from remit.gateway.tracing import listener_tracing, valid_traceparent_only
 from remit.gateway.transcoder import transcoder
 from remit.rpc.calls import REMIT_KEY
 from remit.rpc.contracts import STANDARD_CONTRACTS
-from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT
+from remit.rpc.envoy import AUTHORIZATION_CHECK, SHOULD_RATE_LIMIT, STREAM_ACCESS_LOGS
 
 _MAX_STREAMS_PER_CONNECTION: Final = 1024
 _STREAM_WINDOW_BYTES: Final = 1 << 20
@@ -92,6 +93,7 @@ def edge_listener(topology: Topology) -> Listener:
     manager.early_header_mutation_extensions = [_strip_identity()]
     manager.tracing = listener_tracing(topology)
     manager.local_reply_config = local_replies(plain_http=True)
+    manager.access_log = [edge_access_log(STANDARD_CONTRACTS[STREAM_ACCESS_LOGS])]
     manager.http_filters = [
         cors(),
         grpc_web(),

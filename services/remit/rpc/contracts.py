@@ -1,8 +1,8 @@
 """The contract of every RPC, read once from the descriptors.
 
 Gateway, servers, clients, policy and docs take deadlines, callers, capacity and permissions from
-here. The standard services that are not ours (health, reflection, Envoy's ext_authz and rate
-limits) have no option; their facts stand in one table at the end of this file.
+here. The standard services that are not ours (health, reflection, Envoy's ext_authz, rate
+limits and access log) have no option; their facts stand in one table at the end of this file.
 """
 
 from __future__ import annotations
@@ -288,6 +288,23 @@ STANDARD_CONTRACTS: Final[Mapping[str, MethodContract]] = MappingProxyType(
                 auth=options_pb2.AUTH_CREDENTIAL,
                 deadline_s=2.0,
                 max_in_flight=1024,
+            ),
+            _standard(
+                "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs",
+                area="audit",
+                idempotency=options_pb2.IDEMPOTENCY_NONE,
+                phase=options_pb2.PHASE_OTHER,
+                # The edge alone may tell; it speaks for clients and so counts as one.
+                callers=frozenset({options_pb2.CALLER_PUBLIC}),
+                auth=options_pb2.AUTH_CREDENTIAL,
+                deadline_s=86_400.0,
+                attempt_timeout_s=None,
+                stream=_LONG_STREAM,
+                # A full buffer of the edge's, and one more entry of a call with long headers.
+                max_request_bytes=262_144,
+                max_response_bytes=1024,
+                # One stream of each of an Envoy's threads.
+                max_in_flight=256,
             ),
         )
     }

@@ -6,17 +6,19 @@ names are Envoy's, which is why the binding is written here and not generated.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import grpc
 
-from remit.api.gateway.v1 import authorization_pb2, rate_limit_pb2
+from remit.api.gateway.v1 import access_log_pb2, authorization_pb2, rate_limit_pb2
 
 AUTHORIZATION_SERVICE: Final = "envoy.service.auth.v3.Authorization"
 AUTHORIZATION_CHECK: Final = f"/{AUTHORIZATION_SERVICE}/Check"
 RATE_LIMIT_SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
 SHOULD_RATE_LIMIT: Final = f"/{RATE_LIMIT_SERVICE}/ShouldRateLimit"
+ACCESS_LOG_SERVICE: Final = "envoy.service.accesslog.v3.AccessLogService"
+STREAM_ACCESS_LOGS: Final = f"/{ACCESS_LOG_SERVICE}/StreamAccessLogs"
 
 RATE_LIMIT_DOMAIN: Final = "remit"
 LIMIT_ENTRY: Final = "limit"
@@ -36,11 +38,22 @@ CHECKED_TOKENS: Final = "envoy.filters.http.jwt_authn"
 claims under the issuer's name, the head under `token_header_entry` of it."""
 TOKEN_FAULT_ENTRY: Final = "fault"  # noqa: S105 - a name
 """What was wrong with a token there: `code` and `message`. No issuer may have this name."""
+FLAGS_TAG: Final = "flags"
+"""Tag of an entry of the access log: Envoy's response flags, such as `RL` or `NC`."""
+GRPC_STATUS_TAG: Final = "grpc_status"
+"""Its code as a number."""
+TRACE_TAG: Final = "traceparent"
+"""The trace that it belongs to; whose call it is, the tags of PRINCIPAL_ENTRIES say."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Check = Callable[[authorization_pb2.CheckRequest], Awaitable[authorization_pb2.CheckResponse]]
 ShouldRateLimit = Callable[
     [rate_limit_pb2.RateLimitRequest], Awaitable[rate_limit_pb2.RateLimitResponse]
+]
+
+StreamAccessLogs = Callable[
+    [AsyncIterator[access_log_pb2.StreamAccessLogsRequest]],
+    Awaitable[access_log_pb2.StreamAccessLogsResponse],
 ]
 
 
@@ -74,6 +87,16 @@ class RateLimitServicer(Protocol):
         ...
 
 
+class AccessLogServicer(Protocol):
+    """Takes Envoy's access log (envoy.service.accesslog.v3)."""
+
+    async def StreamAccessLogs(
+        self, messages: AsyncIterator[access_log_pb2.StreamAccessLogsRequest], context: Context
+    ) -> access_log_pb2.StreamAccessLogsResponse:
+        """Take what comes until the stream ends."""
+        ...
+
+
 class AuthorizationStub:
     """Asks as Envoy does; for tests."""
 
@@ -96,6 +119,17 @@ class RateLimitStub:
         )
 
 
+class AccessLogStub:
+    """Tells as Envoy does; for tests."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.StreamAccessLogs: StreamAccessLogs = channel.stream_unary(
+            STREAM_ACCESS_LOGS,
+            request_serializer=access_log_pb2.StreamAccessLogsRequest.SerializeToString,
+            response_deserializer=access_log_pb2.StreamAccessLogsResponse.FromString,
+        )
+
+
 def add_authorization_servicer(servicer: AuthorizationServicer, server: grpc.aio.Server) -> None:
     """Makes `server` answer Envoy's checks; the counterpart of the generated functions."""
     check = grpc.unary_unary_rpc_method_handler(
@@ -114,3 +148,13 @@ def add_rate_limit_servicer(servicer: RateLimitServicer, server: grpc.aio.Server
         response_serializer=rate_limit_pb2.RateLimitResponse.SerializeToString,
     )
     server.add_registered_method_handlers(RATE_LIMIT_SERVICE, {"ShouldRateLimit": should})
+
+
+def add_access_log_servicer(servicer: AccessLogServicer, server: grpc.aio.Server) -> None:
+    """Makes `server` take Envoy's access log; the counterpart of the generated functions."""
+    stream = grpc.stream_unary_rpc_method_handler(
+        servicer.StreamAccessLogs,
+        request_deserializer=access_log_pb2.StreamAccessLogsRequest.FromString,
+        response_serializer=access_log_pb2.StreamAccessLogsResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(ACCESS_LOG_SERVICE, {"StreamAccessLogs": stream})

@@ -138,6 +138,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             return self._unary(contract, handler, form)
         if handler.unary_stream is not None and contract.area:
             return self._stream(contract, handler, form)
+        if handler.stream_unary is not None and contract.area:
+            return self._client_stream(contract, handler)
         # Streams of the standard services, health and reflection, are written in another style
         # and tell nothing but what is public.
         return handler
@@ -196,6 +198,30 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_stream_rpc_method_handler(
             guarded, _decoder(handler), form.stream_serializer(handler)
+        )
+
+    def _client_stream(
+        self, contract: MethodContract, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Each message is read and bounded as a request is; a bad one ends the stream."""
+        method = cast("Callable[[Any, Context], Awaitable[Any]]", handler.stream_unary)
+
+        async def guarded(received: AsyncIterator[Any], context: Context) -> Any:  # noqa: ANN401
+            async def messages() -> AsyncIterator[Any]:
+                async for each in received:
+                    yield _read(contract, GRPC, each, context)
+
+            try:
+                async with self._serve(contract, context):
+                    response = await method(messages(), context)
+                    check_response_size(contract, response.ByteSize())
+                    return response
+            except RemitError as error:
+                telemetry.call_failed(error)
+                await GRPC.abort(context, error)
+
+        return grpc.stream_unary_rpc_method_handler(
+            guarded, _decoder(handler), handler.response_serializer
         )
 
     def _serve(
