@@ -38,6 +38,7 @@ CHECKED_TOKENS: Final = "envoy.filters.http.jwt_authn"
 claims under the issuer's name, the head under `token_header_entry` of it."""
 TOKEN_FAULT_ENTRY: Final = "fault"  # noqa: S105 - a name
 """What was wrong with a token there: `code` and `message`. No issuer may have this name."""
+
 FLAGS_TAG: Final = "flags"
 """Tag of an entry of the access log: Envoy's response flags, such as `RL` or `NC`."""
 GRPC_STATUS_TAG: Final = "grpc_status"
@@ -50,7 +51,6 @@ Check = Callable[[authorization_pb2.CheckRequest], Awaitable[authorization_pb2.C
 ShouldRateLimit = Callable[
     [rate_limit_pb2.RateLimitRequest], Awaitable[rate_limit_pb2.RateLimitResponse]
 ]
-
 StreamAccessLogs = Callable[
     [AsyncIterator[access_log_pb2.StreamAccessLogsRequest]],
     Awaitable[access_log_pb2.StreamAccessLogsResponse],
