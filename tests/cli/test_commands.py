@@ -13,7 +13,13 @@ from remit.api.agent.v1 import agent_catalog_service_pb2, agent_pb2, agent_servi
 from remit.api.cost.v1 import cost_report_service_pb2, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import model_service_pb2
-from remit.api.policy.v1 import api_key_pb2, permission_pb2, policy_admin_service_pb2
+from remit.api.policy.v1 import (
+    api_key_pb2,
+    permission_pb2,
+    policy_admin_service_pb2,
+    principal_pb2,
+    principal_service_pb2,
+)
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2
 from remit.rpc.errors import RemitError
 from tests.cli.conftest import Remit
@@ -412,6 +418,40 @@ def test_keys_list_says_which_work(remit: Remit, edge: EdgeServer) -> None:
     assert works.endswith("yes")
     assert "revoked 2026-11-23" in revoked
     assert "until 2027-01-15" in expires
+
+
+def test_keys_rotate(remit: Remit, edge: EdgeServer) -> None:
+    edge.answers["RotateApiKey"] = lambda _: policy_admin_service_pb2.RotateApiKeyResponse(
+        api_key=api_key(), replaced=api_key(expire_time=1_800_000_000), secret="rmt_cd34_secret"
+    )
+    arguments = ("keys", "rotate", "orgs/local/apiKeys/ab12", "--overlap", "2h")
+    outcome = remit(*arguments)
+    request = edge.requests("RotateApiKey")[0]
+    assert (request.name, request.overlap.seconds) == ("orgs/local/apiKeys/ab12", 7200)
+    assert not request.HasField("expire_time")
+    assert "until 2027-01-15" in outcome.out
+    assert outcome.out.splitlines()[-1] == "rmt_cd34_secret"
+    (document,) = remit(*arguments, "--json").documents
+    assert document["secret"] == "rmt_cd34_secret"
+
+
+@pytest.mark.parametrize(("verb", "disabled"), [("disable", True), ("enable", False)])
+def test_users(remit: Remit, edge: EdgeServer, verb: str, *, disabled: bool) -> None:
+    principal = principal_pb2.Principal(name="orgs/local/users/bob")
+    if disabled:
+        principal.disable_time.seconds = 1_795_446_000
+    edge.answers["DisablePrincipal"] = lambda _: principal_service_pb2.DisablePrincipalResponse(
+        principal=principal
+    )
+    edge.answers["EnablePrincipal"] = lambda _: principal_service_pb2.EnablePrincipalResponse(
+        principal=principal
+    )
+    out = remit("users", verb, "orgs/local/users/bob").out
+    assert ("disabled since 2026-11-23" in out) == disabled
+    (request,) = edge.requests(f"{verb.title()}Principal")
+    assert request.name == "orgs/local/users/bob"
+    (document,) = remit("users", verb, "orgs/local/users/bob", "--json").documents
+    assert document["principal"]["name"] == "orgs/local/users/bob"
 
 
 def test_keys_revoke(remit: Remit, edge: EdgeServer) -> None:

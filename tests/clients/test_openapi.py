@@ -34,6 +34,7 @@ POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
 APPROVALS = f"{API}.policy.v1.ApprovalService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
+PRINCIPALS = f"{API}.policy.v1.PrincipalService"
 LIMITS = f"{API}.policy.v1.RateLimitService"
 TOOLS = f"{API}.tools.v1.ToolService"
 
@@ -97,6 +98,11 @@ OF_APPROVALS = {
     f"{APPROVALS}/{name}"
     for name in ("ListApprovals", "GetApproval", "WatchApprovals", "DecideApproval")
 }
+OF_CREDENTIALS = {
+    f"{POLICY}/RotateApiKey",
+    f"{PRINCIPALS}/DisablePrincipal",
+    f"{PRINCIPALS}/EnablePrincipal",
+}
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
     f"{AUDIT}/ExportLog",
@@ -144,7 +150,7 @@ async def a_file(rest: Rest) -> Answer:
 
 
 def test_every_operation_is_tried() -> None:
-    of_nouns = {*OF_A_CONVERSATION, *OF_PRICES, *OF_POLICIES, *OF_APPROVALS}
+    of_nouns = {*OF_A_CONVERSATION, *OF_PRICES, *OF_POLICIES, *OF_APPROVALS, *OF_CREDENTIALS}
     tried = {*READS, *OF_A_RUN, *of_nouns, *CHANGES, *STREAMS}
     assert tried == {each["x-remit"]["grpcMethod"] for _, _, each in DOCUMENT.operations()}
 
@@ -181,6 +187,30 @@ async def test_a_read(rest: Rest, method: str) -> None:
     content = fits(method, answer)
     assert answer.status == 200, content
     assert any(content.values())
+
+
+async def test_credentials(rest: Rest) -> None:
+    async def changed(method: str, body: object, path: Mapping[str, str] | None = None) -> Any:
+        answer = await rest(method, path, body=body)
+        content = fits(method, answer)
+        assert answer.status == 200, content
+        return content
+
+    key = {"displayName": "turn", "user": "orgs/local/users/turner", "roles": ["member"]}
+    made = await changed(
+        f"{POLICY}/CreateApiKey", key | {"scopes": ["runs"], "requestId": new_id()}
+    )
+    _, org, _, made_key = made["apiKey"]["name"].split("/")
+    overlap = {"requestId": new_id(), "overlap": "3600s"}
+    path = {"org": org, "apiKey": made_key}
+    rotated = await changed(f"{POLICY}/RotateApiKey", overlap, path)
+    assert rotated["replaced"]["replacedBy"] == rotated["apiKey"]["name"]
+    assert rotated["apiKey"]["scopes"] == ["runs"]
+    user = {"org": org, "user": "turner"}
+    for verb in ("Disable", "Enable"):
+        told = await changed(f"{PRINCIPALS}/{verb}Principal", {"requestId": new_id()}, user)
+        assert told["principal"]["name"] == key["user"]
+        assert ("disableTime" in told["principal"]) == (verb == "Disable")
 
 
 async def test_changes(rest: Rest) -> None:

@@ -27,6 +27,7 @@ from remit.api.policy.v1 import (
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
+    principal_service_pb2_grpc,
     rate_limit_service_pb2_grpc,
 )
 from remit.idempotency import AdminRecorder
@@ -53,6 +54,7 @@ from remit.policy.limit_service import RateLimitService
 from remit.policy.limit_stores import MemoryLimits
 from remit.policy.limits import Limit
 from remit.policy.policy_set_service import PolicySetService
+from remit.policy.principal_service import PrincipalService
 from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import Candidate, prepare
@@ -351,6 +353,16 @@ class World:
             add_authorization_servicer,
             EdgeAuthorization(self.credentials, self.policies, self.accesses, self.clock),
         )
+        self.mesh.add(
+            guard,
+            principal_service_pb2_grpc.add_PrincipalServiceServicer_to_server,
+            PrincipalService(
+                store=self.store,
+                authority=self.authority,
+                credentials=self.credentials,
+                recorder=self.recorder,
+            ),
+        )
         counted = MemoryLimits(self.clock, max_entries=1000)
         self.mesh.add(guard, add_rate_limit_servicer, EdgeLimits(counted, fail_open=False))
         self.mesh.add(
@@ -363,6 +375,12 @@ class World:
                 recorder=self.recorder,
             ),
         )
+
+    def principals(self) -> principal_service_pb2_grpc.PrincipalServiceStub:
+        stub: principal_service_pb2_grpc.PrincipalServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(principal_service_pb2_grpc.PrincipalServiceStub)
+        return stub
 
     def limiting(self) -> rate_limit_service_pb2_grpc.RateLimitServiceStub:
         stub: rate_limit_service_pb2_grpc.RateLimitServiceStub = self.mesh.as_caller(

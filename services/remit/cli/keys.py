@@ -1,9 +1,9 @@
-"""`remit keys`: API keys, made, listed and revoked; the keys that verify webhooks."""
+"""`remit keys`: API keys, made, listed, replaced and revoked; the keys that verify webhooks."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import click
@@ -13,7 +13,7 @@ from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.cli import documents
 from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
 from remit.cli.output import Column
-from remit.cli.parameters import Moment, limit_option, timestamp
+from remit.cli.parameters import Length, Moment, duration, limit_option, timestamp
 from remit.cli.wording import local_time
 
 ApiKey = api_key_pb2.ApiKey
@@ -28,23 +28,30 @@ def _works(key: ApiKey) -> str:
     return "yes"
 
 
+def _used(key: ApiKey) -> str:
+    return local_time(key.last_use_time) if key.HasField("last_use_time") else "never"
+
+
 _COLUMNS: Final = (
     Column[ApiKey]("key", lambda k: k.name, keep=True),
     Column[ApiKey]("for", lambda k: k.display_name),
     Column[ApiKey]("user", lambda k: k.user, keep=True),
     Column[ApiKey]("team", lambda k: k.team or "-", keep=True),
     Column[ApiKey]("roles", lambda k: " ".join(k.roles), keep=True),
+    Column[ApiKey]("only", lambda k: " ".join(k.scopes) or "-"),
     Column[ApiKey]("created", lambda k: local_time(k.create_time), keep=True),
     Column[ApiKey]("works", _works, keep=True),
+    Column[ApiKey]("used", _used),
 )
 
 
 @click.group(
     epilog="\b\nExamples:\n  remit keys create 'CI of core' --user orgs/local/users/ci\n"
-    "  remit keys list\n  remit keys revoke orgs/local/apiKeys/ab12cd34"
+    "  remit keys list\n  remit keys rotate orgs/local/apiKeys/ab12cd34 --overlap 24h\n"
+    "  remit keys revoke orgs/local/apiKeys/ab12cd34"
 )
 def command() -> None:
-    """Create, list and revoke API keys; print the keys that verify webhooks."""
+    """Create, list, replace and revoke API keys; print the keys that verify webhooks."""
 
 
 @command.command(
@@ -66,15 +73,23 @@ def command() -> None:
     show_default=True,
     help="What it may do: run agents and read its own runs, or everything in the org; repeatable.",
 )
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    help="Permission that it is limited to, runs.create, or runs for all of runs; repeatable."
+    "  [default: whatever its roles may]",
+)
 @click.option("--expires", type=Moment(), help="When it stops working.  [default: never]")
 @client_options
-def create(
+def create(  # noqa: PLR0913 - its options
     *,
     session: Session,
     display_name: str,
     user: str,
     team: str,
     roles: tuple[str, ...],
+    scopes: tuple[str, ...],
     expires: datetime | None,
 ) -> None:
     """Make an API key for PURPOSE and show its secret, which is stored nowhere."""
@@ -83,14 +98,24 @@ def create(
         user=user,
         team=team,
         roles=roles,
+        scopes=scopes,
         expire_time=timestamp(expires),
         request_id=new_request_id(),
     )
     made = session.run(lambda edge: _create(edge, request))
+    _show_secret(session, made, [made.api_key])
+
+
+def _show_secret(
+    session: Session,
+    made: policy_admin_service_pb2.CreateApiKeyResponse
+    | policy_admin_service_pb2.RotateApiKeyResponse,
+    keys: list[ApiKey],
+) -> None:
     if session.output.as_json:
         session.output.document(documents.of_message(made))
         return
-    session.output.table([made.api_key], _COLUMNS)
+    session.output.table(keys, _COLUMNS)
     session.output.line("The secret is shown this once; keep it as you keep passwords:", "yellow")
     session.output.line(made.secret, "bold")
 
@@ -122,6 +147,46 @@ def revoke(*, session: Session, name: str, request_id: str) -> None:
         session.output.document({"api_key": documents.of_message(key)})
     else:
         session.output.line(f"{key.name} was revoked at {local_time(key.revoke_time)}")
+
+
+@command.command(
+    "rotate",
+    epilog="\b\nExamples:\n  remit keys rotate orgs/local/apiKeys/ab12cd34\n"
+    "  remit keys rotate orgs/local/apiKeys/ab12cd34 --overlap 24h --expires 2028-01-01",
+)
+@click.argument("name")
+@click.option(
+    "--overlap",
+    type=Length(),
+    default="24h",
+    show_default=True,
+    help="How long the old key works beside the new one, at most 30d; 0s stops it at once.",
+)
+@click.option(
+    "--expires", type=Moment(), help="When the new key stops working.  [default: as the old one]"
+)
+@click.option("--request-id", default="", help="Names this request, so that it can be repeated.")
+@client_options
+def rotate(
+    *,
+    session: Session,
+    name: str,
+    overlap: timedelta,
+    expires: datetime | None,
+    request_id: str,
+) -> None:
+    """Replace the API key NAME: show the secret of a new one, and let the old one end soon.
+
+    The new key speaks for the same user with the same team, roles and scopes.
+    """
+    request = policy_admin_service_pb2.RotateApiKeyRequest(
+        name=name,
+        overlap=duration(overlap),
+        expire_time=timestamp(expires),
+        request_id=request_id or new_request_id(),
+    )
+    made = session.run(lambda edge: _rotate(edge, request))
+    _show_secret(session, made, [made.api_key, made.replaced])
 
 
 @command.command(
@@ -204,6 +269,13 @@ async def _keys(edge: Edge, limit: int) -> Listing[ApiKey]:
         return await stub.ListApiKeys(request, metadata=edge.metadata)
 
     return await collect(fetch, lambda page: page.api_keys, limit)
+
+
+async def _rotate(
+    edge: Edge, request: policy_admin_service_pb2.RotateApiKeyRequest
+) -> policy_admin_service_pb2.RotateApiKeyResponse:
+    stub = edge.stub(policy_admin_service_pb2_grpc.PolicyAdminServiceStub)
+    return await stub.RotateApiKey(request, metadata=edge.metadata)
 
 
 async def _revoke(edge: Edge, request: policy_admin_service_pb2.RevokeApiKeyRequest) -> ApiKey:

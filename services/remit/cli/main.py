@@ -46,7 +46,8 @@ COMMANDS: Final = {
     "approvals": Entry(
         "remit.cli.approvals", "List and follow what waits for approval; approve or deny."
     ),
-    "keys": Entry("remit.cli.keys", "Create, list and revoke API keys."),
+    "keys": Entry("remit.cli.keys", "Create, list, replace and revoke API keys."),
+    "users": Entry("remit.cli.users", "Disable users and enable them again."),
     "limits": Entry("remit.cli.limits", "Set, list and delete limits of starting runs."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

@@ -32,6 +32,7 @@ from remit.idempotency import (
 from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
 from remit.policy.authority import Authority, denied
 from remit.policy.credentials import Credentials
+from remit.policy.key_changes import ROTATE, Rotation, check_rotation, scope_violations
 from remit.policy.set_messages import file_messages, timestamp_of, version_message
 from remit.policy.set_store import SetStore
 from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
@@ -126,6 +127,26 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         await self._recorder.record(change)
         return policy_admin_service_pb2.RevokeApiKeyResponse(api_key=_answered(change))
 
+    async def RotateApiKey(
+        self, request: policy_admin_service_pb2.RotateApiKeyRequest, context: Context
+    ) -> policy_admin_service_pb2.RotateApiKeyResponse:
+        """Replace a key; a repeated request gets the same one with the same secret."""
+        caller = current_remit()
+        check_rotation(request)
+        key_id = _own_key(caller, request.name)
+        await self._authority.require(caller, ROTATE, request.name)
+        rotation = Rotation(self._pepper, caller, request)
+        try:
+            change = await self._store.rotate_api_key(
+                rotation.asked, key_id, rotation.replacement, rotation.overlap, _rotated
+            )
+        finally:
+            self._credentials.forget(key_id)  # it ends sooner now
+        await self._recorder.record(change)
+        response = policy_admin_service_pb2.RotateApiKeyResponse.FromString(change.response)
+        response.secret = rotation.key.text
+        return response
+
     async def GetPolicySet(
         self, request: policy_admin_service_pb2.GetPolicySetRequest, context: Context
     ) -> policy_admin_service_pb2.GetPolicySetResponse:
@@ -160,6 +181,8 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
             "roles": sorted(set(request.roles)),
             "expire_time": request.expire_time.ToJsonString() if _expires(request) else None,
         }
+        if request.scopes:  # a request without them stays what it was before there were any
+            body["scopes"] = sorted(set(request.scopes))
         key = self._pepper.derive(
             canonical_request(_CREATE, caller.subject, request.request_id, body)
         )
@@ -178,6 +201,7 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
             digest=self._pepper.digest(key),
             pepper_id=self._pepper.fingerprint,
             expire_time=request.expire_time.ToDatetime(UTC) if _expires(request) else None,
+            scopes=tuple(sorted(set(request.scopes))),
         )
 
 
@@ -192,12 +216,22 @@ def api_key_of(row: ApiKeyRow) -> api_key_pb2.ApiKey:
         create_time=timestamp_of(row.create_time),
         expire_time=timestamp_of(row.expire_time) if row.expire_time else None,
         revoke_time=timestamp_of(row.revoke_time) if row.revoke_time else None,
+        last_use_time=timestamp_of(row.last_use_time) if row.last_use_time else None,
+        scopes=row.scopes,
+        replaced_by=f"{row.org}/apiKeys/{row.replaced_by}" if row.replaced_by else "",
     )
 
 
 def _answer(row: ApiKeyRow) -> bytes:
     """Render a change's answer as it is kept: the key, never its secret."""
     return api_key_of(row).SerializeToString()
+
+
+def _rotated(made: ApiKeyRow, old: ApiKeyRow) -> bytes:
+    """Render the answer of a rotation as it is kept: both keys, no secret."""
+    return policy_admin_service_pb2.RotateApiKeyResponse(
+        api_key=api_key_of(made), replaced=api_key_of(old)
+    ).SerializeToString()
 
 
 def _answered(change: AdminChange) -> api_key_pb2.ApiKey:
@@ -221,6 +255,7 @@ def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyR
         found.append(Violation("user", f"must be `{caller.org}/users/{{user}}`"))
     if request.team and not _is_own("team", request.team, caller.org):
         found.append(Violation("team", f"must be `{caller.org}/teams/{{team}}` or empty"))
+    found += scope_violations(request.scopes)
     if not request.roles or not ROLES.issuperset(request.roles):
         found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
     if found:
@@ -255,9 +290,13 @@ def _revocable(caller: Remit, request: policy_admin_service_pb2.RevokeApiKeyRequ
         found.append(Violation("name", "must be `orgs/{org}/apiKeys/{key}`"))
     if found:
         raise invalid_request(found)
-    if names.org_of(request.name) != caller.org:
-        raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{request.name} does not exist")
-    return names.parse("apiKey", request.name)[1]
+    return _own_key(caller, request.name)
+
+
+def _own_key(caller: Remit, name: str) -> str:
+    if names.org_of(name) != caller.org:
+        raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{name} does not exist")
+    return names.parse("apiKey", name)[1]
 
 
 def _is_own(kind: str, name: str, org: str) -> bool:

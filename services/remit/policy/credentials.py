@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_INVALID,
@@ -33,6 +33,8 @@ from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.store import ApiKeyRow, PolicyStore
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
+
+_USE_NOTED_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,15 @@ class Session:
     token: str
     digest: bytes
     end: float
+    scopes: tuple[str, ...] = ()
+    """Permissions that the key is limited to; empty: no limit."""
     _epoch: int = 0
     _decisions: dict[str, Decision] = field(default_factory=dict)
+
+    def is_within_scope(self, permission: str) -> bool:
+        """Whether the key is meant for `permission`: it, or what it begins with, is a scope."""
+        wanted = {permission, permission.partition(".")[0]}
+        return not self.scopes or not wanted.isdisjoint(self.scopes)
 
     def decide(self, book: RuleBook, permission: str) -> Decision:
         """Ask whether the principal may do `permission` in its own org.
@@ -183,7 +192,8 @@ class Credentials:
         # Counted from before the database was asked, and never past the token's own end.
         end = started + min(self._cache_s, issued.lifetime_s)
         limits = await self._limits.limits(row.subject, row.name, row.org)
-        session = Session(principal, _holder(row), limits, issued.token, digest, end)
+        session = Session(principal, _holder(row), limits, issued.token, digest, end, row.scopes)
+        await self._note_use(row)
         if revocations == self._revocations:
             self._remember(key.key_id, session)
         return session
@@ -206,6 +216,12 @@ class Credentials:
         if revocations == self._revocations:
             self._remember(_name_of(identity), session)
         return session
+
+    async def _note_use(self, row: ApiKeyRow) -> None:
+        """Once a minute is enough to tell a key that nobody uses."""
+        used = row.last_use_time
+        if used is None or abs((self._clock.now() - used).total_seconds()) >= _USE_NOTED_EVERY_S:
+            await self._store.used(row.key_id)
 
     async def _check_subject(self, holder: Holder) -> None:
         since = await self._store.disabled_since((holder.subject, holder.org))

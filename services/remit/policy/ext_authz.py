@@ -114,6 +114,13 @@ class EdgeAuthorization:
         return await self._credentials.token_session(identity)
 
     def _check_permission(self, visit: Visit, session: Session, contract: MethodContract) -> None:
+        if not session.is_within_scope(contract.permission):
+            raise RemitError(
+                ERROR_REASON_PERMISSION_DENIED,
+                f"the API key is limited to {', '.join(session.scopes)}; {contract.permission} is"
+                " not among that",
+                metadata={"permission": contract.permission},
+            )
         decision = session.decide(self._policies.book, contract.permission)
         visit.decision = decision
         if decision.allow:

@@ -18,6 +18,7 @@ from remit.api.policy.v1 import (
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
+    principal_service_pb2_grpc,
     rate_limit_service_pb2_grpc,
 )
 from remit.idempotency import AdminRecorder
@@ -42,6 +43,7 @@ from remit.policy.limit_rows import LimitRows
 from remit.policy.limit_service import RateLimitService
 from remit.policy.limit_stores import LimitStore, MemoryLimits, open_redis
 from remit.policy.policy_set_service import PolicySetService
+from remit.policy.principal_service import PrincipalService
 from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import process_pool
@@ -231,6 +233,9 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     limiting = RateLimitService(
         rows=rows, authority=authority, credentials=credentials, recorder=recorder
     )
+    principals = PrincipalService(
+        store=store, authority=authority, credentials=credentials, recorder=recorder
+    )
     counting = EdgeLimits(limits, fail_open=settings.limits_fail_open)
     return Service(
         area="policy",
@@ -241,6 +246,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (grant_service_pb2_grpc.add_GrantServiceServicer_to_server, grants),
             (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, people),
             (rate_limit_service_pb2_grpc.add_RateLimitServiceServicer_to_server, limiting),
+            (principal_service_pb2_grpc.add_PrincipalServiceServicer_to_server, principals),
             (add_authorization_servicer, edge),
             (add_rate_limit_servicer, counting),
         ),

@@ -28,6 +28,8 @@ from remit.postgres import Connection, Database, GroupCommit
 from remit.rpc.errors import RemitError
 
 _EPOCH_ROW: Final = ""
+_DISABLED: Final = -1
+"""Where a fencing token would be, for a principal; no run has this one."""
 _LOWEST_TOKEN: Final = 1
 _COLUMNS: Final = (
     "run, subject, team, roles, agent, tools, models, account, max_cost_nanos,"
@@ -122,6 +124,8 @@ class Fences:
     min_tokens: Mapping[str, int]
     api_keys: frozenset[str] = frozenset()
     """Ids of the API keys asked for that were not revoked."""
+    disabled: frozenset[str] = frozenset()
+    """Of the principals asked for, those that are disabled."""
 
 
 class RunStore:
@@ -176,13 +180,17 @@ class RunStore:
         epoch: int = row["epoch"]
         return (_registration(row) if row["run"] else None), epoch
 
-    async def fences(self, runs: Iterable[str], api_keys: Iterable[str] = ()) -> Fences:
-        """Read the fences of `runs`, which API keys still count, and the policy epoch.
+    async def fences(
+        self, runs: Iterable[str], api_keys: Iterable[str] = (), principals: Iterable[str] = ()
+    ) -> Fences:
+        """Read the fences of `runs`, which keys and principals still count, and the policy epoch.
 
         All as they are now, in one statement.
         """
         async with self._database.acquire() as connection:
-            return await _fences(connection, sorted(set(runs)), sorted(set(api_keys)))
+            return await _fences(
+                connection, sorted(set(runs)), sorted(set(api_keys)), sorted(set(principals))
+            )
 
 
 def _autocommit(_: Sequence[Claim]) -> str:
@@ -300,18 +308,28 @@ async def _locked(connection: Connection, runs: Sequence[str]) -> dict[str, Stan
     }
 
 
-async def _fences(connection: Connection, runs: Sequence[str], api_keys: Sequence[str]) -> Fences:
+async def _fences(
+    connection: Connection,
+    runs: Sequence[str],
+    api_keys: Sequence[str],
+    principals: Sequence[str] = (),
+) -> Fences:
     rows = await connection.fetch(
         "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
         " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_epochs"
         " UNION ALL SELECT key_id, NULL FROM api_keys"
-        " WHERE key_id = ANY($2) AND revoke_time IS NULL",
+        " WHERE key_id = ANY($2) AND revoke_time IS NULL"
+        " UNION ALL SELECT name, -1 FROM principals"
+        " WHERE name = ANY($3) AND disable_time IS NOT NULL",
         runs,
         api_keys,
+        principals,
     )
+    disabled = frozenset(row["run"] for row in rows if row["min_fencing_token"] == _DISABLED)
+    rows = [row for row in rows if row["run"] not in disabled]
     counting = frozenset(row["run"] for row in rows if row["min_fencing_token"] is None)
     tokens = {row["run"]: row["min_fencing_token"] for row in rows if row["run"] not in counting}
-    return Fences(tokens.pop(_EPOCH_ROW), tokens, counting)
+    return Fences(tokens.pop(_EPOCH_ROW), tokens, counting, disabled)
 
 
 async def _registrations(connection: Connection, runs: Sequence[str]) -> dict[str, Registration]:

@@ -28,6 +28,7 @@ _RESOURCES: Final = {
     "keys": ("ApiKey", "User", "Team"),
     "limits": ("ApiKey", "User"),
     "models": ("Model",),
+    "principals": ("User",),
     "runs": ("Run", "Agent"),
     "spend": ("Team", "User"),
     "tools": ("Tool",),

@@ -274,6 +274,8 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> Decision:
         if remit.api_key and remit.api_key not in fences.api_keys:
             return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
+        if remit.subject in fences.disabled:
+            return refused_by_remit(f"{remit.subject} is disabled", book.epoch)
         outside = outside_remit(remit, request.resource)
         if outside:
             return refused_by_remit(outside, book.epoch)
@@ -339,10 +341,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             self._registered.popitem(last=False)
 
 
-def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str]]:
-    """Of which runs and which API keys a decision must know where they stand."""
+def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str], list[str]]:
+    """Of which runs, API keys and principals a decision must know where they stand."""
     runs = [remit.run for remit in remits if remit.is_run]
-    return runs, [remit.api_key for remit in remits if remit.api_key]
+    keys = [remit.api_key for remit in remits if remit.api_key]
+    return runs, keys, [remit.subject for remit in remits]
 
 
 def _check_fence(fences: Fences, remit: Remit) -> None:

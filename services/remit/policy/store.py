@@ -27,7 +27,8 @@ _SIGNING_LOCK: Final = 2
 _ADMIN_LOCK: Final = 3
 
 _KEY_COLUMNS: Final = (
-    "key_id, org, subject, team, display_name, roles, digest, create_time, expire_time, revoke_time"
+    "key_id, org, subject, team, display_name, roles, digest, create_time, expire_time,"
+    " revoke_time, last_use_time, scopes, replaced_by"
 )
 
 
@@ -45,6 +46,9 @@ class ApiKeyRow:
     create_time: datetime
     expire_time: datetime | None
     revoke_time: datetime | None
+    last_use_time: datetime | None = None
+    scopes: tuple[str, ...] = ()
+    replaced_by: str | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +68,7 @@ class NewApiKey:
     digest: bytes
     pepper_id: str
     expire_time: datetime | None
+    scopes: tuple[str, ...] = ()
 
 
 class PolicyStore:
@@ -193,6 +198,79 @@ class PolicyStore:
             row = await _api_key_row(connection, request.org, key_id)
             return await remember(connection, request, answer(row))
 
+    async def rotate_api_key(
+        self,
+        request: AdminRequest,
+        key_id: str,
+        replacement: Callable[[ApiKeyRow, datetime], NewApiKey],
+        overlap: timedelta,
+        answer: Callable[[ApiKeyRow, ApiKeyRow], bytes],
+    ) -> AdminChange:
+        """Store the key that replaces another, and when that one ends, in one commit.
+
+        `replacement` makes the new key of the old one, at the database's time, or refuses; `answer`
+        takes the new one and the old one.
+
+        Raises:
+            RemitError: KEY_REUSED, RESOURCE_NOT_FOUND, or whatever `replacement` raises.
+
+        """
+        async with self._change(request.org) as connection:
+            known = await known_change(connection, request)
+            if known is not None:
+                return known
+            now = await connection.fetchval("SELECT now()")
+            new = replacement(await _api_key_row(connection, request.org, key_id), now)
+            await _insert_api_key(connection, request.org, new)
+            await connection.execute(
+                "UPDATE api_keys SET replaced_by = $3, expire_time = least(expire_time, now() + $4)"
+                " WHERE key_id = $1 AND org = $2",
+                key_id,
+                request.org,
+                new.key_id,
+                overlap,
+            )
+            made = await _api_key_row(connection, request.org, new.key_id)
+            old = await _api_key_row(connection, request.org, key_id)
+            return await remember(connection, request, answer(made, old))
+
+    async def used(self, key_id: str) -> None:
+        """Note that a key is used now, unless that was noted within the minute."""
+        await self._database.execute(
+            "UPDATE api_keys SET last_use_time = now() WHERE key_id = $1"
+            " AND (last_use_time IS NULL OR last_use_time < now() - interval '60 seconds')",
+            key_id,
+        )
+
+    async def set_disabled(
+        self,
+        request: AdminRequest,
+        principal: str,
+        answer: Callable[[datetime | None], bytes],
+        *,
+        disabled: bool,
+    ) -> AdminChange:
+        """Disable or enable a principal of the request's org, known or not, in one commit.
+
+        Raises:
+            RemitError: KEY_REUSED if the request id named another request.
+
+        """
+        async with self._change(request.org) as connection:
+            known = await known_change(connection, request)
+            if known is not None:
+                return known
+            await _insert_principals(connection, request.org, (principal,))
+            since = await connection.fetchval(
+                "UPDATE principals SET disable_time ="
+                " CASE WHEN $3 THEN coalesce(disable_time, now()) END"
+                " WHERE name = $1 AND org = $2 RETURNING disable_time",
+                principal,
+                request.org,
+                disabled,
+            )
+            return await remember(connection, request, answer(since))
+
     async def known_change(self, request: AdminRequest) -> AdminChange | None:
         """Return what an identical earlier request did, or None if there was none.
 
@@ -241,7 +319,7 @@ async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> N
     await _insert_principals(connection, org, filter(None, (key.subject, key.team)))
     await connection.execute(
         "INSERT INTO api_keys (key_id, org, subject, team, display_name, roles, digest, pepper_id,"
-        " expire_time) VALUES ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8, $9)",
+        " expire_time, scopes) VALUES ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8, $9, $10)",
         key.key_id,
         org,
         key.subject,
@@ -251,6 +329,7 @@ async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> N
         key.digest,
         key.pepper_id,
         key.expire_time,
+        list(key.scopes),
     )
 
 
@@ -290,7 +369,12 @@ async def _signing_keys(connection: Connection) -> tuple[list[StoredKey], dateti
 
 def _api_key(row: asyncpg.Record) -> ApiKeyRow:
     return ApiKeyRow(
-        **_plain(row) | {"team": row["team"] or "", "roles": tuple(row["roles"])},
+        **_plain(row)
+        | {
+            "team": row["team"] or "",
+            "roles": tuple(row["roles"]),
+            "scopes": tuple(row["scopes"]),
+        },
     )
 
 

@@ -53,6 +53,7 @@ SERVICE_MODULES: Final = (
     "remit.api.policy.v1.policy_admin_service_pb2",
     "remit.api.policy.v1.policy_service_pb2",
     "remit.api.policy.v1.policy_set_service_pb2",
+    "remit.api.policy.v1.principal_service_pb2",
     "remit.api.policy.v1.rate_limit_service_pb2",
     "remit.api.tools.v1.tool_service_pb2",
 )

@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1_dot_options__pb2
 from remit.api.policy.v1 import api_key_pb2 as remit_dot_api_dot_policy_dot_v1_dot_api__key__pb2
 from remit.api.policy.v1 import policy_set_pb2 as remit_dot_api_dot_policy_dot_v1_dot_policy__set__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/policy/v1/policy_admin_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\x1a!remit/api/policy/v1/api_key.proto\x1a$remit/api/policy/v1/policy_set.proto\"\x9b\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"Z\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\x12\x14\n\x06secret\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\"&\n\x13GetPolicySetRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\"\xe3\x01\n\x14GetPolicySetResponse\x12\x10\n\x08policies\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x14\n\x0cpolicy_epoch\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\x12\x32\n\npolicy_set\x18\x06 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet2\xef\x05\n\x12PolicyAdminService\x12\xb5\x01\n\x0c\x43reateApiKey\x12(.remit.api.policy.v1.CreateApiKeyRequest\x1a).remit.api.policy.v1.CreateApiKeyResponse\"P\x8a\xe7\x18\x36\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0bkeys.createJ\nrequest_idX\x02`\x80\x80\x01h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\xa0\x01\n\x0bListApiKeys\x12\'.remit.api.policy.v1.ListApiKeysRequest\x1a(.remit.api.policy.v1.ListApiKeysResponse\">\x8a\xe7\x18\'\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\tkeys.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\xd1\x01\n\x0cRevokeApiKey\x12(.remit.api.policy.v1.RevokeApiKeyRequest\x1a).remit.api.policy.v1.RevokeApiKeyResponse\"l\x8a\xe7\x18;\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0bkeys.revokeB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\'\"\"/v1/{name=orgs/*/apiKeys/*}:revoke:\x01*\x12\xa9\x01\n\x0cGetPolicySet\x12(.remit.api.policy.v1.GetPolicySetRequest\x1a).remit.api.policy.v1.GetPolicySetResponse\"D\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/policySetb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.remit/api/policy/v1/policy_admin_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"remit/api/options/v1/options.proto\x1a!remit/api/policy/v1/api_key.proto\x1a$remit/api/policy/v1/policy_set.proto\"\xab\x01\n\x13\x43reateApiKeyRequest\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0e\n\x06scopes\x18\x07 \x03(\t\"Z\n\x14\x43reateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\x12\x14\n\x06secret\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\";\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x14RevokeApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\"\x94\x01\n\x13RotateApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x89\x01\n\x14RotateApiKeyResponse\x12,\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\x12\x14\n\x06secret\x18\x02 \x01(\tB\x04\x90\xe7\x18\x01\x12-\n\x08replaced\x18\x03 \x01(\x0b\x32\x1b.remit.api.policy.v1.ApiKey\"&\n\x13GetPolicySetRequest\x12\x0f\n\x07version\x18\x01 \x01(\x03\"\xe3\x01\n\x14GetPolicySetResponse\x12\x10\n\x08policies\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x14\n\x0cpolicy_epoch\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1f.remit.api.policy.v1.PolicyFile\x12\x32\n\npolicy_set\x18\x06 \x01(\x0b\x32\x1e.remit.api.policy.v1.PolicySet2\xc3\x07\n\x12PolicyAdminService\x12\xb5\x01\n\x0c\x43reateApiKey\x12(.remit.api.policy.v1.CreateApiKeyRequest\x1a).remit.api.policy.v1.CreateApiKeyResponse\"P\x8a\xe7\x18\x36\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0bkeys.createJ\nrequest_idX\x02`\x80\x80\x01h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/apiKeys:\x01*\x12\xa0\x01\n\x0bListApiKeys\x12\'.remit.api.policy.v1.ListApiKeysRequest\x1a(.remit.api.policy.v1.ListApiKeysResponse\">\x8a\xe7\x18\'\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\tkeys.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12\xd1\x01\n\x0cRevokeApiKey\x12(.remit.api.policy.v1.RevokeApiKeyRequest\x1a).remit.api.policy.v1.RevokeApiKeyResponse\"l\x8a\xe7\x18;\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0bkeys.revokeB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\'\"\"/v1/{name=orgs/*/apiKeys/*}:revoke:\x01*\x12\xd1\x01\n\x0cRotateApiKey\x12(.remit.api.policy.v1.RotateApiKeyRequest\x1a).remit.api.policy.v1.RotateApiKeyResponse\"l\x8a\xe7\x18;\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0bkeys.rotateB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\'\"\"/v1/{name=orgs/*/apiKeys/*}:rotate:\x01*\x12\xa9\x01\n\x0cGetPolicySet\x12(.remit.api.policy.v1.GetPolicySetRequest\x1a).remit.api.policy.v1.GetPolicySetResponse\"D\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rpolicies.readX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/policySetb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,30 +39,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['secret']._serialized_options = b'\220\347\030\001'
+  _globals['_ROTATEAPIKEYRESPONSE'].fields_by_name['secret']._loaded_options = None
+  _globals['_ROTATEAPIKEYRESPONSE'].fields_by_name['secret']._serialized_options = b'\220\347\030\001'
   _globals['_POLICYADMINSERVICE'].methods_by_name['CreateApiKey']._loaded_options = None
   _globals['_POLICYADMINSERVICE'].methods_by_name['CreateApiKey']._serialized_options = b'\212\347\0306\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013keys.createJ\nrequest_idX\002`\200\200\001h\200\200\001p\020\202\323\344\223\002\020\"\013/v1/apiKeys:\001*'
   _globals['_POLICYADMINSERVICE'].methods_by_name['ListApiKeys']._loaded_options = None
   _globals['_POLICYADMINSERVICE'].methods_by_name['ListApiKeys']._serialized_options = b'\212\347\030\'\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\tkeys.listX\004`\200 h\200\200@p\020\202\323\344\223\002\r\022\013/v1/apiKeys'
   _globals['_POLICYADMINSERVICE'].methods_by_name['RevokeApiKey']._loaded_options = None
   _globals['_POLICYADMINSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\212\347\030;\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013keys.revokeB\004nameJ\nrequest_idX\002`\200 h\200\200\001p\020\202\323\344\223\002\'\"\"/v1/{name=orgs/*/apiKeys/*}:revoke:\001*'
+  _globals['_POLICYADMINSERVICE'].methods_by_name['RotateApiKey']._loaded_options = None
+  _globals['_POLICYADMINSERVICE'].methods_by_name['RotateApiKey']._serialized_options = b'\212\347\030;\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\013keys.rotateB\004nameJ\nrequest_idX\002`\200 h\200\200\001p\020\202\323\344\223\002\'\"\"/v1/{name=orgs/*/apiKeys/*}:rotate:\001*'
   _globals['_POLICYADMINSERVICE'].methods_by_name['GetPolicySet']._loaded_options = None
   _globals['_POLICYADMINSERVICE'].methods_by_name['GetPolicySet']._serialized_options = b'\212\347\030+\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\rpolicies.readX\004`\200 h\200\200@p\020\202\323\344\223\002\017\022\r/v1/policySet'
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=244
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=399
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=401
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=491
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=493
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=552
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=554
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=647
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=649
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=704
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=706
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=774
-  _globals['_GETPOLICYSETREQUEST']._serialized_start=776
-  _globals['_GETPOLICYSETREQUEST']._serialized_end=814
-  _globals['_GETPOLICYSETRESPONSE']._serialized_start=817
-  _globals['_GETPOLICYSETRESPONSE']._serialized_end=1044
-  _globals['_POLICYADMINSERVICE']._serialized_start=1047
-  _globals['_POLICYADMINSERVICE']._serialized_end=1798
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=276
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=447
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=449
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=539
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=541
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=600
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=602
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=695
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=697
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=752
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=754
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=822
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=825
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=973
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=976
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1113
+  _globals['_GETPOLICYSETREQUEST']._serialized_start=1115
+  _globals['_GETPOLICYSETREQUEST']._serialized_end=1153
+  _globals['_GETPOLICYSETRESPONSE']._serialized_start=1156
+  _globals['_GETPOLICYSETRESPONSE']._serialized_end=1383
+  _globals['_POLICYADMINSERVICE']._serialized_start=1386
+  _globals['_POLICYADMINSERVICE']._serialized_end=2349
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class PolicyAdminServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/remit.api.policy.v1.PolicyAdminService/RotateApiKey',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
         self.GetPolicySet = channel.unary_unary(
                 '/remit.api.policy.v1.PolicyAdminService/GetPolicySet',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.GetPolicySetRequest.SerializeToString,
@@ -82,6 +87,14 @@ class PolicyAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateApiKey(self, request, context):
+        """Replaces an API key: makes one for the same user, team, roles and scopes, and lets the old one work
+        beside it for a while. A key is replaced once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicySet(self, request, context):
         """Returns the Cedar policies and their schema, those in force or of an earlier version.
         """
@@ -106,6 +119,11 @@ def add_PolicyAdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyResponse.SerializeToString,
             ),
             'GetPolicySet': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicySet,
@@ -195,6 +213,33 @@ class PolicyAdminService:
             '/remit.api.policy.v1.PolicyAdminService/RevokeApiKey',
             remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicyAdminService/RotateApiKey',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__admin__service__pb2.RotateApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,10 @@ class PolicyAdminServiceStub:
     """Lists the API keys of the caller's org, without secrets, newest first."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_policy_admin_service_pb2.RevokeApiKeyRequest, _policy_admin_service_pb2.RevokeApiKeyResponse]
     """Revokes an API key at once. Revoking a revoked key changes nothing."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_policy_admin_service_pb2.RotateApiKeyRequest, _policy_admin_service_pb2.RotateApiKeyResponse]
+    """Replaces an API key: makes one for the same user, team, roles and scopes, and lets the old one work
+    beside it for a while. A key is replaced once.
+    """
     GetPolicySet: _aio.UnaryUnaryMultiCallable[_policy_admin_service_pb2.GetPolicySetRequest, _policy_admin_service_pb2.GetPolicySetResponse]
     """Returns the Cedar policies and their schema, those in force or of an earlier version."""
 
@@ -51,6 +55,16 @@ class PolicyAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_policy_admin_service_pb2.RevokeApiKeyRequest, _abc.Awaitable[_policy_admin_service_pb2.RevokeApiKeyResponse]],
     ) -> _abc.Awaitable[_policy_admin_service_pb2.RevokeApiKeyResponse]:
         """Revokes an API key at once. Revoking a revoked key changes nothing."""
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _policy_admin_service_pb2.RotateApiKeyRequest,
+        context: _aio.ServicerContext[_policy_admin_service_pb2.RotateApiKeyRequest, _abc.Awaitable[_policy_admin_service_pb2.RotateApiKeyResponse]],
+    ) -> _abc.Awaitable[_policy_admin_service_pb2.RotateApiKeyResponse]:
+        """Replaces an API key: makes one for the same user, team, roles and scopes, and lets the old one work
+        beside it for a while. A key is replaced once.
+        """
 
     @_abc_1.abstractmethod
     def GetPolicySet(
