@@ -175,7 +175,10 @@ async def _rights(world: World) -> None:
         "CreateApiKey",
         {"display_name": "carol", "user": "orgs/local/users/carol", "roles": ["member"]},
     )
-    await world.is_recorded("RevokeApiKey", {"name": made.api_key.name})
+    rotated = await world.is_recorded("RotateApiKey", {"name": made.api_key.name})
+    await world.is_recorded("RevokeApiKey", {"name": rotated.api_key.name})
+    await world.is_recorded("DisablePrincipal", {"name": "orgs/local/users/carol"})
+    await world.is_recorded("EnablePrincipal", {"name": "orgs/local/users/carol"})
     await world.is_recorded("SetRateLimit", {"principal": BOB, "max_runs": 5})
     await world.is_recorded("DeleteRateLimit", {"principal": BOB})
     text = (SHIPPED_POLICIES / "default.cedar").read_text("utf-8")
