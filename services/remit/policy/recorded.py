@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from remit.policy.answers import looked_at_of
 from remit.policy.entities import Principal
 from remit.policy.rules import Question
 
@@ -60,10 +61,6 @@ def question_of(stated: bytes, time: datetime | None = None) -> Question:
 
 def reduced(question: Question, looked_at: frozenset[str]) -> Question:
     """The question without what no policy looks at, so that questions alike are asked once."""
-    context = dict(question.context)
-    if "run" not in looked_at:
-        context.pop("run", None)
-    if "arguments_digest" not in looked_at and isinstance(context.get("tool_call"), dict):
-        context["tool_call"] = {**context["tool_call"], "arguments_digest": ""}  # type: ignore[dict-item]
+    context = looked_at_of(question.context, looked_at)
     time = question.time if "now" in looked_at else None
     return replace(question, context=context, time=time)

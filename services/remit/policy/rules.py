@@ -18,9 +18,10 @@ from typing import Final
 import cedarpy
 
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
+from remit.policy.answers import Answers, key_of
 from remit.policy.approval_terms import Terms, wanted
 from remit.policy.entities import Principal, entities_of, reference
-from remit.policy.grants import CALL, Grants, cedar_time
+from remit.policy.grants import CALL, Grant, Grants, cedar_time
 from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
 from remit.policy.slices import Slice, Slices
 from remit.rpc.clock import Clock, SystemClock
@@ -70,7 +71,7 @@ class Decision:
 
 
 class RuleBook:
-    """A policy set of one epoch, ready to decide. Immutable, so that a new epoch is a new book."""
+    """A policy set of one epoch, ready to decide. A new epoch is a new book without answers."""
 
     def __init__(
         self,
@@ -93,8 +94,9 @@ class RuleBook:
             if policy.approval is not None
         }
         # Parsing the entities is a third of a decision, and runs ask about the same few again and
-        # again. What is kept are the facts of the question, never its answer.
+        # again.
         self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
+        self._answers = Answers()
 
     def with_grants(self, grants: Grants, epoch: int) -> RuleBook:
         """The book of a later epoch with the same policies, nothing of which is parsed again."""
@@ -112,6 +114,13 @@ class RuleBook:
 
     def decide(self, question: Question) -> Decision:
         """Answer one question. Never raises for a question: what cannot be decided is denied."""
+        policies = self._slices.of(question.action, question.resource)
+        # What rests on a grant ends with it.
+        key = None if self._grants_for(question) else key_of(question, policies.looked_at)
+        kept = self._answers.get(key)
+        return kept or self._answers.keep(key, self._decide(question, policies))
+
+    def _decide(self, question: Question, policies: Slice) -> Decision:
         now = question.time or self.clock.now()
         try:
             request = _request(question, now)
@@ -123,7 +132,6 @@ class RuleBook:
             )
         except ValueError as error:
             return Decision(allow=False, policy_ids=(), reason=str(error), epoch=self.epoch)
-        policies = self._slices.of(question.action, question.resource)
         decision = self._evaluated(question, request, entities, policies)
         terms = wanted(decision.policy_ids, self._terms)
         if terms is None:
@@ -159,12 +167,7 @@ class RuleBook:
         self, question: Question, request: dict[str, object], entities: cedarpy.Entities
     ) -> Decision:
         """Ask the grants where the policies neither permit nor forbid: they only permit."""
-        if question.action != CALL:
-            return self._denied_by_default(question)
-        who = question.principal
-        agent = question.context.get("agent")
-        asking = [who.user, who.team, agent["__entity"]["id"] if isinstance(agent, dict) else ""]
-        grants = self._grants.of(filter(None, asking), question.resource)
+        grants = self._grants_for(question)
         if not grants:
             return self._denied_by_default(question)
         answer = self._ask(request, self._grants.parsed(grants), entities)
@@ -176,6 +179,15 @@ class RuleBook:
         # One that permits for ever is enough; else the last of them.
         end = None if None in ends else max(filter(None, ends), default=None)
         return replace(told, end=end)
+
+    def _grants_for(self, question: Question) -> list[Grant]:
+        """The grants that may apply to a question."""
+        if question.action != CALL:
+            return []
+        who = question.principal
+        agent = question.context.get("agent")
+        asking = [who.user, who.team, agent["__entity"]["id"] if isinstance(agent, dict) else ""]
+        return self._grants.of(filter(None, asking), question.resource)
 
     def _ask(
         self, request: dict[str, object], policies: cedarpy.PolicySet, entities: cedarpy.Entities

@@ -29,6 +29,11 @@ class Slice:
         )
 
     @cached_property
+    def looked_at(self) -> frozenset[str]:
+        """The facts of each call that one of its policies may look at."""
+        return frozenset[str]().union(*(policy.looked_at for policy in self.policies))
+
+    @cached_property
     def lifted(self) -> Slice:
         """The same without what is forbidden only until people approve it."""
         return Slice(tuple(p for p in self.policies if p.approval is None or p.effect != "forbid"))
