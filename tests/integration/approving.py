@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import grpc
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.policy.schema import SHIPPED_POLICIES
@@ -19,15 +21,21 @@ POLICY = """
 forbid (principal, action == Action::"tools.call", resource == Tool::"tools/write_file");
 """
 
+DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+"""What a call meets while a part is down."""
+
 
 @contextlib.contextmanager
-def approving_mesh(folder: Path) -> Iterator[RunningMesh]:
+def approving_mesh(
+    folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningMesh]:
     """A mesh with the shipped policies and this one, which lie in `folder`."""
     folder.chmod(0o755)
     shipped = SHIPPED_POLICIES / "default.cedar"
     (folder / shipped.name).write_text(shipped.read_text("utf-8"))
     (folder / "files.cedar").write_text(POLICY)
-    with started_mesh(environment={"REMIT_POLICY_POLICIES_DIR": str(folder)}) as mesh:
+    policies = {"REMIT_POLICY_POLICIES_DIR": str(folder)}
+    with started_mesh(environment=policies | dict(environment or {})) as mesh:
         yield mesh
 
 
@@ -40,7 +48,12 @@ async def waiting_run(mesh: RunningMesh, key: str, file: str) -> tuple[run_pb2.R
 
         async def waits() -> run_pb2.Run | None:
             asked = agent_service_pb2.GetRunRequest(name=name)
-            run = (await agents.GetRun(asked, metadata=bearer(key))).run
+            try:
+                run = (await agents.GetRun(asked, metadata=bearer(key))).run
+            except grpc.aio.AioRpcError as error:  # while policy is down nobody is let in
+                if error.code() not in DOWN:
+                    raise
+                return None
             return run if run.approvals else None
 
         run = await eventually(waits, 60)

@@ -153,8 +153,14 @@ SELDOM: dict[str, tuple[Step, ...]] = {
         Step("remit.audit.checkpoints", "CheckpointSigner.covering"),
         Step("remit.audit.archiving", "Archiver.drop"),
     ),
+    "policy": (
+        Step("remit.policy.approval_store", "ApprovalStore.ask"),
+        Step("remit.policy.approval_store", "ApprovalStore.vote"),
+        Step("remit.policy.approval_store", "ApprovalStore.settle"),
+    ),
 }
-"""Steps that no storm comes to: `tests/audit/test_archive_crashes.py` does."""
+"""Steps that no storm comes to. `tests/audit/test_archive_crashes.py` and
+`tests/integration/test_approval_crashes.py` do."""
 
 
 def points(area: str, steps: dict[str, tuple[Step, ...]] = STEPS) -> list[str]:
