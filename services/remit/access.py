@@ -21,6 +21,7 @@ OPERATOR: Final = "orgs/operator"
 UNVERIFIED: Final = "orgs/operator/users/unverified"
 USE_KEY: Final = "keys.use"
 USE_TOKEN: Final = "tokens.use"  # noqa: S105 - an action
+USE_SUBJECT_KEY: Final = "subject_keys.use"
 FOLDED: Final = "access.folded"
 """Action of the entry that counts refusals for which there was no room apart."""
 EDGE: Final = "edge"

@@ -243,7 +243,7 @@ async def test_while_the_log_takes_nothing_the_edge_goes_on_and_nothing_is_doubl
 
 
 async def test_refusals_are_in_the_log_and_sealed(log: Log) -> None:
-    recorder = recorder_to(by_log(log.log), log.clock)
+    recorder = recorder_to(by_log(log.log, REPORTER), log.clock)
     await told_to(
         EdgeLog(recorder, PSEUDONYMS, log.clock), entry(tags=CHECKED), entry(tags=CHECKED)
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import json
 
 import asyncpg
 import pytest
 
-from remit.api.audit.v1 import privacy_service_pb2, subject_key_service_pb2_grpc
+from remit.access import USE_SUBJECT_KEY
+from remit.access_recorder import AccessRecorder
+from remit.api.audit.v1 import event_pb2, privacy_service_pb2, subject_key_service_pb2_grpc
 from remit.api.audit.v1 import subject_key_service_pb2 as keys_pb2
 from remit.api.options.v1 import options_pb2
 from remit.audit.key_files import load_log_keys
@@ -16,6 +19,7 @@ from remit.rpc.errors import RemitError
 from tests.audit.events import ALICE, BOB
 from tests.audit.test_service import AGENT, AUDIT, PUBLIC, TOOLS, Audit, audit, intent
 from tests.conftest import PostgresCluster
+from tests.waiting import eventually
 
 __all__ = ["audit"]
 INFERENCE = options_pb2.CALLER_INFERENCE
@@ -134,3 +138,33 @@ async def test_a_damaged_key_fails_alone(audit: Audit, postgres: PostgresCluster
     results = await ask(audit, (ALICE, b""), (BOB, b""), ("orgs/acme/users/carol", b""))
     assert reason(results[0]) == "DATA_CORRUPT"
     assert [r.WhichOneof("result") for r in results[1:]] == ["key", "key"]
+
+
+async def test_who_is_given_a_key_of_whom_is_in_the_log_once_an_interval(audit: Audit) -> None:
+    [refused] = await ask(audit, (BOB, b"8 random"))
+    assert reason(refused) == "SUBJECT_ERASED"
+    for caller in (TOOLS, INFERENCE, TOOLS):
+        await ask(audit, (ALICE, b""), caller=caller)
+
+    async def told() -> list[event_pb2.Event]:
+        events = [logged.event for logged in (await audit.list_events()).events]
+        found = [event for event in events if event.action == USE_SUBJECT_KEY]
+        return found if len(found) == 2 else []
+
+    found = await eventually(told)
+    assert {event.subject for event in found} == {ALICE}
+    assert {event.kind for event in found} == {event_pb2.EVENT_KIND_ACCESS}
+    assert {event.outcome for event in found} == {event_pb2.OUTCOME_SUCCEEDED}
+    details = [json.loads(event.detail_json) for event in found]
+    assert {detail["asked_by"] for detail in details} == {"tools", "inference"}
+    assert {name for detail in details for name in detail["methods"]} == {
+        "/remit.api.audit.v1.SubjectKeyService/GetSubjectKeys"
+    }
+
+
+async def test_a_key_of_which_the_log_cannot_be_told_is_not_given(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AccessRecorder, "_has_room", lambda *_, **__: False)
+    [result] = await ask(audit, (ALICE, b""))
+    assert reason(result) == "OVERLOADED"

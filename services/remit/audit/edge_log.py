@@ -78,11 +78,11 @@ class EdgeLog:
                 self._accesses.deny(*found)
 
 
-def by_log(log: AuditLog) -> Append:
+def by_log(log: AuditLog, reporter: str) -> Append:
     """Appends to the log itself; `remit.access_recorder.by_rpc` does so from another service."""
 
     async def append(events: Sequence[event_pb2.Event]) -> Sequence[RemitError | None]:
-        places = await log.append(events, REPORTER)
+        places = await log.append(events, reporter)
         return [place if isinstance(place, RemitError) else None for place in places]
 
     return append

@@ -35,7 +35,7 @@ from remit.audit.own_events import record_rotations
 from remit.audit.parts import checkpoints_of, keyring_of, signing_of
 from remit.audit.privacy_service import PrivacyService
 from remit.audit.query_service import AuditQueryService, PageSizes
-from remit.audit.reading import ReadRecorder
+from remit.audit.reading import REPORTER, ReadRecorder
 from remit.audit.run_events import RunEvents
 from remit.audit.sealing import Pseudonyms
 from remit.audit.service import AuditService
@@ -93,7 +93,9 @@ async def open_service(
         policy = mesh.stub(policy_service_pb2_grpc.PolicyServiceStub)
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         head = LogHead(store, every_s=settings.tail_look_ms / 1000)
-        refusals = _refusals(settings, audit_log, clock, ids)
+        tell = functools.partial(_recorder, settings, audit_log, clock, ids)
+        refusals = tell(GATEWAY, settings.access_interval_s)
+        key_uses = tell(REPORTER, settings.key_use_interval_s)
         edge_log = EdgeLog(refusals, pseudonyms, clock)
         reads, sizes = ReadRecorder(audit_log, clock, ids), _page_sizes(settings)
         queries = AuditQueryService(
@@ -124,7 +126,7 @@ async def open_service(
                 ),
                 (
                     subject_key_service_pb2_grpc.add_SubjectKeyServiceServicer_to_server,
-                    SubjectKeyService(keyring, pseudonyms),
+                    SubjectKeyService(keyring, pseudonyms, key_uses),
                 ),
                 (add_access_log_servicer, edge_log),
             ],
@@ -133,6 +135,7 @@ async def open_service(
                 checkpoints.run,
                 head.run,
                 refusals.run,
+                key_uses.run,
                 _partition_keeper(store, settings.partition_check_s),
                 *_tile_writers(settings, store, checkpoints, leaves),
                 *archive_job(settings, parts),
@@ -180,17 +183,22 @@ def _limits(settings: AuditSettings) -> Limits:
     )
 
 
-def _refusals(
-    settings: AuditSettings, audit_log: AuditLog, clock: Clock, ids: IdSource
+def _recorder(
+    settings: AuditSettings,
+    audit_log: AuditLog,
+    clock: Clock,
+    ids: IdSource,
+    reporter: str,
+    interval_s: float,
 ) -> AccessRecorder:
-    """Keeps what the gateway refused until the log has it."""
+    """Keeps what was refused or given until the log has it."""
     return AccessRecorder(
-        by_log(audit_log),
+        by_log(audit_log, reporter),
         clock,
         ids,
-        reporter=GATEWAY,
+        reporter=reporter,
         flush_s=settings.access_flush_s,
-        interval_s=settings.access_interval_s,
+        interval_s=interval_s,
         max_entries=settings.access_max_entries,
     )
 

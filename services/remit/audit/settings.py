@@ -127,8 +127,9 @@ class AuditSettings(ServiceSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="Seconds between appends of what the gateway refused by itself; equal refusals"
-        " share an entry. A crash loses what was gathered since.",
+        description="Seconds between appends of what the gateway refused by itself, and of which"
+        " area was given a key of whom; equal ones share an entry. A crash loses what was gathered"
+        " since.",
     )
     access_interval_s: float = Field(
         default=60.0,
@@ -142,7 +143,15 @@ class AuditSettings(ServiceSettings):
         ge=64,
         le=1_000_000,
         description="Refusals of the gateway kept until they are appended: half as many at most."
-        " Beyond it they are counted without particulars.",
+        " Beyond it they are counted without particulars. As many uses of subjects' keys; beyond it"
+        " no key is given.",
+    )
+    key_use_interval_s: float = Field(
+        default=3600.0,
+        ge=0,
+        le=86_400,
+        description="Seconds for which it is counted how often an area is given a subject's key"
+        " before the next entry about it.",
     )
     default_page_size: int = Field(
         default=50, ge=1, le=200, description="Events of a page when the request states no number."

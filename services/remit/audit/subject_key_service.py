@@ -3,6 +3,9 @@
 A key is read from the database each time, never from a memory: the area that is given one counts
 the time for which it may remember it from before it asked. So that time alone, and not the sum of
 two, is the bound after an erasure.
+
+Which area was given a key of whom is in the log (remit.access_recorder): once an interval, and the
+first time within a second.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from remit import names
+from remit.access import USE_SUBJECT_KEY, Access, Occasion
+from remit.access_recorder import AccessRecorder
 from remit.api.audit.v1 import subject_key_service_pb2, subject_key_service_pb2_grpc
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.keyring import SubjectKeyring
@@ -32,9 +37,12 @@ Result: TypeAlias = subject_key_service_pb2.SubjectKeyResult
 class SubjectKeyService(subject_key_service_pb2_grpc.SubjectKeyServiceServicer):
     """Hands out the keys that are derived for whoever asks."""
 
-    def __init__(self, keyring: SubjectKeyring, pseudonyms: Pseudonyms) -> None:
+    def __init__(
+        self, keyring: SubjectKeyring, pseudonyms: Pseudonyms, accesses: AccessRecorder
+    ) -> None:
         self._keyring = keyring
         self._pseudonyms = pseudonyms
+        self._accesses = accesses
 
     async def GetSubjectKeys(
         self,
@@ -81,6 +89,12 @@ class SubjectKeyService(subject_key_service_pb2_grpc.SubjectKeyServiceServicer):
             return Result(error=key.to_status())
         if key is None or (asked.key_id and asked.key_id != key.key_id):
             return Result(error=_erased(asked).to_status())
+        try:
+            self._accesses.allow(_use(area, asked.subject), _occasion())
+        except RemitError as error:
+            return Result(
+                error=error.to_status()
+            )  # of what the log cannot be told, no key is given
         remember_for = Duration()
         remember_for.FromTimedelta(timedelta(seconds=self._keyring.cache_ttl_s))
         return Result(
@@ -88,6 +102,24 @@ class SubjectKeyService(subject_key_service_pb2_grpc.SubjectKeyServiceServicer):
                 key_id=key.key_id, area_key=area_key(key, area), remember_for=remember_for
             )
         )
+
+
+def _use(area: str, subject: str) -> Access:
+    """What the log is told of a key that an area is given."""
+    return Access(
+        org=names.org_of(subject),
+        subject=subject,
+        action=USE_SUBJECT_KEY,
+        resource=subject,
+        is_allowed=True,
+        reason="",
+        asked_by=area,
+    )
+
+
+def _occasion() -> Occasion:
+    call = current_call()
+    return Occasion(method=call.method, trace_id=call.trace_id)
 
 
 def _check_count(count: int) -> None:
