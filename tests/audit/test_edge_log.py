@@ -215,10 +215,12 @@ async def told_to(log: EdgeLog, *entries: access_log_pb2.HttpAccessLogEntry) -> 
 async def test_a_flood_is_counted_in_bounded_memory() -> None:
     sink, clock = Sink(), FakeClock()
     recorder = recorder_to(sink.append, clock)
+    came = gained("remit_edge_log_entries_total")
     folded = gained("remit_accesses_total", reporter=REPORTER, result="FOLDED")
     flood = [entry(address=f"192.0.{n // 250}.{n % 250}") for n in range(5000)]
     await told_to(EdgeLog(recorder, PSEUDONYMS, clock), *flood)
     await recorder.flush()
+    assert came() == 5000
     assert len(sink.events) == 33
     details = [json.loads(event.detail_json) for event in sink.events]
     assert sum(detail["count"] for detail in details) == 5000

@@ -72,7 +72,7 @@ STILL: Final = {
         "the record keeps up with so few decisions", "tests/policy/test_decision_record"
     ),
     "remit_edge_log_entries_total": Elsewhere(
-        "the gateway need not refuse anything alone", "tests/gateway/test_access_log"
+        "the gateway need not refuse anything alone", "tests/audit/test_edge_log"
     ),
     "remit_audit_rolled_back": Elsewhere("no database is restored", "tests/audit/test_guard"),
 }
