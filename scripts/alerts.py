@@ -309,6 +309,15 @@ RECORD_KEEPING: Final = (
         "What is not decided is refused. UNDECIDED: a policy failed. FENCED is ordinary and is left"
         " out: a run's old worker was stopped.",
     ),
+    Alert(
+        "RemitEdgeLogDropped",
+        "sum(increase(envoy_access_logs_grpc_access_log_logs_dropped[15m])) > 0",
+        "0m",
+        WARNING,
+        "the gateway dropped {{ $value | humanize }} entries of what it refused by itself",
+        "Audit was away for longer than the gateway's buffer lasts, or is flooded. Those calls were"
+        " refused all the same; the log has no entry of them.",
+    ),
 )
 
 SERVICES: Final = (

@@ -295,6 +295,16 @@ CASES: Final = (
         },
     ),
     Case(
+        "RemitEdgeLogDropped",
+        fires={"envoy_access_logs_grpc_access_log_logs_dropped": "0x20 0+5x40"},
+        says="the gateway dropped 75 entries of what it refused by itself",
+        labels={},
+        quiet={
+            "envoy_access_logs_grpc_access_log_logs_dropped": "7+0x60",
+            "envoy_access_logs_grpc_access_log_logs_written": "0+1x60",
+        },
+    ),
+    Case(
         "RemitServiceDown",
         fires={'up{job="agent",instance="h:1"}': "1+0x30 0+0x10"},
         says="agent h:1 does not answer Prometheus",
