@@ -432,3 +432,13 @@ async def test_keys_that_were_fetched_count_through_an_outage(edge: Edge) -> Non
     assert error.reason == reasons.ERROR_REASON_CREDENTIAL_INVALID
     edge.cloud.away = False
     await eventually(lambda: edge.enters(of_carol(edge, "fourth")), timeout_s=30)
+
+
+async def test_a_flipped_bit_anywhere_is_refused(edge: Edge) -> None:
+    """Head, claims and each bit of the signature that a last character could hide."""
+    token = edge.corporate.token("eddsa")
+    for position, character in enumerate(token):
+        flipped = token[:position] + chr(ord(character) ^ 1) + token[position + 1 :]
+        error = await edge.refused(flipped)
+        assert (position, error.reason_name) == (position, "CREDENTIAL_INVALID")
+    await edge.admitted(token)
