@@ -12,7 +12,6 @@ from typing import Final
 from envoy_data_plane.envoy.config.core.v3 import DataSource, TransportSocket
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     DownstreamTlsContext,
     SubjectAltNameMatcher,
@@ -27,6 +26,8 @@ from envoy_data_plane.google.protobuf import Any
 
 from remit.rpc.identity import TRUST_DOMAIN, dns_name, spiffe_id
 
+SYSTEM_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
+"""Where Debian, its descendants and Envoy's own images keep whom they believe."""
 _SOCKET: Final = "envoy.transport_sockets.tls"
 # An upstream connection needs the maximum as well: the default allows TLS 1.2 at most.
 _TLS_1_3: Final = TlsParameters(
@@ -61,15 +62,12 @@ def public_tls(host: str, ca_file: str = "") -> TransportSocket:
     It is believed by the authorities in `ca_file`, else by the system's.
     """
     context = CertificateValidationContext(
+        trusted_ca=DataSource(filename=ca_file or SYSTEM_AUTHORITIES),
         match_typed_subject_alt_names=[
             SubjectAltNameMatcher(san_type=kind, matcher=StringMatcher(exact=host))
             for kind in (SubjectAltNameMatcherSanType.DNS, SubjectAltNameMatcherSanType.IP_ADDRESS)
-        ]
+        ],
     )
-    if ca_file:
-        context.trusted_ca = DataSource(filename=ca_file)
-    else:
-        context.system_root_certs = CertificateValidationContextSystemRootCerts()
     tls = CommonTlsContext(
         tls_params=TlsParameters(
             tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_2,
