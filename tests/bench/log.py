@@ -201,7 +201,7 @@ def main() -> None:
     plan = QUICK if options.quick else _plan(options)
     with contextlib.ExitStack() as stack:
         label = stack.enter_context(tree(None)).label
-        cluster = stack.enter_context(running_postgres())
+        cluster = stack.enter_context(running_postgres(on_disk=True))
         result = uvloop.run(measured(plan, cluster, label))
     print(log_tables.as_text(result))
     if plan.is_whole:
