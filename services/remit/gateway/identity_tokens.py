@@ -12,7 +12,11 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    Cluster,
+    ClusterDiscoveryType,
+    ClusterDnsLookupFamily,
+)
 from envoy_data_plane.envoy.config.core.v3 import DataSource, HttpUri, TransportSocket
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
@@ -119,6 +123,8 @@ def _cluster(topology: Topology, issuer: Issuer) -> Cluster:
     return Cluster(
         name=name,
         type=ClusterDiscoveryType.STATIC if address.is_ip else ClusterDiscoveryType.STRICT_DNS,
+        # By itself Envoy takes IPv6 wherever the name has it, also where no way leads there.
+        dns_lookup_family=ClusterDnsLookupFamily.V4_PREFERRED,
         connect_timeout=timedelta(seconds=topology.resilience.connect_timeout_s),
         load_assignment=ClusterLoadAssignment(
             cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
