@@ -130,7 +130,7 @@ async def test_calls_beside_it_are_made_and_kept(replica: StartReplica, world: W
 
     world.inference.think = think
     made = await replica()
-    world.tools.effects.wants_approval.update({"c0", "c2"})
+    world.tools.effects.wants_approval.update({"/tools/c0", "/tools/c2"})
     run = await made.client().create()
     await eventually(lambda: is_parked(made, run.name))
     waiting = await made.client().get(run.name)

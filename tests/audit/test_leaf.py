@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit.audit.leaf import Leaf, LeafError, format_time, parse_time
+from remit.audit.leaf import Leaf, LeafError, canonical_json, format_time, parse_time
 
 LEAF = Leaf(
     event_id="e-1",
@@ -60,6 +60,22 @@ leaves = st.builds(
 
 def test_the_encoding_never_changes() -> None:
     assert LEAF.encode() == GOLDEN
+
+
+@given(leaves)
+def test_the_encoding_is_that_of_an_encoder_which_knows_nothing_of_leaves(leaf: Leaf) -> None:
+    encoded = leaf.encode()
+    plain = json.dumps(
+        json.loads(encoded), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    assert plain.encode() == encoded
+    assert json.loads(encoded)["action"] == leaf.action
+
+
+@given(st.dictionaries(st.text(max_size=9), st.one_of(st.text(max_size=9), st.integers())))
+def test_canonical_json_is_that_of_a_general_encoder(members: dict[str, str | int]) -> None:
+    general = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical_json(members) == general.encode()
 
 
 @given(leaves)
