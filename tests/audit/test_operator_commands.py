@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
+from remit.api.errors.v1 import error_reason_pb2
+from remit.audit import reconciliation
 from remit.audit.archive_file import label
+from remit.audit.own_events import RECONCILE
 from remit.audit.settings import AuditSettings
 from remit.audit.tile_folder import TileFaultError, TileFolder
 from remit.cli import exit_codes
 from remit.cli.main import run
+from remit.postgres import Database
+from remit.rpc.errors import RemitError
 from tests.audit.old_months import month_ago
 from tests.audit.test_old_months import OLD, age, with_folders
 from tests.audit.test_reconciliation import exported, restored
@@ -142,6 +147,28 @@ async def test_what_was_lost_comes_back_from_an_export(
     await restored(audit.settings, 2)
     code, _, err = await operator("reconcile", str(path))
     assert (code, "line 1 is not JSON" in err) == (exit_codes.CONFIGURATION, True)
+
+
+async def test_what_is_put_back_is_told_though_the_command_dies_just_after(
+    audit: Audit, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.uses(audit.settings)
+    await audit.append(*(intent(f"e-{n}") for n in range(5)))
+    path = await exported(audit, tmp_path / "log.export")
+    await restored(audit.settings, 2)
+
+    async def dies(*_: object) -> None:
+        raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "it died here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reconciliation, "insert_checkpoint", dies)
+        code, _, err = await operator("reconcile", str(path))
+        assert (code != exit_codes.OK, "it died here" in err) == (True, True), err
+    assert await operator.json("reconcile", str(path)) == {"put_back": 0}
+    async with Database.open(audit.settings.dsn, pool_size=1) as database:
+        told = await database.fetch("SELECT leaf_index FROM events WHERE action = $1", RECONCILE)
+        ends = await database.fetchval("SELECT max(leaf_index) FROM leaves")
+    assert [row["leaf_index"] for row in told] == [ends]
 
 
 async def test_what_was_lost_comes_back_from_the_tiles(

@@ -78,9 +78,13 @@ class AuditLog:
                 DEPENDENCY_UNAVAILABLE when a database is away.
 
         """
+        await self.store.put_back(index, [[await self.sealed(event, reporter)]])
+
+    async def sealed(self, event: event_pb2.Event, reporter: str) -> SealedEvent:
+        """Return an event as the log would store it. Raises DEPENDENCY_UNAVAILABLE."""
         pseudonym = self._pseudonyms.of(event.subject)
         keys = await self._keyring.for_writing({pseudonym})
-        await self.store.put_back(index, [[self._sealed(event, reporter, keys[pseudonym])]])
+        return self._sealed(event, reporter, keys[pseudonym])
 
     def pseudonym_of(self, subject: str) -> bytes:
         """Return the pseudonym of `orgs/{org}/users/{user}`, 32 bytes."""

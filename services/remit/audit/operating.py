@@ -13,10 +13,15 @@ from remit.audit.checkpoints import CheckpointSigner, SignedCheckpoint
 from remit.audit.key_files import load_log_keys
 from remit.audit.log import AuditLog
 from remit.audit.lost_leaves import LeafSource
-from remit.audit.own_events import LossAccepted, record_reconciliation
+from remit.audit.own_events import (
+    REPORTER,
+    LossAccepted,
+    reconciliation_event,
+    record_reconciliation,
+)
 from remit.audit.parts import anchor_of, checkpoints_of, keyring_of, signing_of
 from remit.audit.reconciliation import Reconciled, reconcile
-from remit.audit.sealing import Pseudonyms
+from remit.audit.sealing import Pseudonyms, SealedEvent
 from remit.audit.settings import AuditSettings
 from remit.audit.signing_keys import SigningKeys
 from remit.audit.store import LogStore
@@ -61,10 +66,13 @@ async def reconciled(
 
     """
     async with _opened(settings, clock, ids) as it:
-        done = await reconcile(it.database, it.store, it.signing, it.anchor, source)
-        if done is not None:
-            await record_reconciliation(it.log, it.signing.signer.name, done, clock.now())
-        return done
+
+        async def tell(done: Reconciled) -> SealedEvent:
+            event = reconciliation_event(it.signing.signer.name, done, clock.now())
+            return await it.log.sealed(event, REPORTER)
+
+        parts = (it.database, it.store, it.signing, it.anchor, source)
+        return await reconcile(*parts, tell=tell)
 
 
 async def lost(settings: AuditSettings, note: str | None, *, clock: Clock, ids: IdSource) -> Loss:

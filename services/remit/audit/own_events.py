@@ -72,6 +72,14 @@ async def record_reconciliation(
         RemitError: it cannot be appended.
 
     """
+    [place] = await log.append([reconciliation_event(log_name, done, now)], REPORTER)
+    if isinstance(place, RemitError):
+        raise place
+    return place
+
+
+def reconciliation_event(log_name: str, done: Reconciled, now: datetime) -> event_pb2.Event:
+    """The ADMIN event of a reconciliation."""
     detail: dict[str, object] = {
         "kept_size": done.kept_size,
         "kept_root": done.kept_root.hex(),
@@ -82,10 +90,7 @@ async def record_reconciliation(
     }
     event = _event(RECONCILE, "reconcile", log_name, detail)
     event.event_time.FromDatetime(now)
-    [place] = await log.append([event], REPORTER)
-    if isinstance(place, RemitError):
-        raise place
-    return place
+    return event
 
 
 def loss_event(

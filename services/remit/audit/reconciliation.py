@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.audit.anchor import Anchor, Anchored
@@ -49,24 +49,30 @@ class Reconciled:
         return self.tree_size - self.kept_size
 
 
+Tell: TypeAlias = Callable[[Reconciled], Awaitable[SealedEvent]]
+"""Makes the entry of a reconciliation."""
+
+
 @dataclass(frozen=True)
 class _Target:
     checkpoint: Checkpoint
     signed_note: str
 
 
-async def reconcile(
+async def reconcile(  # noqa: PLR0913 - its parts, and how it is asked
     database: Database,
     store: LogStore,
     keys: SigningKeys,
     anchor: Anchor,
     source: LeafSource,
     *,
+    tell: Tell | None = None,
     partly: bool = False,
 ) -> Reconciled | None:
     """Put back what the log lacks of its largest checkpoint; None if it lacks nothing.
 
-    `partly`: no more than the source has, up to its own checkpoint.
+    `tell` makes the entry about it, which is stored with what is put back or not at all; None: it
+    is told otherwise. `partly`: no more than the source has, up to its own checkpoint.
 
     Raises:
         RemitError: CONFIGURATION_INVALID: the source is damaged, of another log, or too short;
@@ -83,16 +89,17 @@ async def reconcile(
             await _check_whole(store, target.checkpoint)
             return None
         await asyncio.to_thread(_check_leads, source, size, root, known)
-        events = _events(source, size, target.checkpoint.tree_size)
-        await store.put_back(size, _batches(events), target.checkpoint.root_hash)
+        goal = target.checkpoint
+        lost = await asyncio.to_thread(_open_intents, source, size, goal.tree_size)
+        done = Reconciled(size, root, goal.tree_size, goal.root_hash, len(lost))
+        entry = None if tell is None else await tell(done)
+        events = _batches(_events(source, size, goal.tree_size))
+        await store.put_back(size, events, goal.root_hash, entry)
     except (SourceError, LeafError, OSError) as error:
         raise _unusable(str(error)) from error
     await insert_checkpoint(database, keys, target.signed_note)
     await anchor.advance(target.signed_note)
-    lost = await asyncio.to_thread(_open_intents, source, size, target.checkpoint.tree_size)
-    return Reconciled(
-        size, root, target.checkpoint.tree_size, target.checkpoint.root_hash, len(lost)
-    )
+    return done
 
 
 async def _target(keys: SigningKeys, kept: Anchored | None, source: LeafSource) -> _Target:

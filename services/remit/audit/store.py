@@ -252,9 +252,15 @@ class LogStore:
         return (await self.range_hashes([LeafRange(0, tree_size)]))[0]
 
     async def put_back(
-        self, start: int, batches: Iterable[Sequence[SealedEvent]], root: bytes | None = None
+        self,
+        start: int,
+        batches: Iterable[Sequence[SealedEvent]],
+        root: bytes | None = None,
+        then: SealedEvent | None = None,
     ) -> None:
         """Append behind the first `start` leaves, whatever is refused now: all events, or none.
+
+        `then` comes after those that lead to the root.
 
         Raises:
             RemitError: INVALID_STATE: the log does not end there; LOG_ROLLED_BACK: with what it has
@@ -268,12 +274,11 @@ class LogStore:
             if size != start:
                 raise _moved(size, start)
             for events in batches:
-                guess = _Found(frontier.size, {})
-                _, found = await _append(connection, events, guess, frontier)
-                if found != guess:
-                    raise rolled_back(f"the log has some of the entries from {start} on already")
+                await _append_new(connection, events, frontier)
             if root is not None and frontier.root() != root:
                 raise rolled_back(f"the log of {frontier.size} leaves is not what was signed")
+            if then is not None:
+                await _append_new(connection, [then], frontier)
 
     async def _write(
         self, connection: Connection, events: Sequence[SealedEvent]
@@ -352,6 +357,16 @@ class _Found:
 
     size: int
     known: dict[str, tuple[int, bytes]]
+
+
+async def _append_new(
+    connection: Connection, events: Sequence[SealedEvent], frontier: Frontier
+) -> None:
+    """Append events of which the log has none. Raises LOG_ROLLED_BACK if it has one."""
+    guess = _Found(frontier.size, {})
+    _, found = await _append(connection, events, guess, frontier)
+    if found != guess:
+        raise rolled_back(f"the log has some of the entries from {guess.size} on already")
 
 
 async def _append(
