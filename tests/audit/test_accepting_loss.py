@@ -103,6 +103,9 @@ async def test_the_log_goes_on_and_says_what_it_lost(audit: Audit, tmp_path: Pat
         assert (detail["accepted_by"], detail["reason"]) == ("olga", "the disk died")
         assert (detail["kept_size"], detail["lost_size"]) == (280, 310)
         await after.append(*(admin(f"f-{number}") for number in range(50)))
+        # It looks each second, and when it is asked for a checkpoint that it does not have yet.
+        with pytest.raises(RemitError, match="start it anew"):
+            await audit.ask("GetCheckpoint", min_tree_size=1 << 40)
         stale = reasons(await audit.append(intent("e-stale")))
         assert stale == ["LOG_ROLLED_BACK"], "its tree is gone, however far the other one grows"
         path = await exported(after, tmp_path / "log.export")
