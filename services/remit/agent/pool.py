@@ -203,6 +203,8 @@ class RunPool:
             if count <= 0:
                 self._backlog = bool(self._waiting)
                 return
+            if self._draining:  # begun since: what is handed over is not taken again
+                return
             asked = self._clock.monotonic()
             grants = await self._leases.claim(
                 count,
