@@ -173,8 +173,7 @@ async def test_a_drain_lets_effects_end_and_hands_runs_over_at_once(
     await draining
     events = await second.client().watch(run.name)
     assert events[-1].ended.run.result == "The result is 391."
-    # A claim that is under way as the drain begins may take the run once more, and hand it over.
-    assert tokens(events) in ([1, 2], [1, 3])
+    assert tokens(events) == [1, 2]
     assert set(world.inference.effects.performed.values()) == {1}
 
 

@@ -66,6 +66,7 @@ class RunPool:
         self._next_due_s: float | None = None
         self._backlog = False
         self._draining = False
+        self._claiming = asyncio.Lock()
         self._wake = asyncio.Event()
 
     @property
@@ -180,7 +181,14 @@ class RunPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if jobs:
+            await self._claimed()
             await self._leases.release([job.tenure.held for job in jobs])
+
+    async def _claimed(self) -> None:
+        """Lets a claim under way end, which else could take again what is handed over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.hand_over_s), self._claiming:
+                pass
 
     @property
     def _free(self) -> int:
@@ -203,16 +211,17 @@ class RunPool:
             if count <= 0:
                 self._backlog = bool(self._waiting)
                 return
-            if self._draining:  # begun since: what is handed over is not taken again
-                return
-            asked = self._clock.monotonic()
-            grants = await self._leases.claim(
-                count,
-                at_work_here=self._at_work,
-                most_of_an_org=self._settings.max_running_per_org,
-            )
-            self._waiting -= Counter(grant.org for grant in grants)
-            await self._take_up([self._tenure(grant, asked) for grant in grants])
+            async with self._claiming:
+                if self._draining:  # begun since
+                    return
+                asked = self._clock.monotonic()
+                grants = await self._leases.claim(
+                    count,
+                    at_work_here=self._at_work,
+                    most_of_an_org=self._settings.max_running_per_org,
+                )
+                self._waiting -= Counter(grant.org for grant in grants)
+                await self._take_up([self._tenure(grant, asked) for grant in grants])
             count_claimed(grant.is_orphan for grant in grants)
             self._backlog = len(grants) == count
             if not self._backlog:
