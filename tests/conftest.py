@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, settings
 from remit import telemetry
 from remit.local.databases import FURTHER
 from remit.postgres import DATABASES, Database, migrate
-from tests.ordering import spread
+from tests.ordering import HEAVY, spread
 from tests.scratch import make_folder, remove_left_over
+from tests.telling import told
 from tests.waiting import PATIENCE, eventually
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         own = item.get_closest_marker("timeout")
         if own is not None:
             item.add_marker(pytest.mark.timeout(own.args[0] * PATIENCE), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Shows beside a failure how the meshes are that run meanwhile."""
+    report = yield
+    if report.failed and item.path.parent.name in HEAVY:
+        report.sections += told()
+    return report
 
 
 OpenDatabase = Callable[[str], Awaitable[Database]]
@@ -187,7 +197,9 @@ async def database(postgres: PostgresCluster) -> AsyncIterator[OpenDatabase]:
         async def fresh(name: str) -> Database:
             made.append(await postgres.fresh(name))
             dsn = postgres.dsn(made[-1], f"remit_{name}")
-            return await stack.enter_async_context(Database.open(dsn, pool_size=8))
+            return await stack.enter_async_context(
+                Database.open(dsn, pool_size=8, statement_timeout_s=5.0 * PATIENCE)
+            )
 
         yield fresh
     await postgres.drop(made)

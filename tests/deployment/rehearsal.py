@@ -105,8 +105,11 @@ class Rehearsal:
             task.cancel()
         await asyncio.gather(*self._done.values(), return_exceptions=True)
         for process in self.processes.values():
-            signal_session(process.pid, signal.SIGKILL)
-            await process.wait()
+            # The id of one that ended may be somebody else's by now: a busy machine hands out all
+            # of them within minutes.
+            if process.returncode is None:
+                signal_session(process.pid, signal.SIGKILL)
+                await process.wait()
 
     def log(self, name: str) -> str:
         """What a service printed."""

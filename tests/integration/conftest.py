@@ -20,16 +20,20 @@ from typing import Any
 
 from remit.gateway.topology import Topology
 from remit.local.first_key import ORG
+from remit.local.process import log_tail
 from remit.rpc.contracts import AREAS
 from tests.ordering import one_at_a_time
 from tests.ports import free_ports
 from tests.scratch import make_folder
+from tests.telling import telling
 from tests.waiting import PATIENCE
 
 START_TIMEOUT_S = 110.0
 STOP_TIMEOUT_S = 60.0
 NO_RUN_LIMITS = {"REMIT_POLICY_RUN_LIMIT_OF_USER": "0"}
 """What tests that are not about rate limits need: they start more runs than a user may."""
+PATIENT = {f"REMIT_{area.upper()}_STATEMENT_TIMEOUT_S": str(5 * PATIENCE) for area in AREAS}
+"""A busy machine may leave a statement without its processor for seconds."""
 REMIT = (sys.executable, "-m", "remit.cli.main")
 
 
@@ -87,6 +91,15 @@ class RunningMesh:
         """What a part printed."""
         return (self.state / "logs" / f"{part}.log").read_text(errors="replace")
 
+    def told(self) -> str:
+        """What `remit up` printed last, and each part before it died or until now."""
+        code = self.process.poll()
+        lines = [f"`remit up` {'runs' if code is None else f'ended with {code}'}"]
+        logs = sorted((self.state / "logs").glob("*.log"))
+        for file in (self.output, *logs):
+            lines += [f"-- {file.name}", *log_tail(file)]
+        return "\n".join(lines)
+
     def _parts(self) -> dict[str, Any]:
         parts = json.loads((self.state / "mesh.json").read_text())["parts"]
         assert isinstance(parts, dict)
@@ -118,11 +131,12 @@ def started_mesh(
                 command,
                 stdout=output,
                 stderr=output,
-                env=os.environ | NO_RUN_LIMITS | dict(environment or {}),
+                env=os.environ | NO_RUN_LIMITS | PATIENT | dict(environment or {}),
             )
             running = RunningMesh(chosen, process, topology, folder / "output")
             _until_started(running)
-        yield running
+        with telling(f"mesh {folder.name}", running.told):
+            yield running
     finally:
         if running is not None:
             _stop(running)

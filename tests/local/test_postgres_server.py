@@ -96,6 +96,7 @@ async def test_what_was_acknowledged_is_durable_and_nothing_listens_on_the_netwo
     }
 
 
+@pytest.mark.usefixtures("running")
 def test_its_folders_are_private(folder: Path) -> None:
     for private in (folder / "postgres", folder / "run"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
