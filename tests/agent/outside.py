@@ -35,6 +35,7 @@ from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.api.usage.v1 import usage_pb2
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import SystemIds
 from remit.rpc.remits import Remit, RemitVerifier, encode_remit
@@ -71,6 +72,7 @@ def client_remit(user: str = "orgs/acme/users/alice", *roles: str) -> Remit:
             {options_pb2.CALLER_AGENT, options_pb2.CALLER_AUDIT, options_pb2.CALLER_POLICY}
         ),
         roles=frozenset(roles or ("member",)),
+        permissions=frozenset(permissions()),
     )
 
 

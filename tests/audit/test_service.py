@@ -44,6 +44,7 @@ from remit.audit.settings import AuditSettings
 from remit.audit.verifier import verify_export
 from remit.rpc.calls import remit_token
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.ids import SystemIds
@@ -115,6 +116,7 @@ def verified(subject: str = ALICE, run: str = "", **changes: Any) -> Remit:
         "key_id": "k1",
         "issue_time": now,
         "expire_time": now + timedelta(minutes=5),
+        "permissions": frozenset(() if run else permissions()),
     }
     return Remit(**(fields | changes))
 

@@ -40,6 +40,7 @@ from remit.cost.settings import CostSettings
 from remit.cost.store import LedgerStore
 from remit.idempotency import AdminRecorder
 from remit.postgres import Database
+from remit.rpc.contracts import permissions
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.memory import MemoryMesh
@@ -231,9 +232,8 @@ class CostWorld:
 
     def client_token(self, subject: str = ALICE, team: str = "") -> str:
         """A client's own remit."""
-        return encode_remit(
-            self.a_remit(subject=subject, team=team, presenter=options_pb2.CALLER_PUBLIC), KEY
-        )
+        remit = self.a_remit(subject=subject, team=team, presenter=options_pb2.CALLER_PUBLIC)
+        return encode_remit(replace(remit, permissions=frozenset(permissions())), KEY)
 
     def run_token(
         self,

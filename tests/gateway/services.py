@@ -9,13 +9,14 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 from google.protobuf import descriptor, message, message_factory
 
 from remit.api.options.v1 import options_pb2
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.guard import Guard
 from remit.rpc.remits import RemitVerifier
 from remit.rpc.server import ContractInterceptor, caller_by_certificate
@@ -23,6 +24,8 @@ from tests.contracts.test_method_contracts import METHODS
 from tests.gateway.conftest import Seen, Upstream, World, allow, running_world
 from tests.permissions import PERMITTED
 from tests.rest import Client
+
+REMIT_OF_ALICE: Final = "remit-of-alice"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[message.Message]]
@@ -33,8 +36,8 @@ class AnyRemit:
     """Takes every remit; the edge alone is tested here."""
 
     async def verify(self, token: str, **_: Any) -> SimpleNamespace:
-        assert token == "remit-of-alice", "the edge must exchange the credential"
-        return SimpleNamespace(run="")
+        assert token == REMIT_OF_ALICE, "the edge must exchange the credential"
+        return SimpleNamespace(run="", permissions=permissions())
 
 
 class Services:
@@ -58,7 +61,7 @@ class Services:
         self.requests.clear()
         self.world.seen.clear()
         self.world.checks.clear()
-        self.world.verdict = allow("remit-of-alice")
+        self.world.verdict = allow(REMIT_OF_ALICE)
         self.world.judge = None
         self.world.counting.clear()
         self.world.limits = None

@@ -25,6 +25,7 @@ from remit.policy.limit_book import Limits
 from remit.policy.limit_stores import MemoryLimits, open_redis
 from remit.policy.limits import Limit
 from remit.policy.rate_limits import EdgeLimits
+from remit.policy.remits import Issued
 from remit.rpc.contracts import all_contracts
 from remit.rpc.envoy import RATE_LIMIT_DOMAIN, RateLimitServicer
 from remit.rpc.errors import RemitError
@@ -77,7 +78,10 @@ def limited(
         name = request.attributes.request.http.headers["authorization"].removeprefix("Bearer ")
         principal = Principal(f"orgs/acme/users/{name}", "orgs/acme", "", ("member",))
         holder = Holder(principal.org, principal.user, f"orgs/acme/apiKeys/{name}")
-        return admitted(Session(principal, holder, limits, "remit-of-alice", b"", end=0.0))
+        session = Session(
+            principal, holder, limits, lambda _: Issued("remit-of-alice", 60.0), b"", end=0.0
+        )
+        return admitted(session, "runs.create")
 
     services.world.judge = judge
 

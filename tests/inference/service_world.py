@@ -26,6 +26,7 @@ from remit.inference.main import open_service
 from remit.inference.settings import InferenceSettings
 from remit.rpc.calls import REMIT_KEY, remit_token
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.guard import Guard
 from remit.rpc.host import Service
 from remit.rpc.ids import SystemIds
@@ -69,6 +70,7 @@ def token_of(subject: str = ALICE, *, run: str = "", models: tuple[str, ...] = (
         key_id="k",
         issue_time=now,
         expire_time=now + timedelta(minutes=5),
+        permissions=frozenset(() if run else permissions()),
     )
     return encode_remit(remit, _KEY)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pool, message, message_factory
+from google.protobuf import message
 
 from remit.api.agent.v1 import conversation_service_pb2, conversation_service_pb2_grpc, run_pb2
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
@@ -21,6 +21,7 @@ from remit.api.policy.v1 import approval_service_pb2, approval_service_pb2_grpc
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.rpc.contracts import MethodContract, all_contracts
 from tests.integration.approving import approving_mesh, waiting_run
+from tests.integration.by_contract import answer_of, has_field, request_of, serialized
 from tests.integration.clients import a_run, bearer, channel, events_of, followed, result_of
 from tests.integration.conftest import RunningMesh
 from tests.waiting import PATIENCE, eventually
@@ -63,9 +64,9 @@ class World:
         self.done.add(method)
         metadata, timeout_s = bearer(self.mesh.api_key), 60 * PATIENCE
         if contract.stream is None:
-            unary = self.edge.unary_unary(contract.path, _bytes, _answers(contract))
+            unary = self.edge.unary_unary(contract.path, serialized, answer_of(contract).FromString)
             return await unary(_request(contract, fields), metadata=metadata, timeout=timeout_s)
-        stream = self.edge.unary_stream(contract.path, _bytes, _answers(contract))
+        stream = self.edge.unary_stream(contract.path, serialized, answer_of(contract).FromString)
         calling = stream(_request(contract, fields), metadata=metadata, timeout=timeout_s)
         return [answer async for answer in calling][-1]
 
@@ -101,26 +102,10 @@ class World:
 
 
 def _request(contract: MethodContract, fields: Mapping[str, Any]) -> message.Message:
-    method = _descriptor(contract)
-    names = {field.name for field in method.input_type.fields}
     given = dict(fields)
-    if "request_id" in names:
+    if has_field(contract, "request_id"):
         given.setdefault("request_id", f"records-{contract.path.rpartition('/')[2]}")
-    return message_factory.GetMessageClass(method.input_type)(**given)
-
-
-def _answers(contract: MethodContract) -> Callable[[bytes], message.Message]:
-    return message_factory.GetMessageClass(_descriptor(contract).output_type).FromString
-
-
-def _descriptor(contract: MethodContract) -> Any:
-    service, _, method = contract.path.removeprefix("/").rpartition("/")
-    pool: Any = descriptor_pool.Default()
-    return pool.FindServiceByName(service).methods_by_name[method]
-
-
-def _bytes(request: message.Message) -> bytes:
-    return request.SerializeToString()
+    return request_of(contract)(**given)
 
 
 @pytest.fixture

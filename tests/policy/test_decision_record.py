@@ -23,7 +23,7 @@ from remit.policy.facts import facts_of
 from remit.policy.recorded import Recorded, question_json, question_of, reduced
 from remit.policy.replay import Candidate, Step, process_pool, replay
 from remit.policy.rule_sets import PolicySource, compile_policies
-from remit.policy.rules import Question, RuleBook
+from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.simulation import first_difference
 from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
@@ -95,6 +95,36 @@ async def test_what_is_recorded_is_sealed_and_an_erasure_reaches_it(world: World
     assert left == [ALICE]
     first, last = await simulate(world, files=files())
     assert (first.decisions, first.erased, last.done) == (2, 1, True)
+
+
+async def test_what_no_policy_permits_is_recorded_without_a_policy(world: World) -> None:
+    """Such a decision once ended the service at the next look."""
+    request = policy_service_pb2.CheckPermissionRequest(
+        remit=world.client_token(BOB),
+        action="tools.call",
+        resource="tools/mail",
+        permission_class=permission_pb2.PERMISSION_CLASS_EXECUTE,
+        arguments_digest=bytes(32),
+    )
+    denied = await world.hot().CheckPermission(request)
+    assert (denied.decision, list(denied.policy_ids)) == (permission_pb2.DECISION_DENY, [])
+    await decide(world)
+    await world.record.flush()
+    kept = {each.policy_ids: each.allowed for each in await recorded(world) if each is not None}
+    assert kept == {(): False, ("members-call-tools",): True}
+
+
+async def test_what_cannot_be_stored_is_dropped_alone(world: World) -> None:
+    await decide(world)
+    await decide(world)
+    dropped = gained("remit_policy_decisions_dropped_total", reason="INTERNAL")
+    question = Question(Principal(BOB, "orgs/acme", "", ("member",)), "tools.call", "tools/mail")
+    no_number = Decision(allow=True, policy_ids=("a\nb",), reason="", epoch=2**70)
+    world.record.note("decisions/odd", question, no_number)
+    world.record.note("decisions/even", question, replace(no_number, epoch=1))
+    await world.record.flush()
+    kept = [each.policy_ids for each in await recorded(world) if each is not None]
+    assert (dropped(), len(kept), kept.count(("a\nb",))) == (1, 3, 1)
 
 
 async def test_a_full_queue_drops_and_counts_and_delays_nobody(world: World) -> None:

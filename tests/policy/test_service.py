@@ -454,6 +454,28 @@ async def test_the_listed_keys_verify_what_policy_signs(world: World, clock: Mov
     assert remit.subject == ALICE
 
 
+def remit_for(world: World, permission: str) -> str:
+    """A client's remit as the edge signs it for one call."""
+    principal = Principal(ALICE, "orgs/acme", "", ("admin",))
+    return world.issuer.for_client(principal, permission, api_key="", epoch=1).token
+
+
+async def test_a_remit_for_reading_registers_no_run(world: World) -> None:
+    run = new_run()
+    error = await refused(issue(world, run, client=remit_for(world, "runs.read")))
+    assert error.reason == error_reason_pb2.ERROR_REASON_PERMISSION_DENIED
+    assert error.metadata["permission"] == "runs.create"
+    assert await issue(world, run, client=remit_for(world, "runs.create"))
+
+
+async def test_a_clients_effect_is_of_what_its_remit_is_for(world: World) -> None:
+    answer = await world.hot().CheckPermission(check(remit_for(world, "tools.list")))
+    assert answer.decision == permission_pb2.DECISION_DENY
+    assert "not issued for tools.call" in answer.reason
+    answer = await world.hot().CheckPermission(check(remit_for(world, "tools.call")))
+    assert answer.decision == permission_pb2.DECISION_ALLOW
+
+
 async def test_a_remit_of_another_installation_is_refused(world: World) -> None:
     from tests.policy.test_remits import CLOCK, issuer_and_verifier  # noqa: PLC0415
 

@@ -151,9 +151,9 @@ class Streaming:
         return self.world.clock.monotonic() - began, raised.value
 
 
-async def key_of(world: World) -> str:
+async def key_of(world: World, contract: MethodContract = WATCH_RUN) -> str:
     """A client's remit, as the edge gives it for an API key."""
-    return (await world.credentials.session(await world.admin_secret())).token
+    return (await world.credentials.session(await world.admin_secret())).token(contract.permission)
 
 
 def by_path(contract: MethodContract) -> str:
@@ -165,7 +165,7 @@ async def test_a_key_that_is_revoked_ends_each_stream_within_its_bound(
     world: World, contract: MethodContract
 ) -> None:
     assert contract.stream is not None
-    streaming, token = Streaming(world, contract), await key_of(world)
+    streaming, token = Streaming(world, contract), await key_of(world, contract)
     for before_s in (0.0, 9.0, 19.0, 25.0, 47.0):
         async with streaming.opened(token) as stream:
             await streaming.lasts(stream, before_s)
@@ -183,7 +183,7 @@ async def test_a_permission_that_is_taken_away_ends_each_stream_within_its_bound
     world: World, contract: MethodContract
 ) -> None:
     assert contract.stream is not None
-    streaming, token = Streaming(world, contract), await key_of(world)
+    streaming, token = Streaming(world, contract), await key_of(world, contract)
     async with streaming.opened(token) as stream:
         await streaming.lasts(stream, 45)
         source = world.policies.book.source
@@ -275,13 +275,13 @@ class TestClient:
         self, world: World, clock: MovedClock
     ) -> None:
         secret = await world.admin_secret()
-        tokens = [(await world.credentials.session(secret)).token]
+        tokens = [(await world.credentials.session(secret)).token(WATCH_RUN.permission)]
         streaming = Streaming(world, WATCH_RUN)
         async with self.followed(streaming, lambda: tokens[-1]) as events:
             self.sent(streaming, 1)
             assert (await in_time(anext(events), 10)).sequence == 1
             clock.move(LIFETIME_S - 1)
-            tokens.append((await world.credentials.session(secret)).token)
+            tokens.append((await world.credentials.session(secret)).token(WATCH_RUN.permission))
             self.sent(streaming, 2)  # read by the stream whose remit has ended, and not sent
             self.sent(streaming, 2)
             self.sent(streaming, 3, ended=True)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+from google.protobuf import timestamp_pb2
 
 from remit.access_recorder import AccessRecorder, by_rpc
 from remit.api.audit.v1 import (
@@ -66,6 +67,7 @@ from remit.policy.signing import Seal
 from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
 from remit.postgres import Database
+from remit.rpc.contracts import permissions
 from remit.rpc.envoy import add_authorization_servicer, add_rate_limit_servicer
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.guard import Guard
@@ -105,6 +107,10 @@ class MovedClock:
     def move(self, seconds: float) -> None:
         self._now += timedelta(seconds=seconds)
         self._monotonic += seconds
+
+    def reach(self, time: timestamp_pb2.Timestamp) -> None:
+        """It is that time, which the database's clock chose; nothing that is remembered ages."""
+        self._now = max(self._now, time.ToDatetime(UTC) + timedelta(milliseconds=1))
 
 
 class RandomIds:
@@ -391,10 +397,10 @@ class World:
     def client_token(
         self, user: str = ALICE, *, roles: tuple[str, ...] = ("member",), team: str = ""
     ) -> str:
-        """A client's remit, as the edge sets it."""
+        """A client's remit, as the edge sets it, for whatever the client may want to do."""
         org = "/".join(user.split("/")[:2])
         principal = Principal(user, org, team, roles)
-        return self.issuer.for_client(principal, api_key="", epoch=1).token
+        return self.issuer.for_client(principal, *permissions(), api_key="", epoch=1).token
 
     async def admin_secret(self) -> str:
         return await bootstrap_admin(self.database, self.pepper, ORG, ALICE)

@@ -18,6 +18,7 @@ from remit.api.inference.v1 import inference_service_pb2
 from remit.api.options.v1 import options_pb2
 from remit.rpc import metrics
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.guard import Guard
 from remit.rpc.remits import RemitVerifier
 from remit.rpc.rest import TRANSCODED_KEY
@@ -30,7 +31,7 @@ REST = ((TRANSCODED_KEY, "POST"),)
 
 class AnyRemit:
     async def verify(self, _token: str, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(run="")
+        return SimpleNamespace(run="", permissions=permissions())
 
 
 class Context:

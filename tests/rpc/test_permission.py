@@ -138,6 +138,7 @@ async def test_no_stream_begins_where_nobody_would_ask() -> None:
         audience=frozenset({options_pb2.CALLER_AUDIT}),
         issue_time=issued,
         expire_time=issued + timedelta(minutes=5),
+        permissions=frozenset({TAIL.permission, LIST.permission}),
     )
     shown = [("remit-token", encode_remit(remit, KEY))]
     with pytest.raises(RemitError) as raised:

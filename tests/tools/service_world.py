@@ -20,6 +20,7 @@ from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.rpc.calls import remit_token
 from remit.rpc.clock import SystemClock
+from remit.rpc.contracts import permissions
 from remit.rpc.errors import RemitError
 from remit.rpc.guard import Guard
 from remit.rpc.host import Service
@@ -68,6 +69,7 @@ def token_of(subject: str = ALICE, *, run: str = "", tools: tuple[str, ...] = ()
         key_id="k",
         issue_time=now,
         expire_time=now + timedelta(minutes=5),
+        permissions=frozenset(() if run else permissions()),
     )
     return encode_remit(remit, _KEY)
 

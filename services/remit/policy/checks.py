@@ -89,8 +89,10 @@ def _circumstances(
     return context
 
 
-def outside_remit(remit: Remit, resource: str) -> str:
-    """Why the remit of a run does not cover `resource`; empty if it does."""
+def outside_remit(remit: Remit, action: str, resource: str) -> str:
+    """Why a remit does not cover `action` on `resource`; empty if it does."""
+    if not remit.is_run and action not in remit.permissions:
+        return f"the remit of {remit.subject} was not issued for {action}"
     tool, model = names.is_name("tool", resource), names.is_name("model", resource)
     if (tool and not remit.offers_tool(resource)) or (model and not remit.offers_model(resource)):
         return f"the remit of {remit.run} does not name {resource}"

@@ -10,9 +10,10 @@ stops at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -28,7 +29,7 @@ from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
 from remit.policy.identity_tokens import Identity
 from remit.policy.limit_book import LimitBook, Limits
-from remit.policy.remits import RemitIssuer
+from remit.policy.remits import Issued, RemitIssuer
 from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.store import ApiKeyRow, PolicyStore
 from remit.rpc.clock import Clock
@@ -64,13 +65,15 @@ class Session:
     principal: Principal
     holder: Holder
     limits: Limits
-    token: str
+    issue: Callable[[str], Issued]
+    """Signs the remit for a permission."""
     digest: bytes
     end: float
     scopes: tuple[str, ...] = ()
     """Permissions that the key is limited to; empty: no limit."""
     _epoch: int = 0
     _decisions: dict[str, Decision] = field(default_factory=dict)
+    _tokens: dict[str, str] = field(default_factory=dict)
 
     def is_within_scope(self, permission: str) -> bool:
         """Whether the key is meant for `permission`: it, or what it begins with, is a scope."""
@@ -88,6 +91,15 @@ class Session:
             question = Question(self.principal, permission, self.principal.org)
             self._decisions[permission] = book.decide(question)
         return self._decisions[permission]
+
+    def token(self, permission: str) -> str:
+        """Return the remit for calls that need `permission`, which was decided before.
+
+        One is signed for each permission that is used, and shown again while the session lasts.
+        """
+        if permission not in self._tokens:
+            self._tokens[permission] = self.issue(permission).token
+        return self._tokens[permission]
 
 
 class Credentials:
@@ -186,13 +198,17 @@ class Credentials:
         await self._check_subject(_holder(row))
         book = await self._policies.newest()
         principal = Principal(row.subject, row.org, row.team, row.roles)
-        issued = self._issuer.for_client(
-            principal, api_key=row.key_id, epoch=book.epoch, not_after=row.expire_time
+        issue = functools.partial(
+            self._issuer.for_client,
+            principal,
+            api_key=row.key_id,
+            epoch=book.epoch,
+            not_after=row.expire_time,
         )
-        # Counted from before the database was asked, and never past the token's own end.
-        end = started + min(self._cache_s, issued.lifetime_s)
+        # Counted from before the database was asked, and never past the end of a token.
+        end = started + min(self._cache_s, self._issuer.lifetime_s(row.expire_time))
         limits = await self._limits.limits(row.subject, row.name, row.org)
-        session = Session(principal, _holder(row), limits, issued.token, digest, end, row.scopes)
+        session = Session(principal, _holder(row), limits, issue, digest, end, row.scopes)
         await self._note_use(row)
         if revocations == self._revocations:
             self._remember(key.key_id, session)
@@ -206,13 +222,17 @@ class Credentials:
         await self._store.know(principal)
         await self._check_subject(holder)
         book = await self._policies.newest()
-        issued = self._issuer.for_client(
-            principal, api_key="", epoch=book.epoch, not_after=identity.expire_time
+        issue = functools.partial(
+            self._issuer.for_client,
+            principal,
+            api_key="",
+            epoch=book.epoch,
+            not_after=identity.expire_time,
         )
-        end = started + min(self._cache_s, issued.lifetime_s)
+        end = started + min(self._cache_s, self._issuer.lifetime_s(identity.expire_time))
         # Nothing stands for the credential itself: each sign-in brings another.
         limits = replace(await self._limits.limits(principal.user, "", principal.org), api_key=None)
-        session = Session(principal, holder, limits, issued.token, identity.digest, end)
+        session = Session(principal, holder, limits, issue, identity.digest, end)
         if revocations == self._revocations:
             self._remember(_name_of(identity), session)
         return session

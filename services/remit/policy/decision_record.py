@@ -8,6 +8,7 @@ try policies and proves nothing. The proof of what was done is audit's log.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ SLOTS: Final = 32
 _BATCH: Final = 1_000
 _PAGE: Final = 2_000
 _LOOK_S: Final = 3_600.0
+_NOT_STORABLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, TypeError, ValueError)
+"""What a row meets that no later try would store. A database that is away is a RemitError."""
 
 log = telemetry.logger(__name__)
 
@@ -98,15 +101,32 @@ class DecisionRecord:
                 log.warning("decisions_not_recorded", reason=error.reason_name)
 
     async def flush(self) -> None:
-        """Store everything that waits now."""
+        """Store everything that waits now.
+
+        What cannot be stored, whatever the reason, is dropped alone: policy does not end of it.
+        """
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             try:
-                await self._store(batch)
-            except RemitError as error:
-                DECISIONS_DROPPED.labels(error.reason_name).inc(len(batch))
-                raise
-            DECISIONS_RECORDED.inc(len(batch))
+                await self._keep(batch)
+            except _NOT_STORABLE:
+                for each in batch:
+                    await self._keep_or_drop(each)
+
+    async def _keep_or_drop(self, each: Recorded) -> None:
+        try:
+            await self._keep([each])
+        except _NOT_STORABLE:
+            DECISIONS_DROPPED.labels("INTERNAL").inc()
+            log.exception("decision_not_storable", decision=each.decision_id)
+
+    async def _keep(self, batch: Sequence[Recorded]) -> None:
+        try:
+            await self._store(batch)
+        except RemitError as error:
+            DECISIONS_DROPPED.labels(error.reason_name).inc(len(batch))
+            raise
+        DECISIONS_RECORDED.inc(len(batch))
 
     async def _store(self, batch: Sequence[Recorded]) -> None:
         rows = [await self._row(each) for each in batch]
@@ -114,7 +134,7 @@ class DecisionRecord:
             "INSERT INTO decisions (slot, decision_time, decision_id, subject, epoch, allowed,"
             " policy_ids, sealed_question)"
             " SELECT slot, decision_time, decision_id, subject, epoch, allowed,"
-            " string_to_array(nullif(policy_ids, ''), chr(10)), sealed_question"
+            " ARRAY(SELECT jsonb_array_elements_text(policy_ids::jsonb)), sealed_question"
             " FROM unnest($1::smallint[], $2::timestamptz[], $3::text[], $4::text[], $5::bigint[],"
             " $6::boolean[], $7::text[], $8::bytea[]) AS given (slot, decision_time, decision_id,"
             " subject, epoch, allowed, policy_ids, sealed_question) ON CONFLICT DO NOTHING",
@@ -136,7 +156,7 @@ class DecisionRecord:
             subject,
             each.epoch,
             each.allowed,
-            "\n".join(each.policy_ids),
+            json.dumps(each.policy_ids),
             sealed,
         )
 

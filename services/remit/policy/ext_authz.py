@@ -79,6 +79,7 @@ class EdgeAuthorization:
         visit = _visit(request)
         try:
             session = await self._admit(visit, headers, checked_tokens(request))
+            answer = admitted(session, visit.action)
             for access, occasion in visit.admitted():
                 self._accesses.allow(access, occasion)
         except RemitError as error:
@@ -86,7 +87,7 @@ class EdgeAuthorization:
             self._accesses.deny(*visit.refused(error))
             return refused(error, is_grpc=_speaks_grpc(headers))
         count_edge()
-        return admitted(session)
+        return answer
 
     async def _admit(
         self, visit: Visit, headers: Mapping[str, str], checked: struct_pb2.Struct
@@ -208,8 +209,8 @@ def _key_alone(text: str) -> str:
     return text
 
 
-def admitted(session: Session | None) -> authorization_pb2.CheckResponse:
-    """Let the call pass with the session's remit, if any, and without the credential."""
+def admitted(session: Session | None, permission: str) -> authorization_pb2.CheckResponse:
+    """Let the call pass with the session's remit for it, if any, and without the credential."""
     response = authorization_pb2.CheckResponse(
         status=status_pb2.Status(),
         ok_response=authorization_pb2.OkHttpResponse(headers_to_remove=[AUTHORIZATION, API_KEY]),
@@ -217,7 +218,7 @@ def admitted(session: Session | None) -> authorization_pb2.CheckResponse:
     if session is None:
         response.ok_response.headers_to_remove.append(REMIT_KEY)
         return response
-    response.ok_response.headers.append(_header(REMIT_KEY, session.token))
+    response.ok_response.headers.append(_header(REMIT_KEY, session.token(permission)))
     # Read by the edge alone, to count the call (remit.gateway.rate_limits).
     response.dynamic_metadata.update(
         facts_of(

@@ -35,8 +35,8 @@ DECISIONS_RECORDED: Final = Counter(
 )
 DECISIONS_DROPPED: Final = Counter(
     "remit_policy_decisions_dropped_total",
-    "Decisions that were made and not stored, by reason: QUEUE_FULL, or what kept the batch from"
-    " being stored. A decision never waits for its record.",
+    "Decisions that were made and not stored, by reason: QUEUE_FULL, INTERNAL for one that no table"
+    " takes, or what kept the batch from being stored. A decision never waits for its record.",
     ["reason"],
 )
 EPOCH: Final = Gauge(

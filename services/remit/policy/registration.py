@@ -15,7 +15,10 @@ from remit.api.policy.v1 import policy_service_pb2
 from remit.policy.entities import Principal
 from remit.policy.runs import Registration, registered_otherwise
 from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.remits import Remit
 
+CREATE_RUN: Final = "runs.create"
+"""Permission of every method that starts a run."""
 _MAX_GRANTS: Final = 256
 _MAX_DEPTH: Final = 8
 """Runs on one path. The agent service allows fewer; this bounds the length of an account's name."""
@@ -39,6 +42,16 @@ def check_delegation(request: policy_service_pb2.DelegateRemitRequest) -> None:
         found.append(Violation("agent", "must be stated"))
     if found:
         raise invalid_request(found)
+
+
+def check_starts_runs(client: Remit) -> None:
+    """Raise PERMISSION_DENIED for the remit of a client who asked the edge for something else."""
+    if CREATE_RUN not in client.permissions:
+        raise RemitError(
+            ERROR_REASON_PERMISSION_DENIED,
+            f"the remit of {client.subject} was not issued for {CREATE_RUN}",
+            metadata={"permission": CREATE_RUN},
+        )
 
 
 def run_violations(run: str, field: str, token: int) -> list[Violation]:

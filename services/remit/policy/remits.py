@@ -52,14 +52,15 @@ class RemitIssuer:
     def for_client(
         self,
         principal: Principal,
-        *,
+        *permissions: str,
         api_key: str,
         epoch: int,
         not_after: datetime | None = None,
     ) -> Issued:
-        """Issue the remit of a client for one call through the edge.
+        """Issue the remit of a client for methods that need one of `permissions`.
 
-        It names the API key behind it, by its id, and never outlives it; that ends at `not_after`.
+        Whether the client has them was decided before. The remit names the API key behind it, by
+        its id, and never outlives it; that ends at `not_after`.
         """
         remit = self._remit(
             principal,
@@ -67,7 +68,12 @@ class RemitIssuer:
             account=names.account_path(principal.user, team=principal.team)[-1],
             not_after=not_after,
         )
-        return self._signed(replace(remit, api_key=api_key))
+        return self._signed(replace(remit, api_key=api_key, permissions=frozenset(permissions)))
+
+    def lifetime_s(self, not_after: datetime | None = None) -> float:
+        """Return how long what is issued now lives at least, in seconds."""
+        _, end = self._span(not_after)
+        return (end - self._clock.now()).total_seconds()
 
     def for_run(self, run: Registration, fencing_token: int, *, epoch: int) -> Issued:
         """Issue the remit of a registered run for the worker that holds `fencing_token`.
@@ -88,9 +94,7 @@ class RemitIssuer:
         run: Registration | None = None,
         not_after: datetime | None = None,
     ) -> Remit:
-        # Tokens count whole seconds; rounding both ends down keeps the life within its bound.
-        now = self._clock.now().astimezone(UTC).replace(microsecond=0)
-        end = now + self._lifetime
+        now, end = self._span(not_after)
         return Remit(
             remit_id=self._ids.uuid7(),
             subject=principal.user,
@@ -108,9 +112,15 @@ class RemitIssuer:
             roles=frozenset(principal.roles),
             key_id=self._keys.signing.key_id,
             issue_time=now,
-            expire_time=min(end, not_after) if not_after else end,
+            expire_time=end,
             outer_limits_nanos=run.outer_limits_nanos if run else (),
         )
+
+    def _span(self, not_after: datetime | None) -> tuple[datetime, datetime]:
+        # Tokens count whole seconds; rounding both ends down keeps the life within its bound.
+        now = self._clock.now().astimezone(UTC).replace(microsecond=0)
+        end = now + self._lifetime
+        return now, min(end, not_after) if not_after else end
 
     def _signed(self, remit: Remit) -> Issued:
         try:

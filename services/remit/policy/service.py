@@ -45,6 +45,7 @@ from remit.policy.registration import (
     check_delegation,
     check_issue,
     check_restated,
+    check_starts_runs,
     registration_of,
     run_violations,
     sub_registration,
@@ -276,7 +277,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
         if remit.subject in fences.disabled:
             return refused_by_remit(f"{remit.subject} is disabled", book.epoch)
-        outside = outside_remit(remit, request.resource)
+        outside = outside_remit(remit, request.action, request.resource)
         if outside:
             return refused_by_remit(outside, book.epoch)
         question = question_of(remit, request)
@@ -314,6 +315,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             presenter=options_pb2.CALLER_PUBLIC,
         )
         _check_party(client, current_call().caller)
+        check_starts_runs(client)
         principal = principal_of(client)
         _require_allowed(book, principal, asked)
         return registration_of(principal, request)

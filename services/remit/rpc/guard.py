@@ -166,6 +166,7 @@ class Guard:
         remit: Remit | None = None
         if contract.auth == options_pb2.AUTH_REMIT:
             remit = await self._verifier.verify(token, audience=self._audience, presenter=caller)
+            _check_permission(contract, caller, remit)
             telemetry.name_runs(remit.run)
         return Call(
             method=contract.path,
@@ -175,6 +176,22 @@ class Guard:
             deadline=deadline,
             trace_id=(telemetry.current() or telemetry.fresh()).trace_id,
             monotonic=self._clock.monotonic,
+        )
+
+
+def _check_permission(contract: MethodContract, caller: Caller.ValueType, remit: Remit) -> None:
+    """Raises PERMISSION_DENIED for a client's remit that was issued for something else.
+
+    The edge asks policy and then gets a remit for that alone. So whoever comes past it, with its
+    certificate and somebody's remit, can do what the remit was issued for and nothing besides.
+    """
+    if caller == options_pb2.CALLER_PUBLIC and contract.permission not in remit.permissions:
+        raise RemitError(
+            error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
+            f"{remit.subject} presents a remit that was issued for"
+            f" {', '.join(sorted(remit.permissions)) or 'no method'}; {contract.permission} needs"
+            " one of its own from the edge",
+            metadata={"permission": contract.permission},
         )
 
 

@@ -75,6 +75,9 @@ class Remit:
     """Id of the API key that a client showed for it; empty for a run's."""
     outer_limits_nanos: tuple[int | None, ...] = ()
     """Of a sub-run: the limits of the runs above it, the outermost first."""
+    permissions: frozenset[str] = frozenset()
+    """For a client: the permissions of methods that it was issued for; methods of others refuse
+    it. A run's remit lists none: it calls no method of clients."""
 
     @property
     def org(self) -> str:
@@ -245,6 +248,8 @@ def encode_claims(remit: Remit) -> dict[str, Any]:
         optional["api_key"] = remit.api_key
     if remit.outer_limits_nanos:
         optional["outer_limits"] = list(remit.outer_limits_nanos)
+    if remit.permissions:
+        optional["permissions"] = sorted(remit.permissions)
     return {
         "iss": ISSUER,
         "sub": remit.subject,
@@ -291,6 +296,7 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         expire_time=datetime.fromtimestamp(claims["exp"], UTC),
         api_key=str(claims.get("api_key", "")),
         outer_limits_nanos=tuple(claims.get("outer_limits", ())),
+        permissions=frozenset(claims.get("permissions", ())),
     )
     _check_account(remit)
     return remit
