@@ -455,6 +455,25 @@ def test_users(remit: Remit, edge: EdgeServer, verb: str, *, disabled: bool) -> 
     assert document["principal"]["name"] == "orgs/local/users/bob"
 
 
+def test_users_list(remit: Remit, edge: EdgeServer) -> None:
+    bob = principal_pb2.Principal(
+        name="orgs/local/users/bob", teams=["orgs/local/teams/core"], working_key_count=2
+    )
+    bob.last_use_time.seconds = bob.create_time.seconds = 1_795_446_000
+    carol = principal_pb2.Principal(name="orgs/local/users/carol", roles=["admin"])
+    carol.disable_time.seconds = 1_795_446_000
+    edge.answers["ListPrincipals"] = lambda _: principal_service_pb2.ListPrincipalsResponse(
+        principals=[bob, carol]
+    )
+    head, first, second = remit("users", "list").out.splitlines()
+    assert head.split()[:3] == ["USER", "WORKS", "KEYS"]
+    assert first.split()[:5] == [bob.name, "yes", "2", "-", "orgs/local/teams/core"]
+    assert "disabled 2026-11-23" in second
+    assert "never" in second
+    (document,) = remit("users", "list", "--json").documents
+    assert document["principals"][0]["working_key_count"] == 2
+
+
 def test_keys_revoke(remit: Remit, edge: EdgeServer) -> None:
     edge.answers["RevokeApiKey"] = lambda _: policy_admin_service_pb2.RevokeApiKeyResponse(
         api_key=api_key(revoke_time=1_795_446_000)

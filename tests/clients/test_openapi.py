@@ -102,6 +102,7 @@ OF_CREDENTIALS = {
     f"{POLICY}/RotateApiKey",
     f"{PRINCIPALS}/DisablePrincipal",
     f"{PRINCIPALS}/EnablePrincipal",
+    f"{PRINCIPALS}/ListPrincipals",
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
@@ -211,6 +212,11 @@ async def test_credentials(rest: Rest) -> None:
         told = await changed(f"{PRINCIPALS}/{verb}Principal", {"requestId": new_id()}, user)
         assert told["principal"]["name"] == key["user"]
         assert ("disableTime" in told["principal"]) == (verb == "Disable")
+    found = await rest(f"{PRINCIPALS}/ListPrincipals")
+    listed = fits(f"{PRINCIPALS}/ListPrincipals", found)["principals"]
+    (turner,) = [each for each in listed if each["name"] == key["user"]]
+    assert turner["workingKeyCount"] >= 1
+    assert "disableTime" not in turner
 
 
 async def test_changes(rest: Rest) -> None:

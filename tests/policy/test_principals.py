@@ -98,6 +98,72 @@ async def test_no_decision_is_made_for_a_disabled_user(world: World) -> None:
     assert "is disabled" in answer.reason
 
 
+# --------------------------------------------------------------------------------------- the list
+
+
+async def listed(world: World, roles: tuple[str, ...] = ("admin",), **fields: Any) -> Any:
+    with remit_token(world.client_token(ALICE, roles=roles)):
+        return await world.principals().ListPrincipals(
+            principal_service_pb2.ListPrincipalsRequest(**fields)
+        )
+
+
+async def test_users_are_listed_with_what_their_working_keys_say(world: World) -> None:
+    core, ops = "orgs/acme/teams/core", "orgs/acme/teams/ops"
+    first = await as_admin(world, "CreateApiKey", create(team=ops, roles=["admin"]))
+    assert await enters(world, first.secret)
+    for number, team in enumerate((core, "", core)):
+        await as_admin(world, "CreateApiKey", create(team=team, request_id=f"more{number}"))
+    old = await as_admin(
+        world, "CreateApiKey", create(team="orgs/acme/teams/gone", request_id="gone")
+    )
+    await as_admin(world, "RevokeApiKey", revoke(old.api_key.name))
+    (bob,) = (await listed(world)).principals
+    assert (bob.name, bob.working_key_count) == (BOB, 4)
+    assert (list(bob.teams), list(bob.roles)) == ([core, ops], ["admin", "member"])
+    assert bob.HasField("last_use_time")
+    assert bob.HasField("create_time")
+    assert not bob.HasField("disable_time")
+
+
+async def test_whoever_was_disabled_beforehand_is_listed(world: World) -> None:
+    name = "orgs/acme/users/never"
+    disabled = await turn(world, "Disable", name)
+    (never,) = (await listed(world)).principals
+    assert never == disabled
+    assert (never.working_key_count, list(never.roles)) == (0, [])
+
+
+async def test_users_are_listed_in_pages_and_those_of_other_orgs_are_not(world: World) -> None:
+    made = [f"orgs/acme/users/u{number}" for number in range(5)]
+    for name in made:
+        await turn(world, "Disable", name, request_id=name[-2:])
+    await turn(world, "Disable", "orgs/other/users/eve", user="orgs/other/users/mallory")
+    found: list[str] = []
+    token = ""
+    while not found or token:
+        page = await listed(world, page_size=2, page_token=token)
+        assert len(page.principals) <= 2
+        found += [each.name for each in page.principals]
+        token = page.next_page_token
+    assert found == made
+    everybody = await listed(world, page_size=10_000)
+    assert (len(everybody.principals), everybody.next_page_token) == (5, "")
+
+
+async def test_who_may_list_and_how(world: World) -> None:
+    error = await refused(listed(world, ("member",)))
+    assert error.reason == reasons.ERROR_REASON_PERMISSION_DENIED
+    for fields in (
+        {"page_size": -1},
+        {"page_token": "x"},
+        {"page_token": "orgs/other/users/eve"},
+    ):
+        error = await refused(listed(world, **fields))
+        assert (fields, error.reason_name) == (fields, "INVALID_REQUEST")
+        assert [each.field for each in error.violations] == [*fields]
+
+
 # ------------------------------------------------------------------------------------------ scopes
 
 

@@ -56,6 +56,7 @@ from remit.policy.limit_stores import MemoryLimits
 from remit.policy.limits import Limit
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
+from remit.policy.principal_store import PrincipalStore
 from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import Candidate, prepare
@@ -363,7 +364,7 @@ class World:
             guard,
             principal_service_pb2_grpc.add_PrincipalServiceServicer_to_server,
             PrincipalService(
-                store=self.store,
+                store=PrincipalStore(self.database),
                 authority=self.authority,
                 credentials=self.credentials,
                 recorder=self.recorder,

@@ -1,25 +1,67 @@
-"""`remit users`: users of the org that are disabled, and enabled again."""
+"""`remit users`: the users of the org, listed, disabled, and enabled again."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import click
 
 from remit.api.policy.v1 import principal_pb2, principal_service_pb2, principal_service_pb2_grpc
 from remit.cli import documents
-from remit.cli.client import Edge, Session, client_options, new_request_id
+from remit.cli.client import Edge, Listing, Session, client_options, collect, new_request_id
+from remit.cli.output import Column
+from remit.cli.parameters import limit_option
 from remit.cli.wording import local_time
 
+Principal = principal_pb2.Principal
+
+
+def _works(user: Principal) -> str:
+    if user.HasField("disable_time"):
+        return f"disabled {local_time(user.disable_time)}"
+    return "yes"
+
+
+def _used(user: Principal) -> str:
+    return local_time(user.last_use_time) if user.HasField("last_use_time") else "never"
+
+
+_COLUMNS: Final = (
+    Column[Principal]("user", lambda u: u.name, keep=True),
+    Column[Principal]("works", _works, keep=True),
+    Column[Principal]("keys", lambda u: str(u.working_key_count), "right"),
+    Column[Principal]("roles", lambda u: " ".join(u.roles) or "-"),
+    Column[Principal]("teams", lambda u: " ".join(u.teams) or "-"),
+    Column[Principal]("key used", _used),
+    Column[Principal]("since", lambda u: local_time(u.create_time)),
+)
 _request_id = click.option(
     "--request-id", default="", help="Names this request, so that it can be repeated."
 )
 
 
 @click.group(
-    epilog="\b\nExamples:\n  remit users disable orgs/local/users/bob\n"
+    epilog="\b\nExamples:\n  remit users list\n  remit users disable orgs/local/users/bob\n"
     "  remit users enable orgs/local/users/bob"
 )
 def command() -> None:
-    """Disable users of your org, and enable them again."""
+    """List the users of your org, disable them, and enable them again."""
+
+
+@command.command(
+    "list",
+    epilog="\b\nExamples:\n  remit users list\n"
+    "  remit users list --json | jq -r '.principals[] | select(.disable_time) | .name'",
+)
+@limit_option
+@client_options
+def list_users(*, session: Session, limit: int) -> None:
+    """List the users of your org by name, with what their working API keys say of them.
+
+    Whoever signs in with an identity provider is listed too, without what its tokens say.
+    """
+    listing = session.run(lambda edge: _principals(edge, limit))
+    session.output.listing("principals", listing.items, _COLUMNS, more=listing.more)
 
 
 @command.command("disable", epilog="\b\nExamples:\n  remit users disable orgs/local/users/bob")
@@ -49,7 +91,7 @@ def enable(*, session: Session, name: str, request_id: str) -> None:
     _show(session, session.run(lambda edge: _enable(edge, request)))
 
 
-def _show(session: Session, principal: principal_pb2.Principal) -> None:
+def _show(session: Session, principal: Principal) -> None:
     if session.output.as_json:
         session.output.document({"principal": documents.of_message(principal)})
     elif principal.HasField("disable_time"):
@@ -59,15 +101,21 @@ def _show(session: Session, principal: principal_pb2.Principal) -> None:
         session.output.line(f"{principal.name} is enabled")
 
 
-async def _disable(
-    edge: Edge, request: principal_service_pb2.DisablePrincipalRequest
-) -> principal_pb2.Principal:
+async def _principals(edge: Edge, limit: int) -> Listing[Principal]:
+    stub = edge.stub(principal_service_pb2_grpc.PrincipalServiceStub)
+
+    async def fetch(size: int, token: str) -> principal_service_pb2.ListPrincipalsResponse:
+        request = principal_service_pb2.ListPrincipalsRequest(page_size=size, page_token=token)
+        return await stub.ListPrincipals(request, metadata=edge.metadata)
+
+    return await collect(fetch, lambda page: page.principals, limit)
+
+
+async def _disable(edge: Edge, request: principal_service_pb2.DisablePrincipalRequest) -> Principal:
     stub = edge.stub(principal_service_pb2_grpc.PrincipalServiceStub)
     return (await stub.DisablePrincipal(request, metadata=edge.metadata)).principal
 
 
-async def _enable(
-    edge: Edge, request: principal_service_pb2.EnablePrincipalRequest
-) -> principal_pb2.Principal:
+async def _enable(edge: Edge, request: principal_service_pb2.EnablePrincipalRequest) -> Principal:
     stub = edge.stub(principal_service_pb2_grpc.PrincipalServiceStub)
     return (await stub.EnablePrincipal(request, metadata=edge.metadata)).principal

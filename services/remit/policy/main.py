@@ -44,6 +44,7 @@ from remit.policy.limit_service import RateLimitService
 from remit.policy.limit_stores import LimitStore, MemoryLimits, open_redis
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
+from remit.policy.principal_store import PrincipalStore
 from remit.policy.rate_limits import EdgeLimits
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import process_pool
@@ -234,7 +235,10 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         rows=rows, authority=authority, credentials=credentials, recorder=recorder
     )
     principals = PrincipalService(
-        store=store, authority=authority, credentials=credentials, recorder=recorder
+        store=PrincipalStore(database),
+        authority=authority,
+        credentials=credentials,
+        recorder=recorder,
     )
     counting = EdgeLimits(limits, fail_open=settings.limits_fail_open)
     return Service(

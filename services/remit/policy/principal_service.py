@@ -1,9 +1,7 @@
-"""PrincipalService: users of an org that are disabled, whichever credential they present."""
+"""PrincipalService: the users of an org, and which are disabled, whatever they sign in with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 
 import grpc
@@ -14,8 +12,8 @@ from remit.idempotency import AdminRecorder, asked_by, request_id_violations
 from remit.policy.api_keys import canonical_body
 from remit.policy.authority import Authority
 from remit.policy.credentials import Credentials
+from remit.policy.principal_store import PrincipalRow, PrincipalStore
 from remit.policy.set_messages import timestamp_of
-from remit.policy.store import PolicyStore
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
 from remit.rpc.remits import Remit
@@ -24,6 +22,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _DISABLE: Final = "principals.disable"
 _ENABLE: Final = "principals.enable"
+_LIST: Final = "principals.list"
+_DEFAULT_PAGE: Final = 50
+_MAX_PAGE: Final = 200
 
 _Request = (
     principal_service_pb2.DisablePrincipalRequest | principal_service_pb2.EnablePrincipalRequest
@@ -36,7 +37,7 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
     def __init__(
         self,
         *,
-        store: PolicyStore,
+        store: PrincipalStore,
         authority: Authority,
         credentials: Credentials,
         recorder: AdminRecorder,
@@ -45,6 +46,22 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
         self._authority = authority
         self._credentials = credentials
         self._recorder = recorder
+
+    async def ListPrincipals(
+        self, request: principal_service_pb2.ListPrincipalsRequest, context: Context
+    ) -> principal_service_pb2.ListPrincipalsResponse:
+        """List the org's users by name; a page token is the last name shown."""
+        caller = current_remit()
+        _check_page(caller, request)
+        await self._authority.require(caller, _LIST, caller.org)
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        rows = await self._store.page(caller.org, size + 1, request.page_token)
+        response = principal_service_pb2.ListPrincipalsResponse(
+            principals=[principal_message(row) for row in rows[:size]]
+        )
+        if len(rows) > size:
+            response.next_page_token = rows[size - 1].name
+        return response
 
     async def DisablePrincipal(
         self, request: principal_service_pb2.DisablePrincipalRequest, context: Context
@@ -79,9 +96,7 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
             body=canonical_body({"name": request.name}),
         )
         try:
-            change = await self._store.set_disabled(
-                asked, request.name, _answer(request.name), disabled=disabled
-            )
+            change = await self._store.set_disabled(asked, request.name, _answer, disabled=disabled)
         finally:
             # Even if the commit's outcome is unknown: forgetting too much costs a query each.
             self._credentials.forget_all()
@@ -89,17 +104,40 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
         return principal_pb2.Principal.FromString(change.response)
 
 
-def _answer(name: str) -> Callable[[datetime | None], bytes]:
-    def render(since: datetime | None) -> bytes:
-        stamp = timestamp_of(since) if since else None
-        return principal_pb2.Principal(name=name, disable_time=stamp).SerializeToString()
+def principal_message(row: PrincipalRow) -> principal_pb2.Principal:
+    """A principal on the wire."""
+    return principal_pb2.Principal(
+        name=row.name,
+        disable_time=timestamp_of(row.disable_time) if row.disable_time else None,
+        create_time=timestamp_of(row.create_time),
+        teams=row.teams,
+        roles=row.roles,
+        working_key_count=row.working_key_count,
+        last_use_time=timestamp_of(row.last_use_time) if row.last_use_time else None,
+    )
 
-    return render
+
+def _answer(row: PrincipalRow) -> bytes:
+    return principal_message(row).SerializeToString()
 
 
 def _check(caller: Remit, request: _Request) -> None:
     found = request_id_violations(request.request_id)
-    if not names.is_name("user", request.name) or names.org_of(request.name) != caller.org:
+    if not _is_user(caller, request.name):
         found.append(Violation("name", f"must be `{caller.org}/users/{{user}}`"))
     if found:
         raise invalid_request(found)
+
+
+def _check_page(caller: Remit, request: principal_service_pb2.ListPrincipalsRequest) -> None:
+    found = []
+    if request.page_size < 0:
+        found.append(Violation("page_size", "must not be negative"))
+    if request.page_token and not _is_user(caller, request.page_token):
+        found.append(Violation("page_token", "is not one that a page came with"))
+    if found:
+        raise invalid_request(found)
+
+
+def _is_user(caller: Remit, name: str) -> bool:
+    return names.is_name("user", name) and names.org_of(name) == caller.org

@@ -1,4 +1,4 @@
-"""Policy's tables of API keys and signing keys (runs.py and set_store.py have others).
+"""Policy's tables of API keys and signing keys; principal_store.py and others have theirs.
 
 Only SQL and rows here. What a row means is decided by the cores and the services.
 """
@@ -104,7 +104,7 @@ class PolicyStore:
         """Keep who signed in, with their org and team, unless they are known."""
         async with self._database.acquire() as connection:
             members = filter(None, (principal.user, principal.team))
-            await _insert_principals(connection, principal.org, members)
+            await insert_principals(connection, principal.org, members)
 
     async def disabled_since(self, principals: Sequence[str]) -> tuple[str, datetime] | None:
         """The first of these that is disabled, and since when."""
@@ -168,7 +168,7 @@ class PolicyStore:
             RemitError: KEY_REUSED if the request id named another request.
 
         """
-        async with self._change(request.org) as connection:
+        async with org_change(self._database, request.org) as connection:
             known = await known_change(connection, request)
             if known is not None:
                 return known
@@ -185,7 +185,7 @@ class PolicyStore:
             RemitError: KEY_REUSED, or RESOURCE_NOT_FOUND if the org has no such key.
 
         """
-        async with self._change(request.org) as connection:
+        async with org_change(self._database, request.org) as connection:
             known = await known_change(connection, request)
             if known is not None:
                 return known
@@ -215,7 +215,7 @@ class PolicyStore:
             RemitError: KEY_REUSED, RESOURCE_NOT_FOUND, or whatever `replacement` raises.
 
         """
-        async with self._change(request.org) as connection:
+        async with org_change(self._database, request.org) as connection:
             known = await known_change(connection, request)
             if known is not None:
                 return known
@@ -242,35 +242,6 @@ class PolicyStore:
             key_id,
         )
 
-    async def set_disabled(
-        self,
-        request: AdminRequest,
-        principal: str,
-        answer: Callable[[datetime | None], bytes],
-        *,
-        disabled: bool,
-    ) -> AdminChange:
-        """Disable or enable a principal of the request's org, known or not, in one commit.
-
-        Raises:
-            RemitError: KEY_REUSED if the request id named another request.
-
-        """
-        async with self._change(request.org) as connection:
-            known = await known_change(connection, request)
-            if known is not None:
-                return known
-            await _insert_principals(connection, request.org, (principal,))
-            since = await connection.fetchval(
-                "UPDATE principals SET disable_time ="
-                " CASE WHEN $3 THEN coalesce(disable_time, now()) END"
-                " WHERE name = $1 AND org = $2 RETURNING disable_time",
-                principal,
-                request.org,
-                disabled,
-            )
-            return await remember(connection, request, answer(since))
-
     async def known_change(self, request: AdminRequest) -> AdminChange | None:
         """Return what an identical earlier request did, or None if there was none.
 
@@ -280,15 +251,6 @@ class PolicyStore:
         """
         async with self._database.acquire() as connection:
             return await known_change(connection, request)
-
-    @contextlib.asynccontextmanager
-    async def _change(self, org: str) -> AsyncIterator[Connection]:
-        """Open a transaction in which no other admin request of the org is being decided."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock($1, hashtext($2))", _ADMIN_LOCK, org
-            )
-            yield connection
 
     # --------------------------------------------------------------------------- signing keys
 
@@ -315,8 +277,16 @@ class PolicyStore:
             )
 
 
+@contextlib.asynccontextmanager
+async def org_change(database: Database, org: str) -> AsyncIterator[Connection]:
+    """Open a transaction in which no other admin request of the org is being decided."""
+    async with database.transaction() as connection:
+        await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", _ADMIN_LOCK, org)
+        yield connection
+
+
 async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> None:
-    await _insert_principals(connection, org, filter(None, (key.subject, key.team)))
+    await insert_principals(connection, org, filter(None, (key.subject, key.team)))
     await connection.execute(
         "INSERT INTO api_keys (key_id, org, subject, team, display_name, roles, digest, pepper_id,"
         " expire_time, scopes) VALUES ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8, $9, $10)",
@@ -333,7 +303,8 @@ async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> N
     )
 
 
-async def _insert_principals(connection: Connection, org: str, members: Iterable[str]) -> None:
+async def insert_principals(connection: Connection, org: str, members: Iterable[str]) -> None:
+    """Keep an org and names of its members, those that are not known."""
     rows = [(org, "ORG"), *sorted((name, _kind(name)) for name in members)]
     await connection.execute(
         "INSERT INTO principals (name, kind, org) SELECT name, kind, $3"

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PrincipalServiceStub:
-    """PrincipalService disables users of the caller's org, and enables them again.
+    """PrincipalService lists users of the caller's org, disables them, and enables them again.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class PrincipalServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.ListPrincipals = channel.unary_unary(
+                '/remit.api.policy.v1.PrincipalService/ListPrincipals',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
+                _registered_method=True)
         self.DisablePrincipal = channel.unary_unary(
                 '/remit.api.policy.v1.PrincipalService/DisablePrincipal',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.DisablePrincipalRequest.SerializeToString,
@@ -48,8 +53,15 @@ class PrincipalServiceStub:
 
 
 class PrincipalServiceServicer:
-    """PrincipalService disables users of the caller's org, and enables them again.
+    """PrincipalService lists users of the caller's org, disables them, and enables them again.
     """
+
+    def ListPrincipals(self, request, context):
+        """Lists the users of the caller's org by name: whoever has or had an API key, signed in, or was disabled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def DisablePrincipal(self, request, context):
         """Disables a user: no API key and no identity provider's token of theirs counts any more, and their
@@ -69,6 +81,11 @@ class PrincipalServiceServicer:
 
 def add_PrincipalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListPrincipals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrincipals,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.SerializeToString,
+            ),
             'DisablePrincipal': grpc.unary_unary_rpc_method_handler(
                     servicer.DisablePrincipal,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.DisablePrincipalRequest.FromString,
@@ -88,8 +105,35 @@ def add_PrincipalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PrincipalService:
-    """PrincipalService disables users of the caller's org, and enables them again.
+    """PrincipalService lists users of the caller's org, disables them, and enables them again.
     """
+
+    @staticmethod
+    def ListPrincipals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PrincipalService/ListPrincipals',
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def DisablePrincipal(request,

@@ -13,9 +13,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PrincipalServiceStub:
-    """PrincipalService disables users of the caller's org, and enables them again."""
+    """PrincipalService lists users of the caller's org, disables them, and enables them again."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    ListPrincipals: _aio.UnaryUnaryMultiCallable[_principal_service_pb2.ListPrincipalsRequest, _principal_service_pb2.ListPrincipalsResponse]
+    """Lists the users of the caller's org by name: whoever has or had an API key, signed in, or was disabled."""
     DisablePrincipal: _aio.UnaryUnaryMultiCallable[_principal_service_pb2.DisablePrincipalRequest, _principal_service_pb2.DisablePrincipalResponse]
     """Disables a user: no API key and no identity provider's token of theirs counts any more, and their
     runs start no new effect. Works before they were ever seen. A disabled user stays as they are.
@@ -24,7 +26,15 @@ class PrincipalServiceStub:
     """Enables a user again; one that is not disabled stays as they are."""
 
 class PrincipalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PrincipalService disables users of the caller's org, and enables them again."""
+    """PrincipalService lists users of the caller's org, disables them, and enables them again."""
+
+    @_abc_1.abstractmethod
+    def ListPrincipals(
+        self,
+        request: _principal_service_pb2.ListPrincipalsRequest,
+        context: _aio.ServicerContext[_principal_service_pb2.ListPrincipalsRequest, _abc.Awaitable[_principal_service_pb2.ListPrincipalsResponse]],
+    ) -> _abc.Awaitable[_principal_service_pb2.ListPrincipalsResponse]:
+        """Lists the users of the caller's org by name: whoever has or had an API key, signed in, or was disabled."""
 
     @_abc_1.abstractmethod
     def DisablePrincipal(
