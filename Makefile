@@ -27,10 +27,10 @@ RUN_WITHOUT_DEV := $(UV) run --locked --extra up --no-dev
 
 # More arguments for `remit up`, pytest or the benchmark: make up ARGS="--replicas policy=2"
 ARGS ?=
-# One worker more than cores, since a test often waits for processes that start or end. Each starts its
-# own PostgreSQL; more than four of them gain nothing.
+# A worker a core: the suite is bound by the processor, and each worker has its own PostgreSQL and often a
+# mesh of ten processes beside it.
 PYTEST_WORKERS ?= --numprocesses=$(shell $(PYTHON) -c 'import os; \
-	print(min(4, (os.cpu_count() or 1) + 1))') --dist=loadfile --no-loadscope-reorder
+	print(min(4, os.cpu_count() or 1))') --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from remit.agent.definitions import AgentCatalog
 from remit.agent.service import name_of_token, page_size, page_token
 from remit.agent.validation import check_name
 from remit.api.agent.v1 import agent_catalog_service_pb2, agent_catalog_service_pb2_grpc
+from remit.rpc.errors import check_all
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class AgentCatalogService(agent_catalog_service_pb2_grpc.AgentCatalogServiceServ
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_catalog_service_pb2.ListAgentsResponse:
         """Lists the agents, by name."""
+        check_all(
+            partial(page_size, request.page_size),
+            partial(name_of_token, "agent", request.page_token),
+        )
         after = name_of_token("agent", request.page_token)
         size = page_size(request.page_size)
         rest = [agent for agent in self.catalog.all() if agent.full_name > after]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -22,7 +23,7 @@ from remit.api.agent.v1 import (
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
-from remit.rpc.errors import RemitError
+from remit.rpc.errors import RemitError, check_all
 from remit.rpc.ids import IdSource
 
 _TRIES: Final = 5
@@ -80,6 +81,10 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> conversation_service_pb2.ListConversationsResponse:
         """Lists conversations, the one that was used last first."""
+        check_all(
+            partial(page_size, request.page_size),
+            partial(name_of_token, "conversation", request.page_token),
+        )
         remit, size = current_remit(), page_size(request.page_size)
         everybodys = ADMIN in remit.roles and not request.own
         found = await self.store.page(
@@ -100,7 +105,10 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> conversation_service_pb2.DeleteConversationResponse:
         """Deletes a conversation in which no run goes on."""
-        check_request_id(request.request_id)
+        check_all(
+            partial(check_request_id, request.request_id),
+            partial(check_name, "conversation", "name", request.name),
+        )
         for _ in range(_TRIES):
             stored = await self._found(request.name)
             if stored.is_deleted:

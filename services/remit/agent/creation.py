@@ -123,10 +123,14 @@ class Creator:
         with refusals_counted():
             return await self._checked(request, remit, remit_token)
 
+    def check(self, request: agent_service_pb2.CreateRunRequest) -> None:
+        """Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with a request."""
+        check_create(request, self.clock.now(), self.settings.webhook_networks)
+
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        check_create(request, self.clock.now(), self.settings.webhook_networks)
+        self.check(request)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:

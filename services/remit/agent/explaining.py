@@ -95,7 +95,7 @@ class Explainer:
         Raises INVALID_REQUEST for a page that there is not, TOO_LARGE for a run with more records
         than MOST_RECORDS, DATA_CORRUPT for a journal that was changed.
         """
-        first, size = _page(request)
+        first, size = page_of(request)
         missing = _Missing()
         journal = await self._journal(stored.run, missing)
         log = _Log()
@@ -218,8 +218,8 @@ def _check_size(run: str, count: int) -> None:
         )
 
 
-def _page(request: agent_service_pb2.ExplainRunRequest) -> tuple[int, int]:
-    """Entries to skip, and how many follow."""
+def page_of(request: agent_service_pb2.ExplainRunRequest) -> tuple[int, int]:
+    """Entries to skip, and how many follow. Raises INVALID_REQUEST."""
     violations = []
     if request.page_size < 0:
         violations.append(Violation("page_size", "must not be negative"))

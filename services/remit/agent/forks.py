@@ -17,7 +17,7 @@ from typing import Final
 from remit.agent.decisions import End, next_action
 from remit.agent.definitions import AgentDefinition
 from remit.agent.journal import Progress, Tally, ToolCall, Turn, header_of
-from remit.agent.validation import check_create, resolve_limits
+from remit.agent.validation import check_create, override_violations, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -94,10 +94,13 @@ def check_goes_on(source: str, point: Point, begun: Progress, *, field: str) -> 
 
 
 def check_overrides(overrides: agent_service_pb2.RunOverrides) -> None:
-    """Raises INVALID_REQUEST for an agent version other than `current`."""
+    """Raises INVALID_REQUEST with what no run could have, and for a version but `current`."""
+    found = override_violations(overrides)
     if overrides.agent_version not in {"", CURRENT}:
         fault = f"must be `{CURRENT}`, or empty to keep that of the source"
-        raise invalid_request([Violation("overrides.agent_version", fault)])
+        found.append(Violation("overrides.agent_version", fault))
+    if found:
+        raise invalid_request(found)
 
 
 def request_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition
@@ -17,7 +18,7 @@ from remit.agent.sub_runs import offered
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.tools.v1 import tool_pb2
 from remit.rpc.clock import Clock
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import Violation, check_all, invalid_request
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Replayer:
         Raises INVALID_REQUEST and SUSPICIOUS_INPUT about overrides, AGENT_NOT_FOUND for the
         current definition of an agent that is gone, DATA_CORRUPT for a journal that cannot be read.
         """
-        _check(request.overrides)
+        check_replay(request.overrides)
         base = await self.standing.base(request.name)
         replay: Replay | None = None
         found: agent_service_pb2.Divergence | None = None
@@ -93,7 +94,11 @@ class Replayer:
         return Offer((*tools, *agents))
 
 
-def _check(overrides: agent_service_pb2.RunOverrides) -> None:
-    check_overrides(overrides)
+def check_replay(overrides: agent_service_pb2.RunOverrides) -> None:
+    """Raises INVALID_REQUEST for overrides that no run, or no replay, could have."""
+    check_all(partial(check_overrides, overrides), partial(_check_no_priority, overrides))
+
+
+def _check_no_priority(overrides: agent_service_pb2.RunOverrides) -> None:
     if overrides.priority:
         raise invalid_request([Violation("overrides.priority", "says nothing in a replay")])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -16,19 +17,20 @@ from remit.agent.admin_log import AdminLog
 from remit.agent.cancellation import Canceller
 from remit.agent.creation import Creator
 from remit.agent.definitions import did_you_mean
-from remit.agent.explaining import Explainer
+from remit.agent.explaining import Explainer, page_of
 from remit.agent.feed import Feed
 from remit.agent.forking import Forker
+from remit.agent.forks import check_overrides
 from remit.agent.journal import TERMINAL
 from remit.agent.pausing import Pauser
 from remit.agent.reading import RunFilter, RunReader, StoredRun, not_found, run_erased
-from remit.agent.replaying import Replayer
+from remit.agent.replaying import Replayer, check_replay
 from remit.agent.run_calls import list_run_calls
 from remit.agent.validation import check_name, check_request_id
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.calls import current_call, current_remit
-from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.errors import RemitError, Violation, check_all, invalid_request
 from remit.rpc.remits import Remit
 
 ADMIN: Final = "admin"
@@ -71,7 +73,10 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[agent_service_pb2.StreamRunResponse]:
         """Accepts a run and follows it."""
-        _check_after(request.after_sequence)
+        check_all(
+            partial(_check_after, request.after_sequence),
+            partial(self.creator.check, request.request),
+        )
         created = await self.creator.create(
             request.request, current_remit(), current_call().remit_token
         )
@@ -90,7 +95,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[agent_service_pb2.WatchRunResponse]:
         """Follows a run."""
-        _check_after(request.after_sequence)
+        check_all(_run_name(request.name), partial(_check_after, request.after_sequence))
         stored = await self._readable(request.name, "name")
         after = request.after_sequence
         if self._nothing_follows(stored, after):
@@ -114,7 +119,11 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ListRunsResponse:
         """Lists runs, newest first."""
-        _check_filter(request)
+        check_all(
+            *_filter_checks(request),
+            partial(page_size, request.page_size),
+            partial(name_of_token, "run", request.page_token),
+        )
         remit = current_remit()
         only = RunFilter(
             org=remit.org,
@@ -135,7 +144,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.CancelRunResponse:
         """Asks a run to stop."""
-        check_request_id(request.request_id)
+        check_all(partial(check_request_id, request.request_id), _run_name(request.name))
         stored = await self._visible(request.name, "name")
         if stored.run.state not in TERMINAL:
             await self._asked(admin_log.CANCEL, stored, request.request_id)
@@ -148,7 +157,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.PauseRunResponse:
         """Halts a run."""
-        check_request_id(request.request_id)
+        check_all(partial(check_request_id, request.request_id), _run_name(request.name))
         stored = await self._readable(request.name, "name")
         if stored.run.state not in TERMINAL | {run_pb2.RUN_STATE_PAUSED}:
             await self._asked(admin_log.PAUSE, stored, request.request_id)
@@ -161,7 +170,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ResumeRunResponse:
         """Lets a paused run go on."""
-        check_request_id(request.request_id)
+        check_all(partial(check_request_id, request.request_id), _run_name(request.name))
         stored = await self._readable(request.name, "name")
         if stored.run.state == run_pb2.RUN_STATE_PAUSED:
             await self._asked(admin_log.RESUME, stored, request.request_id)
@@ -174,7 +183,11 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ForkRunResponse:
         """Starts a run that goes on from where another one stood."""
-        check_request_id(request.request_id)
+        check_all(
+            partial(check_request_id, request.request_id),
+            _run_name(request.name),
+            partial(check_overrides, request.overrides),
+        )
         stored = await self._readable(request.name, "name")
         await self._asked(admin_log.FORK, stored, request.request_id)
         created = await self.forker.fork(
@@ -189,6 +202,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ReplayRunResponse:
         """Compares a run with what it would be now."""
+        check_all(_run_name(request.name), partial(check_replay, request.overrides))
         await self._readable(request.name, "name")
         return await self.replayer.replay(request)
 
@@ -198,6 +212,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> agent_service_pb2.ExplainRunResponse:
         """Joins what journal, claims, ledger and log say of a run."""
+        check_all(_run_name(request.name), partial(page_of, request))
         stored = await self._visible(request.name, "name")
         return await self.explainer.explain(request, stored, current_call().remit_token)
 
@@ -301,15 +316,20 @@ def name_of_token(kind: str, token: str) -> str:
     return name
 
 
-def _check_filter(request: agent_service_pb2.ListRunsRequest) -> None:
-    if request.agent:
-        check_name("agent", "agent", request.agent)
-    if request.parent:
-        check_name("run", "parent", request.parent)
-    if request.conversation:
-        check_name("conversation", "conversation", request.conversation)
-    if request.state not in run_pb2.RunState.values():
+def _filter_checks(request: agent_service_pb2.ListRunsRequest) -> Iterator[Callable[[], None]]:
+    for kind, field in (("agent", "agent"), ("run", "parent"), ("conversation", "conversation")):
+        if name := getattr(request, field):
+            yield partial(check_name, kind, field, name)
+    yield partial(_check_state, request.state)
+
+
+def _check_state(state: run_pb2.RunState.ValueType) -> None:
+    if state not in run_pb2.RunState.values():
         raise invalid_request([Violation("state", "is not a state of runs")])
+
+
+def _run_name(name: str) -> Callable[[], None]:
+    return partial(check_name, "run", "name", name)
 
 
 def may_see(remit: Remit, org: str, subject: str) -> bool:

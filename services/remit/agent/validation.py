@@ -95,6 +95,14 @@ def check_conversation(request: conversation_service_pb2.CreateConversationReque
         raise _suspicious_input(suspicious)
 
 
+def override_violations(overrides: agent_service_pb2.RunOverrides) -> list[Violation]:
+    """What no run could have, whatever its source."""
+    found = [*_limits(overrides.limits), *_priority(overrides.priority)]
+    if overrides.HasField("task"):
+        found += _task(overrides.task)
+    return [Violation(f"overrides.{each.field}", each.description) for each in found]
+
+
 def check_request_id(request_id: str) -> None:
     """Raises INVALID_REQUEST unless the id has 1 to 64 printable characters."""
     _raise_if(list(_request_id(request_id)))
@@ -195,11 +203,15 @@ def _limits(limits: run_pb2.RunLimits) -> Iterator[Violation]:
         yield Violation("limits.max_cost_nanos", "must not be negative")
 
 
+def _priority(priority: int) -> Iterator[Violation]:
+    if priority and not FIRST_PRIORITY <= priority <= LAST_PRIORITY:
+        yield Violation("priority", f"must be from {FIRST_PRIORITY} to {LAST_PRIORITY}, or 0")
+
+
 def _place_in_queue(
     request: agent_service_pb2.CreateRunRequest, now: datetime
 ) -> Iterator[Violation]:
-    if request.priority and not FIRST_PRIORITY <= request.priority <= LAST_PRIORITY:
-        yield Violation("priority", f"must be from {FIRST_PRIORITY} to {LAST_PRIORITY}, or 0")
+    yield from _priority(request.priority)
     if not request.HasField("schedule_time"):
         return
     latest = timestamp_pb2.Timestamp()

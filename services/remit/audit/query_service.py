@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -19,6 +20,7 @@ from remit.audit.log import AuditLog, LoggedEvent
 from remit.audit.reading import (
     ReadRecorder,
     asked,
+    check_page_token,
     page_token,
     place_asked,
     place_of,
@@ -28,7 +30,7 @@ from remit.audit.reading import (
 from remit.audit.run_events import RunEvents
 from remit.audit.tail import Tail
 from remit.rpc.calls import current_remit
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import Violation, check_all, invalid_request
 
 _MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Events of a page together; the contract lets a response have 4 MiB, frames included."""
@@ -84,9 +86,12 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     ) -> audit_query_service_pb2.ListEventsResponse:
         """List events of the caller's org, newest first; see the contract."""
         org = current_remit().org
+        check_all(
+            partial(read_filter, request, org, self._log.pseudonym_of),
+            partial(_check_page_size, request.page_size),
+            partial(check_page_token, request.page_token),
+        )
         wanted = read_filter(request, org, self._log.pseudonym_of)
-        if request.page_size < 0:
-            raise invalid_request([Violation("page_size", "must not be negative")])
         before = read_page_token(request.page_token, wanted) if request.page_token else None
         detail = asked(request, org, self._log.hiding_users) | {"page_token": request.page_token}
         read_index = await self._reads.record(detail)
@@ -124,6 +129,10 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     ) -> AsyncIterator[audit_query_service_pb2.TailEventsResponse]:
         """Follow events of the caller's org; see the contract."""
         org = current_remit().org
+        check_all(
+            partial(read_filter, request, org, self._log.pseudonym_of),
+            partial(_check_place, request.after_sequence),
+        )
         wanted = read_filter(request, org, self._log.pseudonym_of)
         detail = asked(request, org, self._log.hiding_users)
         now = await self._reads.record(detail | place_asked(request))
@@ -160,10 +169,11 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     ) -> audit_query_service_pb2.GetInclusionProofResponse:
         """Prove that a leaf is in a tree; see the contract."""
         index, size = request.leaf_index, request.tree_size
-        await self._check_size("tree_size", size)
-        if not 0 <= index < size:
+        found = await self._size_violations("tree_size", size)
+        if index < 0 or (not found and index >= size):
             fault = f"is {index}; a tree of {size} leaves has 0 to {size - 1}"
-            raise invalid_request([Violation("leaf_index", fault)])
+            found.append(Violation("leaf_index", fault))
+        _require(found)
         leaf = merkle.LeafRange(index, index + 1)
         hashes = await self._store.range_hashes([leaf, *merkle.inclusion_ranges(index, size)])
         return audit_query_service_pb2.GetInclusionProofResponse(
@@ -177,10 +187,11 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
     ) -> audit_query_service_pb2.GetConsistencyProofResponse:
         """Prove that one tree is a prefix of another; see the contract."""
         first, second = request.first_tree_size, request.second_tree_size
-        await self._check_size("second_tree_size", second)
-        if not 1 <= first <= second:
+        found = await self._size_violations("second_tree_size", second)
+        if first < 1 or (not found and first > second):
             fault = f"is {first}; 1 to the second size, {second}, are accepted"
-            raise invalid_request([Violation("first_tree_size", fault)])
+            found.append(Violation("first_tree_size", fault))
+        _require(found)
         hashes = await self._store.range_hashes(merkle.consistency_ranges(first, second))
         return audit_query_service_pb2.GetConsistencyProofResponse(hashes=hashes)
 
@@ -229,16 +240,31 @@ class AuditQueryService(audit_query_service_pb2_grpc.AuditQueryServiceServicer):
         """The dropped months among leaves that were looked at."""
         return messages(await self._months.missed(wanted, low, high)) if low < high else []
 
-    async def _check_size(self, field: str, tree_size: int) -> None:
+    async def _size_violations(self, field: str, tree_size: int) -> list[Violation]:
         size = await self._store.size()
-        if not 1 <= tree_size <= size:
-            fault = f"is {tree_size}; the log has {size} leaves"
-            raise invalid_request([Violation(field, fault)])
+        if 1 <= tree_size <= size:
+            return []
+        return [Violation(field, f"is {tree_size}; the log has {size} leaves")]
 
     async def _export_checkpoint(self, tree_size: int) -> SignedCheckpoint:
         if tree_size == 0:
             return await self._checkpoints.covering_all()
         return await self._checkpoints.at_size(tree_size)
+
+
+def _check_page_size(page_size: int) -> None:
+    if page_size < 0:
+        raise invalid_request([Violation("page_size", "must not be negative")])
+
+
+def _check_place(after: int) -> None:
+    if after < 0:
+        raise invalid_request([Violation("after_sequence", "must not be negative")])
+
+
+def _require(violations: list[Violation]) -> None:
+    if violations:
+        raise invalid_request(violations)
 
 
 def _fitting(

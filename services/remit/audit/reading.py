@@ -181,6 +181,13 @@ def page_token(before_index: int, wanted: EventFilter) -> str:
     return f"{before_index}-{wanted.digest()}"
 
 
+def check_page_token(token: str) -> None:
+    """Raise INVALID_REQUEST for what is no token at all, of whichever list."""
+    index = token.partition("-")[0]
+    if token and not (index.isascii() and index.isdigit() and len(index) <= _MAX_INDEX_DIGITS):
+        raise invalid_request([Violation("page_token", "is not a token of this RPC")])
+
+
 def read_page_token(token: str, wanted: EventFilter) -> int:
     """Return the index below which a page goes on.
 
@@ -188,9 +195,8 @@ def read_page_token(token: str, wanted: EventFilter) -> int:
         RemitError: INVALID_REQUEST: not a token, or one of another list.
 
     """
+    check_page_token(token)
     index, _, digest = token.partition("-")
-    if not index.isascii() or not index.isdigit() or len(index) > _MAX_INDEX_DIGITS:
-        raise invalid_request([Violation("page_token", "is not a token of this RPC")])
     if digest != wanted.digest():
         raise invalid_request([Violation("page_token", "belongs to a list with other filters")])
     return int(index)

@@ -11,7 +11,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.cost.accounts import is_account
 from remit.cost.budgets import detail_of
 from remit.cost.periods import BudgetPeriod, Period, RunPeriod, budget_period
-from remit.cost.reservations import SetLimit, limit_violations
+from remit.cost.reservations import SetLimit, amount_violations, limit_violations
 from remit.cost.terms import Enforcement, Terms, percents_fault
 from remit.idempotency import AdminRequest, asked_by, request_id_violations
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -38,7 +38,9 @@ def checked_set(
 ) -> tuple[Change, Terms]:
     """A budget to set; `percents` are those of settings. Raises INVALID_REQUEST and others."""
     violations = _name_violations(request)
-    if not violations:
+    if violations:
+        violations += amount_violations(request.limit_nanos)
+    else:
         wanted = SetLimit(request.account, budget_period(request.period), request.limit_nanos)
         violations += limit_violations(wanted)
     if request.enforcement not in {0, *map(int, Enforcement)}:

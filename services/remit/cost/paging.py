@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from remit.pricing import INT64_MAX
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -32,6 +32,12 @@ def encode_token(place: Sequence[str | int], query: str) -> str:
     """A token that goes on after `place`, the sort key of a row, in the list of `query`."""
     content = json.dumps([*place, _digest(query)], separators=(",", ":"))
     return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def check_token(token: str) -> None:
+    """Raises INVALID_REQUEST for what is no token at all, of whichever list."""
+    if token:
+        _content(token)
 
 
 def decode_token(
@@ -65,6 +71,15 @@ def invalid_token(fault: str) -> RemitError:
 def _decode(token: str, query: str, kinds: Sequence[type[str | int]]) -> Sequence[str | int] | None:
     if not token:
         return None
+    *place, digest = _content(token)
+    if digest != _digest(query):
+        raise invalid_token("belongs to a list with other parameters; begin again without it")
+    if len(place) != len(kinds) or not all(map(_is_part, place, kinds)):
+        raise invalid_token(_FOREIGN)
+    return place
+
+
+def _content(token: str) -> list[Any]:
     if len(token) > _MAX_TOKEN_CHARS:
         raise invalid_token("is longer than any token")
     try:
@@ -74,12 +89,7 @@ def _decode(token: str, query: str, kinds: Sequence[type[str | int]]) -> Sequenc
         raise invalid_token(_FOREIGN) from error
     if not isinstance(content, list) or not content:
         raise invalid_token(_FOREIGN)
-    *place, digest = content
-    if digest != _digest(query):
-        raise invalid_token("belongs to a list with other parameters; begin again without it")
-    if len(place) != len(kinds) or not all(map(_is_part, place, kinds)):
-        raise invalid_token(_FOREIGN)
-    return place
+    return content
 
 
 def _is_part(value: object, kind: type[str | int]) -> bool:

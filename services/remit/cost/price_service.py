@@ -6,6 +6,7 @@ import heapq
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -14,14 +15,14 @@ from remit import names
 from remit.api.cost.v1 import price_service_pb2, price_service_pb2_grpc
 from remit.cost.messages import MAX_LIST_ITEM_CHARS, is_time
 from remit.cost.org_prices import SOURCE
-from remit.cost.paging import decode_texts, decode_token, encode_token, page_size_of
+from remit.cost.paging import check_token, decode_texts, decode_token, encode_token, page_size_of
 from remit.cost.price_files import Rates
 from remit.cost.price_listing import A_SMALL_REQUEST, listed_prices
 from remit.cost.price_store import PriceStore, WantedPrice
 from remit.cost.prices import PriceList, make_price
 from remit.idempotency import AdminRecorder, AdminRequest, asked_by, request_id_violations
 from remit.rpc.calls import current_remit
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import Violation, check_all, invalid_request
 from remit.rpc.remits import Remit
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,7 +44,11 @@ class PriceService(price_service_pb2_grpc.PriceServiceServicer):
         self, request: price_service_pb2.ListPricesRequest, context: Context
     ) -> price_service_pb2.ListPricesResponse:
         """List what items cost the caller's org, now and later."""
-        _require_selection(request)
+        check_all(
+            partial(_require_selection, request),
+            partial(page_size_of, request.page_size),
+            partial(check_token, request.page_token),
+        )
         org = current_remit().org
         size = page_size_of(request.page_size)
         query = f"prices {org} {request.item} {request.list_item}"
@@ -94,8 +99,11 @@ class PriceService(price_service_pb2_grpc.PriceServiceServicer):
         self, request: price_service_pb2.ListPriceChangesRequest, context: Context
     ) -> price_service_pb2.ListPriceChangesResponse:
         """List what the caller's org set and deleted."""
-        if request.item:
-            _require(_item_violations(request.item))
+        check_all(
+            partial(_require, _item_violations(request.item) if request.item else []),
+            partial(page_size_of, request.page_size),
+            partial(check_token, request.page_token),
+        )
         org = current_remit().org
         size = page_size_of(request.page_size)
         query = f"price changes {org} {request.item}"

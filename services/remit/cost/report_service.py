@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import grpc
@@ -17,6 +18,7 @@ from remit.cost.charges import ChargePlace, ChargeQuery, place_of, select_charge
 from remit.cost.ledger_check import LedgerCheck, Steps
 from remit.cost.messages import is_time
 from remit.cost.paging import (
+    check_token,
     decode_texts,
     decode_token,
     encode_token,
@@ -29,7 +31,7 @@ from remit.cost.spend import SpendQuery, select_spend
 from remit.idempotency import AdminRecorder
 from remit.postgres import Database
 from remit.rpc.calls import current_remit
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import Violation, check_all, invalid_request
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -54,6 +56,11 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         self, request: cost_report_service_pb2.ListSpendRequest, context: Context
     ) -> cost_report_service_pb2.ListSpendResponse:
         """Sum what the caller's org spent."""
+        check_all(
+            partial(_spend_query, "", request),
+            partial(page_size_of, request.page_size),
+            partial(check_token, request.page_token),
+        )
         query = _spend_query(current_remit().org, request)
         size = page_size_of(request.page_size)
         after = decode_token(request.page_token, query.describe(), (int, str))
@@ -85,6 +92,11 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
         self, request: cost_report_service_pb2.ListChargesRequest, context: Context
     ) -> cost_report_service_pb2.ListChargesResponse:
         """List what the caller's org was charged."""
+        check_all(
+            partial(_checked_span, request),
+            partial(page_size_of, request.page_size),
+            partial(check_token, request.page_token),
+        )
         start, end = _checked_span(request)
         query = ChargeQuery(current_remit().org, start, end)
         size = page_size_of(request.page_size)
@@ -118,6 +130,9 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
     ) -> cost_report_service_pb2.ListBudgetsResponse:
         """List the budgets of the caller's org."""
         org = current_remit().org
+        check_all(
+            partial(page_size_of, request.page_size), partial(check_token, request.page_token)
+        )
         size = page_size_of(request.page_size)
         after = decode_token(request.page_token, org, (str, int))
         found = await self._budgets.page(org, after, size + 1)
@@ -142,6 +157,11 @@ class CostReportService(cost_report_service_pb2_grpc.CostReportServiceServicer):
     ) -> cost_report_service_pb2.ListBudgetAlertsResponse:
         """List the alerts of the budgets of the caller's org."""
         caller = current_remit()
+        check_all(
+            partial(checked_account, caller, request.account),
+            partial(page_size_of, request.page_size),
+            partial(check_token, request.page_token),
+        )
         account = checked_account(caller, request.account)
         query = f"alerts of {caller.org} {account}"
         size = page_size_of(request.page_size)

@@ -163,12 +163,16 @@ class SetLimit:
 HoldOperation: TypeAlias = Reserve | Extend | Settle | Release
 
 
+def amount_violations(limit_nanos: int) -> list[Violation]:
+    """What is wrong with the amount of a budget."""
+    if 0 <= limit_nanos <= INT64_MAX:
+        return []
+    return [Violation("limit_nanos", f"is {limit_nanos}; a limit lies between 0 and {INT64_MAX}")]
+
+
 def limit_violations(operation: SetLimit) -> list[Violation]:
     """What is wrong with a budget."""
-    violations = []
-    if not 0 <= operation.limit_nanos <= INT64_MAX:
-        description = f"is {operation.limit_nanos}; a limit lies between 0 and {INT64_MAX}"
-        violations.append(Violation("limit_nanos", description))
+    violations = amount_violations(operation.limit_nanos)
     if operation.period not in (*periods_kept(operation.account), RunPeriod.RUN):
         violations.append(Violation("period", "the periods of a run are TOTAL and RUN, the same"))
     return violations

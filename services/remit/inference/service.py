@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 
+from remit import names
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
 from remit.api.inference.v1.inference_service_pb2 import (
@@ -38,7 +39,7 @@ from remit.inference.supervision import Terms
 from remit.inference.validation import violations_of
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
-from remit.rpc.errors import RemitError, invalid_request
+from remit.rpc.errors import RemitError, Violation, invalid_request
 
 _STREAM_PREFIX: Final = "request."
 
@@ -183,6 +184,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> GetModelResponse:
         """One model; to a run, one that its remit does not offer does not exist."""
         del context
+        if not names.is_name("model", request.name):
+            raise invalid_request([Violation("name", "must be `models/{model}`")])
         if not current_remit().offers_model(request.name):
             raise model_not_found(request.name, current_remit().models)
         return GetModelResponse(model=self._models.get(request.name).to_message())

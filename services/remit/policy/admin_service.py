@@ -249,8 +249,9 @@ def _admin_request(
 
 def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
     found = request_id_violations(request.request_id)
-    if not 1 <= len(request.display_name) <= _MAX_DISPLAY_CHARS:
-        found.append(Violation("display_name", f"must have 1 to {_MAX_DISPLAY_CHARS} characters"))
+    if not _is_display_name(request.display_name):
+        fault = f"must have 1 to {_MAX_DISPLAY_CHARS} printable characters"
+        found.append(Violation("display_name", fault))
     if not _is_own("user", request.user, caller.org):
         found.append(Violation("user", f"must be `{caller.org}/users/{{user}}`"))
     if request.team and not _is_own("team", request.team, caller.org):
@@ -297,6 +298,10 @@ def _own_key(caller: Remit, name: str) -> str:
     if names.org_of(name) != caller.org:
         raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{name} does not exist")
     return names.parse("apiKey", name)[1]
+
+
+def _is_display_name(text: str) -> bool:
+    return 1 <= len(text) <= _MAX_DISPLAY_CHARS and text.isprintable()
 
 
 def _is_own(kind: str, name: str, org: str) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -25,7 +26,7 @@ from remit.policy.remits import principal_of
 from remit.policy.rules import Question
 from remit.policy.store import PolicyStore
 from remit.rpc.calls import current_call, current_remit
-from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.errors import RemitError, Violation, check_all, invalid_request
 from remit.rpc.remits import Remit
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -139,7 +140,7 @@ class ApprovalService(approval_service_pb2_grpc.ApprovalServiceServicer):
     ) -> approval_service_pb2.DecideApprovalResponse:
         """Take what a person says. It counts once it is in the audit log."""
         caller = current_remit()
-        _check_decision(request)
+        check_all(partial(_check_decision, request), partial(_check_name, request.name))
         row = await self._visible(caller, request.name)
         asked = _admin_request(caller, request, row)
         if await self._policy_store.known_change(asked) is None:
@@ -154,8 +155,7 @@ class ApprovalService(approval_service_pb2_grpc.ApprovalServiceServicer):
 
     async def _visible(self, caller: Remit, name: str) -> ApprovalRow:
         """An approval that concerns the caller; any other does not exist for them."""
-        if not names.is_name("approval", name):
-            raise invalid_request([Violation("name", "must be `approvals/{uuid}`")])
+        _check_name(name)
         row = await self._store.get(names.parse("approval", name)[0])
         if row is None or row.org != caller.org or not _seer(caller).sees(row):
             raise RemitError(reasons.ERROR_REASON_APPROVAL_NOT_FOUND, f"{name} does not exist")
@@ -306,6 +306,11 @@ def _check_list(request: approval_service_pb2.ListApprovalsRequest) -> None:
         found.append(Violation("page_token", "is not one that a page came with"))
     if found:
         raise invalid_request(found)
+
+
+def _check_name(name: str) -> None:
+    if not names.is_name("approval", name):
+        raise invalid_request([Violation("name", "must be `approvals/{uuid}`")])
 
 
 def _check_decision(request: approval_service_pb2.DecideApprovalRequest) -> None:

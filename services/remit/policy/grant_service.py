@@ -41,6 +41,7 @@ _ADMIN: Final = "admin"
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 _LATEST: Final = datetime(9999, 12, 31, tzinfo=UTC)
+_NO_GRANTEE: Final = "must be a user or a team of {}, or `agents/{{agent}}`"
 
 
 class GrantService(grant_service_pb2_grpc.GrantServiceServicer):
@@ -105,6 +106,8 @@ class GrantService(grant_service_pb2_grpc.GrantServiceServicer):
         """List the org's grants, newest first; a page token is the id of the last one shown."""
         caller = current_remit()
         found = _page_violations(request)
+        if request.principal and not _is_grantee(caller, request.principal):
+            found.append(Violation("principal", _NO_GRANTEE.format(caller.org)))
         if found:
             raise invalid_request(found)
         await self._authority.require(caller, _LIST, caller.org)
@@ -199,8 +202,7 @@ def _grant_violations(
 ) -> list[Violation]:
     found = request_id_violations(request.request_id)
     if not _is_grantee(caller, request.principal):
-        fault = f"must be a user or a team of {caller.org}, or `agents/{{agent}}`"
-        found.append(Violation("principal", fault))
+        found.append(Violation("principal", _NO_GRANTEE.format(caller.org)))
     if bool(request.tool) == bool(request.permission_class):
         found.append(Violation("tool", "state a tool or a permission class, and not both"))
     if request.tool and not names.is_name("tool", request.tool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -46,7 +47,7 @@ from remit.policy.set_store import NewSet, SetStore, StoredSet, Version
 from remit.policy.simulation import Simulator, violations
 from remit.policy.store import PolicyStore
 from remit.rpc.calls import current_remit
-from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.rpc.errors import RemitError, Violation, check_all, invalid_request
 from remit.rpc.remits import Remit
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -83,7 +84,9 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
     ) -> policy_set_service_pb2.PushPolicySetResponse:
         """Check policies and put them in force as a new version."""
         caller = current_remit()
-        _require(_change_violations(request))
+        check_all(
+            partial(_require, _change_violations(request)), partial(_candidate, request.files)
+        )
         source = _candidate(request.files)
         await self._authority.require_operator(caller, PUSH)
         facts = {"expected_version": request.expected_version, "message": request.message}
@@ -150,7 +153,7 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
         self, request: policy_set_service_pb2.SimulatePolicyRequest, context: Context
     ) -> AsyncIterator[policy_set_service_pb2.SimulatePolicyResponse]:
         """Tell which recorded decisions, of all orgs, a candidate would change."""
-        _require(violations(request))
+        check_all(partial(_require, violations(request)), partial(_candidate, request.files))
         source = _candidate(request.files)
         await self._authority.require_operator(current_remit(), PUSH)
         rules = await self._checked(source)

@@ -8,7 +8,7 @@ QuotaFailure and RetryInfo where apt.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -268,6 +268,28 @@ def invalid_request(violations: Sequence[Violation]) -> RemitError:
         f"{first.field}: {first.description}{more}",
         violations=violations,
     )
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Runs every check, so that a request is told all that is wrong with it at once.
+
+    Raises INVALID_REQUEST with the violations of each check that raises it. Another error of a
+    check is raised where none does: what is malformed is malformed whatever else it may be.
+    """
+    found: list[Violation] = []
+    other: RemitError | None = None
+    for check in checks:
+        try:
+            check()
+        except RemitError as error:
+            if error.reason == error_reason_pb2.ERROR_REASON_INVALID_REQUEST:
+                found += error.violations
+            else:
+                other = other or error
+    if found:
+        raise invalid_request(found)
+    if other is not None:
+        raise other
 
 
 def _read_contracts() -> dict[int, ReasonContract]:

@@ -124,6 +124,8 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         self, request: tool_service_pb2.GetToolRequest, context: Context
     ) -> tool_service_pb2.GetToolResponse:
         """Return one tool, if the remit offers it."""
+        if not names.is_name("tool", request.name):
+            raise invalid_request([Violation("name", "must be `tools/{tool}`")])
         offered = {each.resource_name: each for each in self._offered(current_remit())}
         if request.name not in offered:
             raise not_found(request.name, list(offered))
