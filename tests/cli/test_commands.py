@@ -466,12 +466,44 @@ def test_users_list(remit: Remit, edge: EdgeServer) -> None:
         principals=[bob, carol]
     )
     head, first, second = remit("users", "list").out.splitlines()
-    assert head.split()[:3] == ["USER", "WORKS", "KEYS"]
-    assert first.split()[:5] == [bob.name, "yes", "2", "-", "orgs/local/teams/core"]
+    assert head.split()[:4] == ["USER", "IS", "WORKS", "KEYS"]
+    assert first.split()[:6] == [bob.name, "person", "yes", "2", "-", "orgs/local/teams/core"]
     assert "disabled 2026-11-23" in second
     assert "never" in second
     (document,) = remit("users", "list", "--json").documents
     assert document["principals"][0]["working_key_count"] == 2
+
+
+def test_service_accounts(remit: Remit, edge: EdgeServer) -> None:
+    ci = principal_pb2.Principal(
+        name="orgs/local/users/ci",
+        kind=principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT,
+        display_name="nightly",
+        roles=["member"],
+    )
+    edge.answers["CreateServiceAccount"] = lambda _: (
+        principal_service_pb2.CreateServiceAccountResponse(principal=ci)
+    )
+    edge.answers["ListPrincipals"] = lambda _: principal_service_pb2.ListPrincipalsResponse(
+        principals=[ci]
+    )
+    arguments = ("service-accounts", "create", ci.name, "nightly")
+    out = remit(*arguments, "--team", "orgs/local/teams/core", "--request-id", "r1").out
+    assert "service account" in out
+    assert edge.requests("CreateServiceAccount") == [
+        principal_service_pb2.CreateServiceAccountRequest(
+            name=ci.name,
+            display_name="nightly",
+            team="orgs/local/teams/core",
+            roles=["member"],
+            request_id="r1",
+        )
+    ]
+    (document,) = remit(*arguments, "--json").documents
+    assert document["principal"]["kind"] == "PRINCIPAL_KIND_SERVICE_ACCOUNT"
+    assert ci.name in remit("service-accounts", "list").out
+    (request,) = edge.requests("ListPrincipals")
+    assert request.kind == principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT
 
 
 def test_keys_revoke(remit: Remit, edge: EdgeServer) -> None:

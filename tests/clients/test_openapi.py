@@ -100,6 +100,7 @@ OF_APPROVALS = {
 }
 OF_CREDENTIALS = {
     f"{POLICY}/RotateApiKey",
+    f"{PRINCIPALS}/CreateServiceAccount",
     f"{PRINCIPALS}/DisablePrincipal",
     f"{PRINCIPALS}/EnablePrincipal",
     f"{PRINCIPALS}/ListPrincipals",
@@ -212,6 +213,9 @@ async def test_credentials(rest: Rest) -> None:
         told = await changed(f"{PRINCIPALS}/{verb}Principal", {"requestId": new_id()}, user)
         assert told["principal"]["name"] == key["user"]
         assert ("disableTime" in told["principal"]) == (verb == "Disable")
+    account = {"name": "orgs/local/users/turning", "displayName": "x", "roles": ["member"]}
+    made = await changed(f"{PRINCIPALS}/CreateServiceAccount", account | {"requestId": new_id()})
+    assert made["principal"]["kind"] == "PRINCIPAL_KIND_SERVICE_ACCOUNT"
     found = await rest(f"{PRINCIPALS}/ListPrincipals")
     listed = fits(f"{PRINCIPALS}/ListPrincipals", found)["principals"]
     (turner,) = [each for each in listed if each["name"] == key["user"]]

@@ -162,6 +162,10 @@ async def _rights(world: World) -> None:
     )
     rotated = await world.is_recorded("RotateApiKey", {"name": made.api_key.name})
     await world.is_recorded("RevokeApiKey", {"name": rotated.api_key.name})
+    await world.is_recorded(
+        "CreateServiceAccount",
+        {"name": "orgs/local/users/ci", "display_name": "ci", "roles": ["member"]},
+    )
     await world.is_recorded("DisablePrincipal", {"name": "orgs/local/users/carol"})
     await world.is_recorded("EnablePrincipal", {"name": "orgs/local/users/carol"})
     await world.is_recorded("SetRateLimit", {"principal": BOB, "max_runs": 5})

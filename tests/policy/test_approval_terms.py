@@ -177,6 +177,7 @@ def test_the_policies_of_the_page_work() -> None:
     rules = book(*examples)
     found = rules.decide(about(ADMIN, "send_email", EXECUTE))
     assert found.approval == parsed_terms("team:ops, role:admin; quorum=2; expires=4h")
-    robot = Principal("orgs/acme/users/ci", "orgs/acme", "", ("admin",))
-    asked = Question(robot, "approvals.decide", APPROVAL, requester=MEMBER.user)
-    assert rules.decide(asked).policy_ids == ("robots-approve-nothing",)
+    team = "orgs/acme/teams/trainees"
+    trainee = Principal("orgs/acme/users/tim", "orgs/acme", team, ("admin",))
+    asked = Question(trainee, "approvals.decide", APPROVAL, requester=MEMBER.user)
+    assert rules.decide(asked).policy_ids == ("trainees-approve-nothing",)

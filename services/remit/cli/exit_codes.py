@@ -124,6 +124,7 @@ MEANINGS: Final = (
             "SUSPICIOUS_INPUT",
             "INVALID_TOOL_ARGUMENTS",
             "KEY_REUSED",
+            "PRINCIPAL_EXISTS",
             "TOO_LARGE",
             "CONFIGURATION_INVALID",
             "POLICY_INVALID",

@@ -17,7 +17,7 @@ from remit.cli.parameters import Length, Moment, duration, limit_option, timesta
 from remit.cli.wording import local_time
 
 ApiKey = api_key_pb2.ApiKey
-_ROLES: Final = ("member", "admin")
+ROLES: Final = ("member", "admin")
 
 
 def _works(key: ApiKey) -> str:
@@ -62,12 +62,12 @@ def command() -> None:
     " | jq -r .secret)",
 )
 @click.argument("display_name", metavar="PURPOSE")
-@click.option("--user", required=True, help="User it speaks for: orgs/ORG/users/USER.")
+@click.option("--user", required=True, help="Who it speaks for: orgs/ORG/users/USER.")
 @click.option("--team", default="", help="Team that its spending belongs to: orgs/ORG/teams/TEAM.")
 @click.option(
     "--role",
     "roles",
-    type=click.Choice(_ROLES),
+    type=click.Choice(ROLES),
     multiple=True,
     default=("member",),
     show_default=True,

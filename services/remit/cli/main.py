@@ -47,7 +47,8 @@ COMMANDS: Final = {
         "remit.cli.approvals", "List and follow what waits for approval; approve or deny."
     ),
     "keys": Entry("remit.cli.keys", "Create, list, replace and revoke API keys."),
-    "users": Entry("remit.cli.users", "Disable users and enable them again."),
+    "users": Entry("remit.cli.users", "List users, disable them and enable them again."),
+    "service-accounts": Entry("remit.cli.service_accounts", "Create and list service accounts."),
     "limits": Entry("remit.cli.limits", "Set, list and delete limits of starting runs."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

@@ -1,4 +1,4 @@
-"""`remit users`: the users of the org, listed, disabled, and enabled again."""
+"""`remit users`: who is in the org, listed, disabled, and enabled again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from remit.cli.wording import local_time
 Principal = principal_pb2.Principal
 
 
+def _kind(user: Principal) -> str:
+    is_person = user.kind != principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT
+    return "person" if is_person else "service account"
+
+
 def _works(user: Principal) -> str:
     if user.HasField("disable_time"):
         return f"disabled {local_time(user.disable_time)}"
@@ -26,12 +31,14 @@ def _used(user: Principal) -> str:
     return local_time(user.last_use_time) if user.HasField("last_use_time") else "never"
 
 
-_COLUMNS: Final = (
+COLUMNS: Final = (
     Column[Principal]("user", lambda u: u.name, keep=True),
+    Column[Principal]("is", _kind, keep=True),
     Column[Principal]("works", _works, keep=True),
     Column[Principal]("keys", lambda u: str(u.working_key_count), "right"),
     Column[Principal]("roles", lambda u: " ".join(u.roles) or "-"),
     Column[Principal]("teams", lambda u: " ".join(u.teams) or "-"),
+    Column[Principal]("for", lambda u: u.display_name or "-"),
     Column[Principal]("key used", _used),
     Column[Principal]("since", lambda u: local_time(u.create_time)),
 )
@@ -56,12 +63,13 @@ def command() -> None:
 @limit_option
 @client_options
 def list_users(*, session: Session, limit: int) -> None:
-    """List the users of your org by name, with what their working API keys say of them.
+    """List who is in your org, by name, with what their working API keys say of them.
 
-    Whoever signs in with an identity provider is listed too, without what its tokens say.
+    Whoever signs in with an identity provider is listed too, without what its tokens say. Teams and
+    roles of a service account are those that it was made with.
     """
-    listing = session.run(lambda edge: _principals(edge, limit))
-    session.output.listing("principals", listing.items, _COLUMNS, more=listing.more)
+    listing = session.run(lambda edge: principals(edge, limit))
+    session.output.listing("principals", listing.items, COLUMNS, more=listing.more)
 
 
 @command.command("disable", epilog="\b\nExamples:\n  remit users disable orgs/local/users/bob")
@@ -101,11 +109,18 @@ def _show(session: Session, principal: Principal) -> None:
         session.output.line(f"{principal.name} is enabled")
 
 
-async def _principals(edge: Edge, limit: int) -> Listing[Principal]:
+async def principals(
+    edge: Edge,
+    limit: int,
+    kind: principal_pb2.PrincipalKind.ValueType = principal_pb2.PRINCIPAL_KIND_UNSPECIFIED,
+) -> Listing[Principal]:
+    """Users and service accounts of the org, or those of one kind."""
     stub = edge.stub(principal_service_pb2_grpc.PrincipalServiceStub)
 
     async def fetch(size: int, token: str) -> principal_service_pb2.ListPrincipalsResponse:
-        request = principal_service_pb2.ListPrincipalsRequest(page_size=size, page_token=token)
+        request = principal_service_pb2.ListPrincipalsRequest(
+            page_size=size, page_token=token, kind=kind
+        )
         return await stub.ListPrincipals(request, metadata=edge.metadata)
 
     return await collect(fetch, lambda page: page.principals, limit)

@@ -30,12 +30,13 @@ from remit.idempotency import (
     request_id_violations,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
-from remit.policy.authority import Authority, denied
+from remit.policy.authority import ROLES, Authority, require_roles
 from remit.policy.credentials import Credentials
 from remit.policy.key_changes import ROTATE, Rotation, check_rotation, scope_violations
+from remit.policy.service_accounts import check_maker, fitted
 from remit.policy.set_messages import file_messages, timestamp_of, version_message
 from remit.policy.set_store import SetStore
-from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
+from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore, ServiceAccount
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -43,9 +44,6 @@ from remit.rpc.remits import Remit
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MEMBER: Final = "member"
-ADMIN: Final = "admin"
-ROLES: Final = frozenset({MEMBER, ADMIN})
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 _MAX_DISPLAY_CHARS: Final = 100
@@ -85,11 +83,17 @@ class PolicyAdminService(policy_admin_service_pb2_grpc.PolicyAdminServiceService
         caller = current_remit()
         _check_create(caller, request)
         await self._authority.require(caller, _CREATE, request.user)
-        _check_roles(caller, request)
+        require_roles(caller, request.roles, _CREATE, request.user)
         asked, key = self._derived(caller, request)
         if await self._store.known_change(asked) is None:
             _check_expiry(request, self._clock.now())
-        change = await self._store.create_api_key(asked, self._new_key(request, key), _answer)
+        new = self._new_key(request, key)
+
+        def make(account: ServiceAccount | None) -> NewApiKey:
+            check_maker(caller, _CREATE, request.user, for_account=account is not None)
+            return fitted(new, account)
+
+        change = await self._store.create_api_key(asked, request.user, make, _answer)
         await self._recorder.record(change)
         return policy_admin_service_pb2.CreateApiKeyResponse(
             api_key=_answered(change), secret=key.text
@@ -261,12 +265,6 @@ def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyR
         found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
     if found:
         raise invalid_request(found)
-
-
-def _check_roles(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
-    """Nobody gives away what they do not have, whatever the policies say about keys.create."""
-    if ADMIN in request.roles and ADMIN not in caller.roles:
-        raise denied(caller, _CREATE, request.user, "only an admin makes keys of an admin")
 
 
 def _check_expiry(request: policy_admin_service_pb2.CreateApiKeyRequest, now: datetime) -> None:

@@ -21,6 +21,7 @@ from remit.policy.approval_keeper import ApprovalKeeper
 from remit.policy.approval_rows import ApprovalRow, State, Verdict, Vote, to_message
 from remit.policy.approval_store import DECIDED, ApprovalStore, Seer, already_given, facts_of
 from remit.policy.approval_terms import words_of
+from remit.policy.entities import SERVICE_ACCOUNT
 from remit.policy.epochs import Policies
 from remit.policy.remits import principal_of
 from remit.policy.rules import Question
@@ -212,18 +213,9 @@ def _refusal(
     caller: Remit, request: approval_service_pb2.DecideApprovalRequest, row: ApprovalRow
 ) -> RemitError | None:
     """Why somebody may not decide, or not so, or not any more."""
-    if caller.subject == row.requester:
-        return RemitError(
-            reasons.ERROR_REASON_APPROVAL_NOT_YOURS,
-            f"{caller.subject} asked for {row.name}; nobody decides about what they asked for"
-            " themselves",
-        )
-    if caller.is_run or not _is_asked(caller, row):
-        wanted = "; ".join(" or ".join(rule.approvers) for rule in row.rules)
-        return RemitError(
-            reasons.ERROR_REASON_APPROVAL_NOT_YOURS,
-            f"{caller.subject} is not asked for {row.name}; it wants {wanted}",
-        )
+    not_theirs = _not_theirs(caller, row)
+    if not_theirs:
+        return RemitError(reasons.ERROR_REASON_APPROVAL_NOT_YOURS, not_theirs)
     if request.digest != row.digest:
         return RemitError(
             reasons.ERROR_REASON_APPROVAL_MISMATCH,
@@ -240,6 +232,21 @@ def _refusal(
             " it cannot be decided any more",
         )
     return None
+
+
+def _not_theirs(caller: Remit, row: ApprovalRow) -> str:
+    """Why it is not the caller's to decide; empty if it is."""
+    if caller.subject == row.requester:
+        return (
+            f"{caller.subject} asked for {row.name}; nobody decides about what they asked for"
+            " themselves"
+        )
+    if SERVICE_ACCOUNT in caller.roles:
+        return f"{caller.subject} is a service account; only people decide about {row.name}"
+    if caller.is_run or not _is_asked(caller, row):
+        wanted = "; ".join(" or ".join(rule.approvers) for rule in row.rules)
+        return f"{caller.subject} is not asked for {row.name}; it wants {wanted}"
+    return ""
 
 
 def _is_asked(caller: Remit, row: ApprovalRow) -> bool:

@@ -6,6 +6,7 @@ decided here, by the same rules, because a service believes no gateway about its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from remit.access_recorder import AccessRecorder
@@ -22,6 +23,10 @@ from remit.rpc.errors import RemitError
 from remit.rpc.remits import Remit
 
 PUSH: Final = "policies.push"
+MEMBER: Final = "member"
+ADMIN: Final = "admin"
+ROLES: Final = frozenset({MEMBER, ADMIN})
+"""Roles that can be given."""
 _MOST_ASKED: Final = 1000
 """Principals with a working key that are asked about, admins first."""
 
@@ -67,6 +72,16 @@ class Authority:
 
     async def _operator(self) -> str:
         return self._operator_org or await self._store.first_org()
+
+
+def require_roles(caller: Remit, roles: Iterable[str], action: str, resource: str) -> None:
+    """Raise PERMISSION_DENIED if the caller would give away a role that they do not have.
+
+    Whatever the policies say about the action. An admin has every role.
+    """
+    if ADMIN not in caller.roles and not caller.roles.issuperset(roles):
+        lacking = ", ".join(sorted(set(roles) - caller.roles))
+        raise denied(caller, action, resource, f"only an admin gives the role {lacking}")
 
 
 def denied(caller: Remit, action: str, resource: str, reason: str) -> RemitError:

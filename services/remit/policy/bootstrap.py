@@ -14,6 +14,7 @@ from typing import Final
 from remit import names
 from remit.idempotency import AdminRequest
 from remit.policy.api_keys import Pepper, canonical_body, canonical_request
+from remit.policy.service_accounts import fitted
 from remit.policy.store import ApiKeyRow, NewApiKey, PolicyStore
 from remit.postgres import Database
 
@@ -30,6 +31,7 @@ async def bootstrap_admin(db: Database, pepper: Pepper, org: str, user: str) -> 
 
     Raises:
         ValueError: a malformed name, or a user of another org.
+        RemitError: INVALID_REQUEST for a service account that is no admin.
 
     """
     if names.org_name(names.parse("org", org)[0]) != names.org_of(user):
@@ -63,7 +65,7 @@ async def bootstrap_admin(db: Database, pepper: Pepper, org: str, user: str) -> 
         pepper_id=pepper.fingerprint,
         expire_time=None,
     )
-    await store.create_api_key(request, new, _no_answer)
+    await store.create_api_key(request, user, lambda account: fitted(new, account), _no_answer)
     return key.text
 
 

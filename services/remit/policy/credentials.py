@@ -21,6 +21,7 @@ from typing import Any, Final
 from remit.api.errors.v1.error_reason_pb2 import (
     ERROR_REASON_CREDENTIAL_INVALID,
     ERROR_REASON_CREDENTIAL_REVOKED,
+    ERROR_REASON_IDENTITY_NOT_MAPPED,
     ERROR_REASON_PRINCIPAL_DISABLED,
     ErrorReason,
 )
@@ -150,8 +151,8 @@ class Credentials:
         """Return the session of a token that was checked.
 
         Raises:
-            RemitError: PRINCIPAL_DISABLED, or DEPENDENCY_UNAVAILABLE when the database does not
-                answer.
+            RemitError: PRINCIPAL_DISABLED, IDENTITY_NOT_MAPPED for a service account, or
+                DEPENDENCY_UNAVAILABLE when the database does not answer.
 
         """
         known = self._sessions.get(_name_of(identity))
@@ -197,7 +198,7 @@ class Credentials:
         self._check_standing(row)
         await self._check_subject(_holder(row))
         book = await self._policies.newest()
-        principal = Principal(row.subject, row.org, row.team, row.roles)
+        principal = row.principal
         issue = functools.partial(
             self._issuer.for_client,
             principal,
@@ -219,7 +220,8 @@ class Credentials:
         started, revocations = self._clock.monotonic(), self._revocations
         principal = identity.principal
         holder = Holder(principal.org, principal.user, "", identity.issuer)
-        await self._store.know(principal)
+        if not await self._store.know(principal):
+            raise _no_person(identity)
         await self._check_subject(holder)
         book = await self._policies.newest()
         issue = functools.partial(
@@ -278,6 +280,15 @@ def disabled(holder: Holder, principal: str, since: datetime) -> LapsedKeyError:
         ERROR_REASON_PRINCIPAL_DISABLED,
         f"{principal} is disabled since {since.isoformat(timespec='seconds')}",
         holder,
+    )
+
+
+def _no_person(identity: Identity) -> RemitError:
+    """Refuse a sign-in as a service account: its credentials are made here."""
+    return RemitError(
+        ERROR_REASON_IDENTITY_NOT_MAPPED,
+        f"the token of {identity.issuer} names {identity.principal.user}, a service account, which"
+        " has API keys and does not sign in",
     )
 
 

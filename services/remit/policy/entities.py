@@ -25,6 +25,8 @@ _TYPES: Final = {
     "model": "Model",
     "approval": "Approval",
 }
+SERVICE_ACCOUNT: Final = "service_account"
+"""A role that nobody can give: the credential is that of a service account."""
 # PermissionClass: none, read, write, execute. UNSPECIFIED is no class, and never the lowest.
 TOOL_CLASSES: Final = range(1, 5)
 _IN_ORG: Final = frozenset({"Team", "User", "ApiKey"})

@@ -12,14 +12,14 @@ from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_INVALID_STATE
 from remit.api.policy.v1 import policy_admin_service_pb2
 from remit.idempotency import asked_by, request_id_violations
 from remit.policy.api_keys import Pepper, canonical_body, canonical_request
-from remit.policy.authority import denied
+from remit.policy.authority import require_roles
+from remit.policy.service_accounts import check_maker
 from remit.policy.store import ApiKeyRow, NewApiKey
 from remit.rpc.contracts import permissions
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.remits import Remit
 
 ROTATE: Final = "keys.rotate"
-_ADMIN: Final = "admin"
 _MAX_SCOPES: Final = 32
 _MAX_OVERLAP: Final = timedelta(days=30)
 
@@ -90,9 +90,8 @@ class Rotation:
             raise _not_in_force(f"{self._name} was replaced by {old.org}/apiKeys/{old.replaced_by}")
         if old.revoke_time is not None or (old.expire_time is not None and old.expire_time <= now):
             raise _not_in_force(f"{self._name} does not work any more; make a new key")
-        if _ADMIN in old.roles and _ADMIN not in self._caller.roles:
-            reason = "only an admin makes keys of an admin"
-            raise denied(self._caller, ROTATE, self._name, reason)
+        require_roles(self._caller, old.roles, ROTATE, self._name)
+        check_maker(self._caller, ROTATE, self._name, for_account=old.of_service_account)
         if self._end is not None and self._end <= now:
             raise invalid_request([Violation("expire_time", "must be in the future")])
         return NewApiKey(

@@ -1,7 +1,9 @@
-"""PrincipalService: the users of an org, and which are disabled, whatever they sign in with."""
+"""PrincipalService: users and service accounts of an org, and which of them are disabled."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any, Final
 
 import grpc
@@ -10,10 +12,11 @@ from remit import names
 from remit.api.policy.v1 import principal_pb2, principal_service_pb2, principal_service_pb2_grpc
 from remit.idempotency import AdminRecorder, asked_by, request_id_violations
 from remit.policy.api_keys import canonical_body
-from remit.policy.authority import Authority
+from remit.policy.authority import ROLES, Authority, require_roles
 from remit.policy.credentials import Credentials
-from remit.policy.principal_store import PrincipalRow, PrincipalStore
+from remit.policy.principal_store import Kind, PrincipalRow, PrincipalStore
 from remit.policy.set_messages import timestamp_of
+from remit.policy.store import ServiceAccount
 from remit.rpc.calls import current_remit
 from remit.rpc.errors import Violation, invalid_request
 from remit.rpc.remits import Remit
@@ -23,6 +26,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _DISABLE: Final = "principals.disable"
 _ENABLE: Final = "principals.enable"
 _LIST: Final = "principals.list"
+_CREATE: Final = "principals.create"
+_MAX_DISPLAY_CHARS: Final = 100
+_KINDS: Final = {
+    principal_pb2.PRINCIPAL_KIND_USER: Kind.USER,
+    principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT: Kind.SERVICE_ACCOUNT,
+}
+_ON_THE_WIRE: Final = {kind: number for number, kind in _KINDS.items()}
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 
@@ -50,18 +60,45 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
     async def ListPrincipals(
         self, request: principal_service_pb2.ListPrincipalsRequest, context: Context
     ) -> principal_service_pb2.ListPrincipalsResponse:
-        """List the org's users by name; a page token is the last name shown."""
+        """List who is in the org, by name; a page token is the last name shown."""
         caller = current_remit()
         _check_page(caller, request)
         await self._authority.require(caller, _LIST, caller.org)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
-        rows = await self._store.page(caller.org, size + 1, request.page_token)
+        kind = _KINDS.get(request.kind)
+        rows = await self._store.page(caller.org, size + 1, request.page_token, kind)
         response = principal_service_pb2.ListPrincipalsResponse(
             principals=[principal_message(row) for row in rows[:size]]
         )
         if len(rows) > size:
             response.next_page_token = rows[size - 1].name
         return response
+
+    async def CreateServiceAccount(
+        self, request: principal_service_pb2.CreateServiceAccountRequest, context: Context
+    ) -> principal_service_pb2.CreateServiceAccountResponse:
+        """Make a service account; a repeated request gets the same one."""
+        caller = current_remit()
+        _check_account(caller, request)
+        await self._authority.require(caller, _CREATE, request.name)
+        require_roles(caller, request.roles, _CREATE, request.name)
+        account = ServiceAccount(
+            request.name, request.display_name, request.team, tuple(sorted(set(request.roles)))
+        )
+        facts = asdict(account)
+        asked = asked_by(
+            caller,
+            _CREATE,
+            request.request_id,
+            request.name,
+            detail=json.dumps(facts, sort_keys=True),
+            body=canonical_body(facts),
+        )
+        change = await self._store.create_service_account(asked, account, _answer)
+        await self._recorder.record(change)
+        return principal_service_pb2.CreateServiceAccountResponse(
+            principal=principal_pb2.Principal.FromString(change.response)
+        )
 
     async def DisablePrincipal(
         self, request: principal_service_pb2.DisablePrincipalRequest, context: Context
@@ -114,6 +151,8 @@ def principal_message(row: PrincipalRow) -> principal_pb2.Principal:
         roles=row.roles,
         working_key_count=row.working_key_count,
         last_use_time=timestamp_of(row.last_use_time) if row.last_use_time else None,
+        kind=_ON_THE_WIRE[row.kind],
+        display_name=row.display_name,
     )
 
 
@@ -123,8 +162,27 @@ def _answer(row: PrincipalRow) -> bytes:
 
 def _check(caller: Remit, request: _Request) -> None:
     found = request_id_violations(request.request_id)
-    if not _is_user(caller, request.name):
+    if not _is_own(caller, "user", request.name):
         found.append(Violation("name", f"must be `{caller.org}/users/{{user}}`"))
+    if found:
+        raise invalid_request(found)
+
+
+def _check_account(
+    caller: Remit, request: principal_service_pb2.CreateServiceAccountRequest
+) -> None:
+    found = request_id_violations(request.request_id)
+    if not _is_own(caller, "user", request.name):
+        found.append(Violation("name", f"must be `{caller.org}/users/{{user}}`"))
+    if not (
+        1 <= len(request.display_name) <= _MAX_DISPLAY_CHARS and request.display_name.isprintable()
+    ):
+        fault = f"must have 1 to {_MAX_DISPLAY_CHARS} printable characters"
+        found.append(Violation("display_name", fault))
+    if request.team and not _is_own(caller, "team", request.team):
+        found.append(Violation("team", f"must be `{caller.org}/teams/{{team}}` or empty"))
+    if not request.roles or not ROLES.issuperset(request.roles):
+        found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
     if found:
         raise invalid_request(found)
 
@@ -133,11 +191,13 @@ def _check_page(caller: Remit, request: principal_service_pb2.ListPrincipalsRequ
     found = []
     if request.page_size < 0:
         found.append(Violation("page_size", "must not be negative"))
-    if request.page_token and not _is_user(caller, request.page_token):
+    if request.page_token and not _is_own(caller, "user", request.page_token):
         found.append(Violation("page_token", "is not one that a page came with"))
+    if request.kind and request.kind not in _KINDS:
+        found.append(Violation("kind", "is none that is known"))
     if found:
         raise invalid_request(found)
 
 
-def _is_user(caller: Remit, name: str) -> bool:
-    return names.is_name("user", name) and names.org_of(name) == caller.org
+def _is_own(caller: Remit, kind: str, name: str) -> bool:
+    return names.is_name(kind, name) and names.org_of(name) == caller.org

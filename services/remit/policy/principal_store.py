@@ -5,34 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from enum import StrEnum
+from typing import Any, Final
 
 import asyncpg
 
+from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_PRINCIPAL_EXISTS
 from remit.idempotency import AdminChange, AdminRequest, known_change, remember
-from remit.policy.store import insert_principals, org_change
+from remit.policy.store import ServiceAccount, insert_principals, org_change
 from remit.postgres import Connection, Database
+from remit.rpc.errors import RemitError
 
 _MOST_TEAMS: Final = 10
 """Of a principal that are shown."""
 _WORKS: Final = "revoke_time IS NULL AND (expire_time IS NULL OR expire_time > now())"
 _ROW: Final = (  # made of constants of this module
-    "SELECT name, create_time, disable_time,"  # noqa: S608
+    "SELECT name, kind, create_time, disable_time, coalesce(display_name, '') AS display_name,"  # noqa: S608
+    " service_accounts.team AS own_team, service_accounts.roles AS own_roles,"
     f" ARRAY(SELECT DISTINCT team FROM api_keys WHERE subject = name AND {_WORKS}"
     f" AND team IS NOT NULL ORDER BY team LIMIT {_MOST_TEAMS}) AS teams,"
     f" ARRAY(SELECT DISTINCT unnest(roles) AS role FROM api_keys WHERE subject = name AND {_WORKS}"
     " ORDER BY role) AS roles,"
     f" (SELECT count(*) FROM api_keys WHERE subject = name AND {_WORKS}) AS working_key_count,"
     " (SELECT max(last_use_time) FROM api_keys WHERE subject = name) AS last_use_time"
-    " FROM principals"
+    " FROM principals LEFT JOIN service_accounts USING (name)"
 )
+
+
+class Kind(StrEnum):
+    """What a principal is that can act."""
+
+    USER = "USER"
+    SERVICE_ACCOUNT = "SERVICE_ACCOUNT"
 
 
 @dataclass(frozen=True)
 class PrincipalRow:
-    """A user, with the teams and roles of those of their API keys that work."""
+    """A user or a service account.
+
+    Teams and roles of a user are those of their API keys that work.
+    """
 
     name: str
+    kind: Kind
+    display_name: str
     create_time: datetime
     disable_time: datetime | None
     teams: tuple[str, ...]
@@ -50,15 +66,51 @@ class PrincipalStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(self, org: str, size: int, after: str) -> list[PrincipalRow]:
-        """Return users of an org after the name `after` (empty: from the start), by name."""
+    async def page(
+        self, org: str, size: int, after: str, kind: Kind | None = None
+    ) -> list[PrincipalRow]:
+        """Return principals of an org after the name `after` (empty: from the start), by name."""
         rows = await self._database.fetch(
-            f"{_ROW} WHERE org = $1 AND name > $2 AND kind = 'USER' ORDER BY name LIMIT $3",
+            f"{_ROW} WHERE org = $1 AND name > $2 AND kind = ANY($4) ORDER BY name LIMIT $3",
             org,
             after,
             size,
+            [*Kind] if kind is None else [kind],
         )
         return [_principal(row) for row in rows]
+
+    async def create_service_account(
+        self, request: AdminRequest, account: ServiceAccount, answer: Answer
+    ) -> AdminChange:
+        """Store a service account and the request in one commit; a repetition changes nothing.
+
+        Raises:
+            RemitError: KEY_REUSED if the request id named another request, or PRINCIPAL_EXISTS.
+
+        """
+        async with org_change(self._database, request.org) as connection:
+            known = await known_change(connection, request)
+            if known is not None:
+                return known
+            await insert_principals(connection, request.org, filter(None, (account.team,)))
+            made = await connection.fetchval(
+                "INSERT INTO principals (name, kind, org) VALUES ($1, $2, $3)"
+                " ON CONFLICT DO NOTHING RETURNING name",
+                account.name,
+                Kind.SERVICE_ACCOUNT,
+                request.org,
+            )
+            if made is None:
+                raise await _taken(connection, account.name)
+            await connection.execute(
+                "INSERT INTO service_accounts (name, display_name, team, roles)"
+                " VALUES ($1, $2, nullif($3, ''), $4)",
+                account.name,
+                account.display_name,
+                account.team,
+                list(account.roles),
+            )
+            return await remember(connection, request, answer(await _row(connection, made)))
 
     async def set_disabled(
         self, request: AdminRequest, principal: str, answer: Answer, *, disabled: bool
@@ -85,13 +137,22 @@ class PrincipalStore:
             return await remember(connection, request, answer(await _row(connection, principal)))
 
 
+async def _taken(connection: Connection, name: str) -> RemitError:
+    kind = Kind((await _row(connection, name)).kind).name.replace("_", " ").lower()
+    return RemitError(ERROR_REASON_PRINCIPAL_EXISTS, f"{name} is known already, as a {kind}")
+
+
 async def _row(connection: Connection, principal: str) -> PrincipalRow:
     row = await connection.fetchrow(f"{_ROW} WHERE name = $1", principal)
-    assert row is not None  # noqa: S101 - whoever asks has just stored it
+    assert row is not None  # noqa: S101 - whoever asks knows that it is there
     return _principal(row)
 
 
 def _principal(row: asyncpg.Record) -> PrincipalRow:
-    values = dict(row.items())
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return PrincipalRow(**values | lists)
+    values: dict[str, Any] = dict(row.items())
+    own_team, own_roles = values.pop("own_team"), values.pop("own_roles")
+    kind = Kind(values.pop("kind"))
+    if kind is Kind.SERVICE_ACCOUNT:
+        values |= {"teams": filter(None, [own_team]), "roles": own_roles}
+    lists = {name: tuple(values[name]) for name in ("teams", "roles")}
+    return PrincipalRow(**values | lists | {"kind": kind})

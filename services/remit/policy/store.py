@@ -16,7 +16,7 @@ import asyncpg
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_RESOURCE_NOT_FOUND
 from remit.idempotency import AdminChange, AdminRequest, known_change, remember
-from remit.policy.entities import Principal
+from remit.policy.entities import SERVICE_ACCOUNT, Principal
 from remit.policy.signing import NewKey, StoredKey, is_due
 from remit.postgres import Connection, Database
 from remit.rpc.errors import RemitError
@@ -28,7 +28,8 @@ _ADMIN_LOCK: Final = 3
 
 _KEY_COLUMNS: Final = (
     "key_id, org, subject, team, display_name, roles, digest, create_time, expire_time,"
-    " revoke_time, last_use_time, scopes, replaced_by"
+    " revoke_time, last_use_time, scopes, replaced_by, (SELECT kind = 'SERVICE_ACCOUNT'"
+    " FROM principals WHERE name = subject) AS of_service_account"
 )
 
 
@@ -49,6 +50,13 @@ class ApiKeyRow:
     last_use_time: datetime | None = None
     scopes: tuple[str, ...] = ()
     replaced_by: str | None = None
+    of_service_account: bool = False
+
+    @property
+    def principal(self) -> Principal:
+        """Who it speaks for, as the policies see them."""
+        kind = (SERVICE_ACCOUNT,) if self.of_service_account else ()
+        return Principal(self.subject, self.org, self.team, self.roles + kind)
 
     @property
     def name(self) -> str:
@@ -69,6 +77,16 @@ class NewApiKey:
     pepper_id: str
     expire_time: datetime | None
     scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServiceAccount:
+    """A service account: the team of its API keys, which may be empty, and roles they may have."""
+
+    name: str
+    display_name: str
+    team: str
+    roles: tuple[str, ...]
 
 
 class PolicyStore:
@@ -100,11 +118,15 @@ class PolicyStore:
         )
         return [_api_key(row) for row in rows]
 
-    async def know(self, principal: Principal) -> None:
-        """Keep who signed in, with their org and team, unless they are known."""
+    async def know(self, principal: Principal) -> bool:
+        """Keep who signed in, with their org and team, unless known; return if it is a person."""
         async with self._database.acquire() as connection:
             members = filter(None, (principal.user, principal.team))
             await insert_principals(connection, principal.org, members)
+            kind = await connection.fetchval(
+                "SELECT kind FROM principals WHERE name = $1", principal.user
+            )
+        return bool(kind == "USER")
 
     async def disabled_since(self, principals: Sequence[str]) -> tuple[str, datetime] | None:
         """The first of these that is disabled, and since when."""
@@ -138,13 +160,16 @@ class PolicyStore:
     async def working_principals(self, org: str, limit: int) -> list[Principal]:
         """Whoever has a key of `org` that works now, admins first; at most `limit`."""
         rows = await self._database.fetch(
-            "SELECT subject, org, coalesce(team, '') AS team, roles FROM api_keys"
-            " WHERE org = $1 AND revoke_time IS NULL"
+            "SELECT subject, org, coalesce(team, '') AS team,"
+            " CASE kind WHEN 'SERVICE_ACCOUNT' THEN roles || $3::text ELSE roles END AS roles"
+            " FROM api_keys JOIN principals USING (org)"
+            " WHERE org = $1 AND name = subject AND disable_time IS NULL AND revoke_time IS NULL"
             " AND (expire_time IS NULL OR expire_time > now())"
-            " GROUP BY subject, org, team, roles"
+            " GROUP BY subject, org, team, kind, roles"
             " ORDER BY 'admin' = ANY(roles) DESC, subject, team, roles LIMIT $2",
             org,
             limit,
+            SERVICE_ACCOUNT,
         )
         return [
             Principal(row["subject"], row["org"], row["team"], tuple(row["roles"])) for row in rows
@@ -160,18 +185,27 @@ class PolicyStore:
         )
 
     async def create_api_key(
-        self, request: AdminRequest, key: NewApiKey, answer: Callable[[ApiKeyRow], bytes]
+        self,
+        request: AdminRequest,
+        subject: str,
+        make: Callable[[ServiceAccount | None], NewApiKey],
+        answer: Callable[[ApiKeyRow], bytes],
     ) -> AdminChange:
         """Store a key, its principals and the request in one commit; a repetition changes nothing.
 
+        `make` makes the key of the service account that `subject` is, None for a person, or
+        refuses.
+
         Raises:
-            RemitError: KEY_REUSED if the request id named another request.
+            RemitError: KEY_REUSED if the request id named another request, or whatever `make`
+                raises.
 
         """
         async with org_change(self._database, request.org) as connection:
             known = await known_change(connection, request)
             if known is not None:
                 return known
+            key = make(await _service_account(connection, subject))
             await _insert_api_key(connection, request.org, key)
             row = await _api_key_row(connection, request.org, key.key_id)
             return await remember(connection, request, answer(row))
@@ -301,6 +335,17 @@ async def _insert_api_key(connection: Connection, org: str, key: NewApiKey) -> N
         key.expire_time,
         list(key.scopes),
     )
+
+
+async def _service_account(connection: Connection, name: str) -> ServiceAccount | None:
+    row = await connection.fetchrow(
+        "SELECT name, display_name, coalesce(team, '') AS team, roles FROM service_accounts"
+        " WHERE name = $1",
+        name,
+    )
+    if row is None:
+        return None
+    return ServiceAccount(row["name"], row["display_name"], row["team"], tuple(row["roles"]))
 
 
 async def insert_principals(connection: Connection, org: str, members: Iterable[str]) -> None:

@@ -136,6 +136,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The user is disabled: no credential of theirs counts."""
     ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 66
     """The identity provider's public keys could not be fetched, so no token of it can be checked."""
+    ERROR_REASON_PRINCIPAL_EXISTS: _ErrorReason.ValueType  # 67
+    """The name of a new service account is that of somebody who is known already."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -252,4 +254,6 @@ ERROR_REASON_PRINCIPAL_DISABLED: ErrorReason.ValueType  # 65
 """The user is disabled: no credential of theirs counts."""
 ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 66
 """The identity provider's public keys could not be fetched, so no token of it can be checked."""
+ERROR_REASON_PRINCIPAL_EXISTS: ErrorReason.ValueType  # 67
+"""The name of a new service account is that of somebody who is known already."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

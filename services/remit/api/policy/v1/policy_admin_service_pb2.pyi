@@ -38,14 +38,16 @@ class CreateApiKeyRequest(_message.Message):
     display_name: _builtins.str
     """What the key is for, for people; 1 to 100 characters."""
     user: _builtins.str
-    """User the key speaks for, `orgs/{org}/users/{user}`, in the caller's org."""
+    """User or service account the key speaks for, `orgs/{org}/users/{user}`, in the caller's org."""
     team: _builtins.str
-    """Team that its spending belongs to, `orgs/{org}/teams/{team}`. Empty: none."""
+    """Team that its spending belongs to, `orgs/{org}/teams/{team}`. Empty: none, or that of the service account."""
     request_id: _builtins.str
     """Names this request: the same id and body get the same answer; 1 to 64 characters."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Roles: `member` (run agents, read own runs) or `admin` (everything in the org). At least one."""
+        """Roles: `member` (run agents, read own runs) or `admin` (everything in the org). At least one; for a
+        service account only those that it was made with.
+        """
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:

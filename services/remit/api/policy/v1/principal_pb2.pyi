@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,9 +20,35 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PrincipalKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrincipalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PrincipalKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRINCIPAL_KIND_UNSPECIFIED: _PrincipalKind.ValueType  # 0
+    """Nothing was said."""
+    PRINCIPAL_KIND_USER: _PrincipalKind.ValueType  # 1
+    """A person."""
+    PRINCIPAL_KIND_SERVICE_ACCOUNT: _PrincipalKind.ValueType  # 2
+    """No person: it has API keys and never signs in, and it approves nothing."""
+
+class PrincipalKind(_PrincipalKind, metaclass=_PrincipalKindEnumTypeWrapper):
+    """PrincipalKind says what a principal is."""
+
+PRINCIPAL_KIND_UNSPECIFIED: PrincipalKind.ValueType  # 0
+"""Nothing was said."""
+PRINCIPAL_KIND_USER: PrincipalKind.ValueType  # 1
+"""A person."""
+PRINCIPAL_KIND_SERVICE_ACCOUNT: PrincipalKind.ValueType  # 2
+"""No person: it has API keys and never signs in, and it approves nothing."""
+Global___PrincipalKind: _TypeAlias = PrincipalKind  # noqa: Y015
+
 @_typing.final
 class Principal(_message.Message):
-    """Principal is a user, by the name that an API key or an identity provider's token gives them."""
+    """Principal is a user, by the name that an API key or an identity provider's token gives them, or a service
+    account.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,10 +59,16 @@ class Principal(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     WORKING_KEY_COUNT_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orgs/{org}/users/{user}`."""
     working_key_count: _builtins.int
     """How many API keys of theirs work."""
+    kind: Global___PrincipalKind.ValueType
+    """What it is."""
+    display_name: _builtins.str
+    """Of a service account: what it is for."""
     @_builtins.property
     def disable_time(self) -> _timestamp_pb2.Timestamp:
         """Since when no credential of theirs counts; unset while they do."""
@@ -47,12 +80,12 @@ class Principal(_message.Message):
     @_builtins.property
     def teams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Teams of their API keys that work, by name; at most 10. What an identity provider's tokens say is kept
-        nowhere.
+        nowhere. Of a service account: the team that it was made with.
         """
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Roles of their API keys that work."""
+        """Roles of their API keys that work. Of a service account: those that its keys may have."""
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
@@ -68,10 +101,12 @@ class Principal(_message.Message):
         roles: _abc.Iterable[_builtins.str] | None = ...,
         working_key_count: _builtins.int = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___PrincipalKind.ValueType = ...,
+        display_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "last_use_time", b"last_use_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "last_use_time", b"last_use_time", "name", b"name", "roles", b"roles", "teams", b"teams", "working_key_count", b"working_key_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "display_name", b"display_name", "kind", b"kind", "last_use_time", b"last_use_time", "name", b"name", "roles", b"roles", "teams", b"teams", "working_key_count", b"working_key_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

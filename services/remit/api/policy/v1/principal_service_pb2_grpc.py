@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PrincipalServiceStub:
-    """PrincipalService lists users of the caller's org, disables them, and enables them again.
+    """PrincipalService lists users and service accounts of the caller's org, makes service accounts, and disables and
+    enables both.
     """
 
     def __init__(self, channel):
@@ -39,6 +40,11 @@ class PrincipalServiceStub:
                 '/remit.api.policy.v1.PrincipalService/ListPrincipals',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
+                _registered_method=True)
+        self.CreateServiceAccount = channel.unary_unary(
+                '/remit.api.policy.v1.PrincipalService/CreateServiceAccount',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountResponse.FromString,
                 _registered_method=True)
         self.DisablePrincipal = channel.unary_unary(
                 '/remit.api.policy.v1.PrincipalService/DisablePrincipal',
@@ -53,18 +59,28 @@ class PrincipalServiceStub:
 
 
 class PrincipalServiceServicer:
-    """PrincipalService lists users of the caller's org, disables them, and enables them again.
+    """PrincipalService lists users and service accounts of the caller's org, makes service accounts, and disables and
+    enables both.
     """
 
     def ListPrincipals(self, request, context):
-        """Lists the users of the caller's org by name: whoever has or had an API key, signed in, or was disabled.
+        """Lists the users and service accounts of the caller's org by name: whoever has or had an API key, signed in, was
+        made or was disabled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateServiceAccount(self, request, context):
+        """Makes a service account: a principal that is no person. API keys are made for it as for a user, within its team
+        and roles; it approves nothing, and makes no API keys for people.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisablePrincipal(self, request, context):
-        """Disables a user: no API key and no identity provider's token of theirs counts any more, and their
+        """Disables a user or a service account: no API key and no identity provider's token of theirs counts any more, and their
         runs start no new effect. Works before they were ever seen. A disabled user stays as they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -72,7 +88,7 @@ class PrincipalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EnablePrincipal(self, request, context):
-        """Enables a user again; one that is not disabled stays as they are.
+        """Enables a user or a service account again; one that is not disabled stays as they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +101,11 @@ def add_PrincipalServiceServicer_to_server(servicer, server):
                     servicer.ListPrincipals,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.SerializeToString,
+            ),
+            'CreateServiceAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateServiceAccount,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountResponse.SerializeToString,
             ),
             'DisablePrincipal': grpc.unary_unary_rpc_method_handler(
                     servicer.DisablePrincipal,
@@ -105,7 +126,8 @@ def add_PrincipalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PrincipalService:
-    """PrincipalService lists users of the caller's org, disables them, and enables them again.
+    """PrincipalService lists users and service accounts of the caller's org, makes service accounts, and disables and
+    enables both.
     """
 
     @staticmethod
@@ -125,6 +147,33 @@ class PrincipalService:
             '/remit.api.policy.v1.PrincipalService/ListPrincipals',
             remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateServiceAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PrincipalService/CreateServiceAccount',
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,
