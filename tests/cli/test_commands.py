@@ -506,6 +506,20 @@ def test_service_accounts(remit: Remit, edge: EdgeServer) -> None:
     assert request.kind == principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT
 
 
+def test_teams_list(remit: Remit, edge: EdgeServer) -> None:
+    core = principal_pb2.Team(name="orgs/local/teams/core", member_count=2, working_key_count=3)
+    core.create_time.seconds = 1_795_446_000
+    zeta = principal_pb2.Team(name="orgs/local/teams/zeta", grant_count=1)
+    edge.answers["ListTeams"] = lambda _: principal_service_pb2.ListTeamsResponse(
+        teams=[core, zeta]
+    )
+    _, first, second = remit("teams", "list").out.splitlines()
+    assert first.split()[:4] == [core.name, "2", "3", "0"]
+    assert second.split()[3:] == ["1", "only", "granted"]
+    (document,) = remit("teams", "list", "--json").documents
+    assert document["teams"][0]["member_count"] == 2
+
+
 def test_keys_revoke(remit: Remit, edge: EdgeServer) -> None:
     edge.answers["RevokeApiKey"] = lambda _: policy_admin_service_pb2.RevokeApiKeyResponse(
         api_key=api_key(revoke_time=1_795_446_000)

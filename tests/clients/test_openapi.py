@@ -104,6 +104,7 @@ OF_CREDENTIALS = {
     f"{PRINCIPALS}/DisablePrincipal",
     f"{PRINCIPALS}/EnablePrincipal",
     f"{PRINCIPALS}/ListPrincipals",
+    f"{PRINCIPALS}/ListTeams",
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
@@ -198,7 +199,9 @@ async def test_credentials(rest: Rest) -> None:
         assert answer.status == 200, content
         return content
 
-    key = {"displayName": "turn", "user": "orgs/local/users/turner", "roles": ["member"]}
+    team = "orgs/local/teams/turning"
+    user = "orgs/local/users/turner"
+    key = {"displayName": "turn", "user": user, "team": team, "roles": ["member"]}
     made = await changed(
         f"{POLICY}/CreateApiKey", key | {"scopes": ["runs"], "requestId": new_id()}
     )
@@ -208,9 +211,9 @@ async def test_credentials(rest: Rest) -> None:
     rotated = await changed(f"{POLICY}/RotateApiKey", overlap, path)
     assert rotated["replaced"]["replacedBy"] == rotated["apiKey"]["name"]
     assert rotated["apiKey"]["scopes"] == ["runs"]
-    user = {"org": org, "user": "turner"}
+    named = {"org": org, "user": "turner"}
     for verb in ("Disable", "Enable"):
-        told = await changed(f"{PRINCIPALS}/{verb}Principal", {"requestId": new_id()}, user)
+        told = await changed(f"{PRINCIPALS}/{verb}Principal", {"requestId": new_id()}, named)
         assert told["principal"]["name"] == key["user"]
         assert ("disableTime" in told["principal"]) == (verb == "Disable")
     account = {"name": "orgs/local/users/turning", "displayName": "x", "roles": ["member"]}
@@ -221,6 +224,8 @@ async def test_credentials(rest: Rest) -> None:
     (turner,) = [each for each in listed if each["name"] == key["user"]]
     assert turner["workingKeyCount"] >= 1
     assert "disableTime" not in turner
+    teams = fits(f"{PRINCIPALS}/ListTeams", await rest(f"{PRINCIPALS}/ListTeams"))["teams"]
+    assert team in [each["name"] for each in teams]
 
 
 async def test_changes(rest: Rest) -> None:

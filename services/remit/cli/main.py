@@ -49,6 +49,7 @@ COMMANDS: Final = {
     "keys": Entry("remit.cli.keys", "Create, list, replace and revoke API keys."),
     "users": Entry("remit.cli.users", "List users, disable them and enable them again."),
     "service-accounts": Entry("remit.cli.service_accounts", "Create and list service accounts."),
+    "teams": Entry("remit.cli.teams", "List the teams."),
     "limits": Entry("remit.cli.limits", "Set, list and delete limits of starting runs."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

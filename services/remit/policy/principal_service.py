@@ -1,4 +1,4 @@
-"""PrincipalService: users and service accounts of an org, and which of them are disabled."""
+"""PrincipalService: users, service accounts and teams of an org, and who is disabled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from remit.idempotency import AdminRecorder, asked_by, request_id_violations
 from remit.policy.api_keys import canonical_body
 from remit.policy.authority import ROLES, Authority, require_roles
 from remit.policy.credentials import Credentials
-from remit.policy.principal_store import Kind, PrincipalRow, PrincipalStore
+from remit.policy.principal_store import Kind, PrincipalRow, PrincipalStore, TeamRow
 from remit.policy.set_messages import timestamp_of
 from remit.policy.store import ServiceAccount
 from remit.rpc.calls import current_remit
@@ -62,13 +62,35 @@ class PrincipalService(principal_service_pb2_grpc.PrincipalServiceServicer):
     ) -> principal_service_pb2.ListPrincipalsResponse:
         """List who is in the org, by name; a page token is the last name shown."""
         caller = current_remit()
-        _check_page(caller, request)
+        found = _page_violations(caller, request, "user")
+        if request.kind and request.kind not in _KINDS:
+            found.append(Violation("kind", "is none that is known"))
+        if found:
+            raise invalid_request(found)
         await self._authority.require(caller, _LIST, caller.org)
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         kind = _KINDS.get(request.kind)
         rows = await self._store.page(caller.org, size + 1, request.page_token, kind)
         response = principal_service_pb2.ListPrincipalsResponse(
             principals=[principal_message(row) for row in rows[:size]]
+        )
+        if len(rows) > size:
+            response.next_page_token = rows[size - 1].name
+        return response
+
+    async def ListTeams(
+        self, request: principal_service_pb2.ListTeamsRequest, context: Context
+    ) -> principal_service_pb2.ListTeamsResponse:
+        """List the org's teams by name; a page token is the last name shown."""
+        caller = current_remit()
+        found = _page_violations(caller, request, "team")
+        if found:
+            raise invalid_request(found)
+        await self._authority.require(caller, _LIST, caller.org)
+        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        rows = await self._store.teams(caller.org, size + 1, request.page_token)
+        response = principal_service_pb2.ListTeamsResponse(
+            teams=[_team_message(row) for row in rows[:size]]
         )
         if len(rows) > size:
             response.next_page_token = rows[size - 1].name
@@ -156,6 +178,16 @@ def principal_message(row: PrincipalRow) -> principal_pb2.Principal:
     )
 
 
+def _team_message(row: TeamRow) -> principal_pb2.Team:
+    return principal_pb2.Team(
+        name=row.name,
+        create_time=timestamp_of(row.create_time) if row.create_time else None,
+        member_count=row.member_count,
+        working_key_count=row.working_key_count,
+        grant_count=row.grant_count,
+    )
+
+
 def _answer(row: PrincipalRow) -> bytes:
     return principal_message(row).SerializeToString()
 
@@ -187,16 +219,17 @@ def _check_account(
         raise invalid_request(found)
 
 
-def _check_page(caller: Remit, request: principal_service_pb2.ListPrincipalsRequest) -> None:
+def _page_violations(
+    caller: Remit,
+    request: principal_service_pb2.ListPrincipalsRequest | principal_service_pb2.ListTeamsRequest,
+    kind: str,
+) -> list[Violation]:
     found = []
     if request.page_size < 0:
         found.append(Violation("page_size", "must not be negative"))
-    if request.page_token and not _is_own(caller, "user", request.page_token):
+    if request.page_token and not _is_own(caller, kind, request.page_token):
         found.append(Violation("page_token", "is not one that a page came with"))
-    if request.kind and request.kind not in _KINDS:
-        found.append(Violation("kind", "is none that is known"))
-    if found:
-        raise invalid_request(found)
+    return found
 
 
 def _is_own(caller: Remit, kind: str, name: str) -> bool:

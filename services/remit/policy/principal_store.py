@@ -1,4 +1,4 @@
-"""Rows of principals, with what their API keys tell of them. Only SQL and rows here."""
+"""Rows of principals, with what API keys and grants tell of them. Only SQL and rows here."""
 
 from __future__ import annotations
 
@@ -18,17 +18,32 @@ from remit.rpc.errors import RemitError
 
 _MOST_TEAMS: Final = 10
 """Of a principal that are shown."""
-_WORKS: Final = "revoke_time IS NULL AND (expire_time IS NULL OR expire_time > now())"
+_COUNTS: Final = "revoke_time IS NULL AND (expire_time IS NULL OR expire_time > now())"
+"""Of API keys, and of grants."""
 _ROW: Final = (  # made of constants of this module
     "SELECT name, kind, create_time, disable_time, coalesce(display_name, '') AS display_name,"  # noqa: S608
     " service_accounts.team AS own_team, service_accounts.roles AS own_roles,"
-    f" ARRAY(SELECT DISTINCT team FROM api_keys WHERE subject = name AND {_WORKS}"
+    f" ARRAY(SELECT DISTINCT team FROM api_keys WHERE subject = name AND {_COUNTS}"
     f" AND team IS NOT NULL ORDER BY team LIMIT {_MOST_TEAMS}) AS teams,"
-    f" ARRAY(SELECT DISTINCT unnest(roles) AS role FROM api_keys WHERE subject = name AND {_WORKS}"
+    f" ARRAY(SELECT DISTINCT unnest(roles) AS role FROM api_keys WHERE subject = name AND {_COUNTS}"
     " ORDER BY role) AS roles,"
-    f" (SELECT count(*) FROM api_keys WHERE subject = name AND {_WORKS}) AS working_key_count,"
+    f" (SELECT count(*) FROM api_keys WHERE subject = name AND {_COUNTS}) AS working_key_count,"
     " (SELECT max(last_use_time) FROM api_keys WHERE subject = name) AS last_use_time"
     " FROM principals LEFT JOIN service_accounts USING (name)"
+)
+
+
+_TEAMS: Final = (  # made of constants of this module
+    "SELECT name, create_time,"  # noqa: S608
+    f" (SELECT count(DISTINCT subject) FROM api_keys WHERE team = name AND {_COUNTS})"
+    " AS member_count,"
+    f" (SELECT count(*) FROM api_keys WHERE team = name AND {_COUNTS}) AS working_key_count,"
+    f" (SELECT count(*) FROM tool_grants WHERE principal = name AND {_COUNTS}) AS grant_count"
+    " FROM (SELECT name, max(create_time) AS create_time FROM"
+    " (SELECT name, create_time FROM principals WHERE org = $1 AND kind = 'TEAM'"
+    " UNION SELECT principal, NULL FROM tool_grants WHERE org = $1"
+    f" AND starts_with(principal, $1 || '/teams/') AND {_COUNTS}) AS named"
+    " WHERE name > $2 GROUP BY name ORDER BY name LIMIT $3) AS teams ORDER BY name"
 )
 
 
@@ -57,6 +72,17 @@ class PrincipalRow:
     last_use_time: datetime | None
 
 
+@dataclass(frozen=True)
+class TeamRow:
+    """A team; `create_time` is None where only a grant names it."""
+
+    name: str
+    create_time: datetime | None
+    member_count: int
+    working_key_count: int
+    grant_count: int
+
+
 Answer = Callable[[PrincipalRow], bytes]
 
 
@@ -78,6 +104,11 @@ class PrincipalStore:
             [*Kind] if kind is None else [kind],
         )
         return [_principal(row) for row in rows]
+
+    async def teams(self, org: str, size: int, after: str) -> list[TeamRow]:
+        """Return teams of an org after the name `after` (empty: from the start), by name."""
+        rows = await self._database.fetch(_TEAMS, org, after, size)
+        return [TeamRow(**dict(row.items())) for row in rows]
 
     async def create_service_account(
         self, request: AdminRequest, account: ServiceAccount, answer: Answer

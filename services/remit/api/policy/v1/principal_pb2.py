@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#remit/api/policy/v1/principal.proto\x12\x13remit.api.policy.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x02\n\tPrincipal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x0c\x64isable_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05teams\x18\x04 \x03(\t\x12\r\n\x05roles\x18\x05 \x03(\t\x12\x19\n\x11working_key_count\x18\x06 \x01(\x05\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x04kind\x18\x08 \x01(\x0e\x32\".remit.api.policy.v1.PrincipalKind\x12\x14\n\x0c\x64isplay_name\x18\t \x01(\t*l\n\rPrincipalKind\x12\x1e\n\x1aPRINCIPAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13PRINCIPAL_KIND_USER\x10\x01\x12\"\n\x1ePRINCIPAL_KIND_SERVICE_ACCOUNT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#remit/api/policy/v1/principal.proto\x12\x13remit.api.policy.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\x04Team\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmember_count\x18\x03 \x01(\x05\x12\x19\n\x11working_key_count\x18\x04 \x01(\x05\x12\x13\n\x0bgrant_count\x18\x05 \x01(\x05\"\xb0\x02\n\tPrincipal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x0c\x64isable_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05teams\x18\x04 \x03(\t\x12\r\n\x05roles\x18\x05 \x03(\t\x12\x19\n\x11working_key_count\x18\x06 \x01(\x05\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x04kind\x18\x08 \x01(\x0e\x32\".remit.api.policy.v1.PrincipalKind\x12\x14\n\x0c\x64isplay_name\x18\t \x01(\t*l\n\rPrincipalKind\x12\x1e\n\x1aPRINCIPAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13PRINCIPAL_KIND_USER\x10\x01\x12\"\n\x1ePRINCIPAL_KIND_SERVICE_ACCOUNT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'remit.api.policy.v1.principal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRINCIPALKIND']._serialized_start=400
-  _globals['_PRINCIPALKIND']._serialized_end=508
-  _globals['_PRINCIPAL']._serialized_start=94
-  _globals['_PRINCIPAL']._serialized_end=398
+  _globals['_PRINCIPALKIND']._serialized_start=542
+  _globals['_PRINCIPALKIND']._serialized_end=650
+  _globals['_TEAM']._serialized_start=94
+  _globals['_TEAM']._serialized_end=233
+  _globals['_PRINCIPAL']._serialized_start=236
+  _globals['_PRINCIPAL']._serialized_end=540
 # @@protoc_insertion_point(module_scope)

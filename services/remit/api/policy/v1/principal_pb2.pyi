@@ -45,6 +45,48 @@ PRINCIPAL_KIND_SERVICE_ACCOUNT: PrincipalKind.ValueType  # 2
 Global___PrincipalKind: _TypeAlias = PrincipalKind  # noqa: Y015
 
 @_typing.final
+class Team(_message.Message):
+    """Team is a team of an org: the API keys, tokens of identity providers and grants that name it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    WORKING_KEY_COUNT_FIELD_NUMBER: _builtins.int
+    GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orgs/{org}/teams/{team}`."""
+    member_count: _builtins.int
+    """Users and service accounts that have an API key of the team that works. What an identity provider's tokens
+    say is kept nowhere.
+    """
+    working_key_count: _builtins.int
+    """Its API keys that work."""
+    grant_count: _builtins.int
+    """Grants to it that are in force."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When a credential or a service account first named it; unset where only a grant does."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        member_count: _builtins.int = ...,
+        working_key_count: _builtins.int = ...,
+        grant_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "grant_count", b"grant_count", "member_count", b"member_count", "name", b"name", "working_key_count", b"working_key_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Team: _TypeAlias = Team  # noqa: Y015
+
+@_typing.final
 class Principal(_message.Message):
     """Principal is a user, by the name that an API key or an identity provider's token gives them, or a service
     account.

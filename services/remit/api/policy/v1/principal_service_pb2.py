@@ -27,7 +27,7 @@ from remit.api.options.v1 import options_pb2 as remit_dot_api_dot_options_dot_v1
 from remit.api.policy.v1 import principal_pb2 as remit_dot_api_dot_policy_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/policy/v1/principal_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\"remit/api/options/v1/options.proto\x1a#remit/api/policy/v1/principal.proto\"p\n\x15ListPrincipalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x04kind\x18\x03 \x01(\x0e\x32\".remit.api.policy.v1.PrincipalKind\"e\n\x16ListPrincipalsResponse\x12\x32\n\nprincipals\x18\x01 \x03(\x0b\x32\x1e.remit.api.policy.v1.Principal\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x1b\x43reateServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"Q\n\x1c\x43reateServiceAccountResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal\";\n\x17\x44isablePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x18\x44isablePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal\":\n\x16\x45nablePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x17\x45nablePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal2\xf1\x06\n\x10PrincipalService\x12\xb2\x01\n\x0eListPrincipals\x12*.remit.api.policy.v1.ListPrincipalsRequest\x1a+.remit.api.policy.v1.ListPrincipalsResponse\"G\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0fprincipals.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/principals\x12\xe0\x01\n\x14\x43reateServiceAccount\x12\x30.remit.api.policy.v1.CreateServiceAccountRequest\x1a\x31.remit.api.policy.v1.CreateServiceAccountResponse\"c\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x11principals.createB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x18\"\x13/v1/serviceAccounts:\x01*\x12\xe3\x01\n\x10\x44isablePrincipal\x12,.remit.api.policy.v1.DisablePrincipalRequest\x1a-.remit.api.policy.v1.DisablePrincipalResponse\"r\x8a\xe7\x18\x42\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x12principals.disableB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02&\"!/v1/{name=orgs/*/users/*}:disable:\x01*\x12\xde\x01\n\x0f\x45nablePrincipal\x12+.remit.api.policy.v1.EnablePrincipalRequest\x1a,.remit.api.policy.v1.EnablePrincipalResponse\"p\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x11principals.enableB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02%\" /v1/{name=orgs/*/users/*}:enable:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+remit/api/policy/v1/principal_service.proto\x12\x13remit.api.policy.v1\x1a\x1cgoogle/api/annotations.proto\x1a\"remit/api/options/v1/options.proto\x1a#remit/api/policy/v1/principal.proto\"p\n\x15ListPrincipalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x30\n\x04kind\x18\x03 \x01(\x0e\x32\".remit.api.policy.v1.PrincipalKind\"e\n\x16ListPrincipalsResponse\x12\x32\n\nprincipals\x18\x01 \x03(\x0b\x32\x1e.remit.api.policy.v1.Principal\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x10ListTeamsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x11ListTeamsResponse\x12(\n\x05teams\x18\x01 \x03(\x0b\x32\x19.remit.api.policy.v1.Team\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x1b\x43reateServiceAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04team\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"Q\n\x1c\x43reateServiceAccountResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal\";\n\x17\x44isablePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x18\x44isablePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal\":\n\x16\x45nablePrincipalRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x17\x45nablePrincipalResponse\x12\x31\n\tprincipal\x18\x01 \x01(\x0b\x32\x1e.remit.api.policy.v1.Principal2\x92\x08\n\x10PrincipalService\x12\xb2\x01\n\x0eListPrincipals\x12*.remit.api.policy.v1.ListPrincipalsRequest\x1a+.remit.api.policy.v1.ListPrincipalsResponse\"G\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0fprincipals.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/principals\x12\x9e\x01\n\tListTeams\x12%.remit.api.policy.v1.ListTeamsRequest\x1a&.remit.api.policy.v1.ListTeamsResponse\"B\x8a\xe7\x18-\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x0fprincipals.listX\x04`\x80 h\x80\x80@p\x10\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/teams\x12\xe0\x01\n\x14\x43reateServiceAccount\x12\x30.remit.api.policy.v1.CreateServiceAccountRequest\x1a\x31.remit.api.policy.v1.CreateServiceAccountResponse\"c\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x11principals.createB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02\x18\"\x13/v1/serviceAccounts:\x01*\x12\xe3\x01\n\x10\x44isablePrincipal\x12,.remit.api.policy.v1.DisablePrincipalRequest\x1a-.remit.api.policy.v1.DisablePrincipalResponse\"r\x8a\xe7\x18\x42\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x12principals.disableB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02&\"!/v1/{name=orgs/*/users/*}:disable:\x01*\x12\xde\x01\n\x0f\x45nablePrincipal\x12+.remit.api.policy.v1.EnablePrincipalRequest\x1a,.remit.api.policy.v1.EnablePrincipalResponse\"p\x8a\xe7\x18\x41\x08\x02\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\x11principals.enableB\x04nameJ\nrequest_idX\x02`\x80 h\x80\x80\x01p\x10\x82\xd3\xe4\x93\x02%\" /v1/{name=orgs/*/users/*}:enable:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRINCIPALSERVICE'].methods_by_name['ListPrincipals']._loaded_options = None
   _globals['_PRINCIPALSERVICE'].methods_by_name['ListPrincipals']._serialized_options = b'\212\347\030-\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\017principals.listX\004`\200 h\200\200@p\020\202\323\344\223\002\020\022\016/v1/principals'
+  _globals['_PRINCIPALSERVICE'].methods_by_name['ListTeams']._loaded_options = None
+  _globals['_PRINCIPALSERVICE'].methods_by_name['ListTeams']._serialized_options = b'\212\347\030-\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\017principals.listX\004`\200 h\200\200@p\020\202\323\344\223\002\013\022\t/v1/teams'
   _globals['_PRINCIPALSERVICE'].methods_by_name['CreateServiceAccount']._loaded_options = None
   _globals['_PRINCIPALSERVICE'].methods_by_name['CreateServiceAccount']._serialized_options = b'\212\347\030A\010\002\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\021principals.createB\004nameJ\nrequest_idX\002`\200 h\200\200\001p\020\202\323\344\223\002\030\"\023/v1/serviceAccounts:\001*'
   _globals['_PRINCIPALSERVICE'].methods_by_name['DisablePrincipal']._loaded_options = None
@@ -46,18 +48,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPRINCIPALSREQUEST']._serialized_end=283
   _globals['_LISTPRINCIPALSRESPONSE']._serialized_start=285
   _globals['_LISTPRINCIPALSRESPONSE']._serialized_end=386
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=388
-  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=502
-  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_start=504
-  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_end=585
-  _globals['_DISABLEPRINCIPALREQUEST']._serialized_start=587
-  _globals['_DISABLEPRINCIPALREQUEST']._serialized_end=646
-  _globals['_DISABLEPRINCIPALRESPONSE']._serialized_start=648
-  _globals['_DISABLEPRINCIPALRESPONSE']._serialized_end=725
-  _globals['_ENABLEPRINCIPALREQUEST']._serialized_start=727
-  _globals['_ENABLEPRINCIPALREQUEST']._serialized_end=785
-  _globals['_ENABLEPRINCIPALRESPONSE']._serialized_start=787
-  _globals['_ENABLEPRINCIPALRESPONSE']._serialized_end=863
-  _globals['_PRINCIPALSERVICE']._serialized_start=866
-  _globals['_PRINCIPALSERVICE']._serialized_end=1747
+  _globals['_LISTTEAMSREQUEST']._serialized_start=388
+  _globals['_LISTTEAMSREQUEST']._serialized_end=445
+  _globals['_LISTTEAMSRESPONSE']._serialized_start=447
+  _globals['_LISTTEAMSRESPONSE']._serialized_end=533
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_start=535
+  _globals['_CREATESERVICEACCOUNTREQUEST']._serialized_end=649
+  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_start=651
+  _globals['_CREATESERVICEACCOUNTRESPONSE']._serialized_end=732
+  _globals['_DISABLEPRINCIPALREQUEST']._serialized_start=734
+  _globals['_DISABLEPRINCIPALREQUEST']._serialized_end=793
+  _globals['_DISABLEPRINCIPALRESPONSE']._serialized_start=795
+  _globals['_DISABLEPRINCIPALRESPONSE']._serialized_end=872
+  _globals['_ENABLEPRINCIPALREQUEST']._serialized_start=874
+  _globals['_ENABLEPRINCIPALREQUEST']._serialized_end=932
+  _globals['_ENABLEPRINCIPALRESPONSE']._serialized_start=934
+  _globals['_ENABLEPRINCIPALRESPONSE']._serialized_end=1010
+  _globals['_PRINCIPALSERVICE']._serialized_start=1013
+  _globals['_PRINCIPALSERVICE']._serialized_end=2055
 # @@protoc_insertion_point(module_scope)

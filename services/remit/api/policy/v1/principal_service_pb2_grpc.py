@@ -41,6 +41,11 @@ class PrincipalServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
                 _registered_method=True)
+        self.ListTeams = channel.unary_unary(
+                '/remit.api.policy.v1.PrincipalService/ListTeams',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsResponse.FromString,
+                _registered_method=True)
         self.CreateServiceAccount = channel.unary_unary(
                 '/remit.api.policy.v1.PrincipalService/CreateServiceAccount',
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.CreateServiceAccountRequest.SerializeToString,
@@ -66,6 +71,13 @@ class PrincipalServiceServicer:
     def ListPrincipals(self, request, context):
         """Lists the users and service accounts of the caller's org by name: whoever has or had an API key, signed in, was
         made or was disabled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTeams(self, request, context):
+        """Lists the teams of the caller's org by name: those that a credential, a service account or a grant in force names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +113,11 @@ def add_PrincipalServiceServicer_to_server(servicer, server):
                     servicer.ListPrincipals,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.SerializeToString,
+            ),
+            'ListTeams': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTeams,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsResponse.SerializeToString,
             ),
             'CreateServiceAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateServiceAccount,
@@ -147,6 +164,33 @@ class PrincipalService:
             '/remit.api.policy.v1.PrincipalService/ListPrincipals',
             remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListPrincipalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTeams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PrincipalService/ListTeams',
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_principal__service__pb2.ListTeamsResponse.FromString,
             options,
             channel_credentials,
             insecure,

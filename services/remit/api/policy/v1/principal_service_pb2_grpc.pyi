@@ -22,6 +22,8 @@ class PrincipalServiceStub:
     """Lists the users and service accounts of the caller's org by name: whoever has or had an API key, signed in, was
     made or was disabled.
     """
+    ListTeams: _aio.UnaryUnaryMultiCallable[_principal_service_pb2.ListTeamsRequest, _principal_service_pb2.ListTeamsResponse]
+    """Lists the teams of the caller's org by name: those that a credential, a service account or a grant in force names."""
     CreateServiceAccount: _aio.UnaryUnaryMultiCallable[_principal_service_pb2.CreateServiceAccountRequest, _principal_service_pb2.CreateServiceAccountResponse]
     """Makes a service account: a principal that is no person. API keys are made for it as for a user, within its team
     and roles; it approves nothing, and makes no API keys for people.
@@ -47,6 +49,14 @@ class PrincipalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the users and service accounts of the caller's org by name: whoever has or had an API key, signed in, was
         made or was disabled.
         """
+
+    @_abc_1.abstractmethod
+    def ListTeams(
+        self,
+        request: _principal_service_pb2.ListTeamsRequest,
+        context: _aio.ServicerContext[_principal_service_pb2.ListTeamsRequest, _abc.Awaitable[_principal_service_pb2.ListTeamsResponse]],
+    ) -> _abc.Awaitable[_principal_service_pb2.ListTeamsResponse]:
+        """Lists the teams of the caller's org by name: those that a credential, a service account or a grant in force names."""
 
     @_abc_1.abstractmethod
     def CreateServiceAccount(
