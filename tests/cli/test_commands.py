@@ -15,6 +15,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.inference.v1 import model_service_pb2
 from remit.api.policy.v1 import (
     api_key_pb2,
+    org_service_pb2,
     permission_pb2,
     policy_admin_service_pb2,
     principal_pb2,
@@ -518,6 +519,21 @@ def test_teams_list(remit: Remit, edge: EdgeServer) -> None:
     assert second.split()[3:] == ["1", "only", "granted"]
     (document,) = remit("teams", "list", "--json").documents
     assert document["teams"][0]["member_count"] == 2
+
+
+def test_orgs(remit: Remit, edge: EdgeServer) -> None:
+    off = org_service_pb2.Org(name="orgs/acme")
+    off.disable_time.seconds = 1_795_446_000
+    on = org_service_pb2.Org(name="orgs/acme")
+    edge.answers["DisableOrg"] = lambda _: org_service_pb2.DisableOrgResponse(org=off)
+    edge.answers["EnableOrg"] = lambda _: org_service_pb2.EnableOrgResponse(org=on)
+    edge.answers["ListOrgs"] = lambda _: org_service_pb2.ListOrgsResponse(orgs=[off])
+    assert "disabled since 2026-11-23" in remit("orgs", "disable", "orgs/acme").out
+    assert remit("orgs", "enable", "orgs/acme").out == "orgs/acme is enabled\n"
+    assert edge.requests("DisableOrg")[0].name == edge.requests("EnableOrg")[0].name == "orgs/acme"
+    assert "disabled 2026-11-23" in remit("orgs", "list").out
+    (document,) = remit("orgs", "disable", "orgs/acme", "--json").documents
+    assert document["org"]["name"] == "orgs/acme"
 
 
 def test_keys_revoke(remit: Remit, edge: EdgeServer) -> None:

@@ -34,6 +34,7 @@ POLICY_SETS = f"{API}.policy.v1.PolicySetService"
 PRICES = f"{API}.cost.v1.PriceService"
 APPROVALS = f"{API}.policy.v1.ApprovalService"
 POLICY = f"{API}.policy.v1.PolicyAdminService"
+ORGS = f"{API}.policy.v1.OrgService"
 PRINCIPALS = f"{API}.policy.v1.PrincipalService"
 LIMITS = f"{API}.policy.v1.RateLimitService"
 TOOLS = f"{API}.tools.v1.ToolService"
@@ -105,6 +106,7 @@ OF_CREDENTIALS = {
     f"{PRINCIPALS}/EnablePrincipal",
     f"{PRINCIPALS}/ListPrincipals",
     f"{PRINCIPALS}/ListTeams",
+    *(f"{ORGS}/{name}" for name in ("ListOrgs", "DisableOrg", "EnableOrg")),
 }
 OF_PRICES = {f"{PRICES}/{name}" for name in ("SetPrice", "DeletePrice", "ListPriceChanges")}
 STREAMS = {
@@ -226,6 +228,16 @@ async def test_credentials(rest: Rest) -> None:
     assert "disableTime" not in turner
     teams = fits(f"{PRINCIPALS}/ListTeams", await rest(f"{PRINCIPALS}/ListTeams"))["teams"]
     assert team in [each["name"] for each in teams]
+
+
+async def test_orgs(rest: Rest) -> None:
+    listed = fits(f"{ORGS}/ListOrgs", await rest(f"{ORGS}/ListOrgs"))["orgs"]
+    assert [each["name"] for each in listed] == ["orgs/local"]
+    for verb, org, status in (("Disable", "local", 400), ("Enable", "local", 200)):
+        method = f"{ORGS}/{verb}Org"
+        answer = await rest(method, {"org": org}, body={"requestId": new_id()})
+        fits(method, answer)
+        assert answer.status == status
 
 
 async def test_changes(rest: Rest) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
+import asyncpg
 import grpc
 import pytest
 from google.protobuf import message
@@ -142,6 +143,18 @@ def _is_asking(world: World, approval: str) -> bool:
     return approval in [one["name"] for one in listed["approvals"]]
 
 
+async def another_org(mesh: RunningMesh) -> None:
+    """Let policy have seen an org besides the one that operates the mesh."""
+    socket = json.loads((mesh.state / "mesh.json").read_text())["postgres_socket"]
+    connection = await asyncpg.connect(host=socket, user="postgres", database="remit_policy")
+    try:
+        await connection.execute(
+            "INSERT INTO principals (name, kind, org) VALUES ($1, 'ORG', $1)", "orgs/another"
+        )
+    finally:
+        await connection.close()
+
+
 async def _money(world: World) -> None:
     budget = {"account": BOB, "period": "PERIOD_DAY"}
     await world.is_recorded("SetBudget", budget | {"limit_nanos": 10**12})
@@ -168,6 +181,9 @@ async def _rights(world: World) -> None:
     )
     await world.is_recorded("DisablePrincipal", {"name": "orgs/local/users/carol"})
     await world.is_recorded("EnablePrincipal", {"name": "orgs/local/users/carol"})
+    await another_org(world.mesh)
+    await world.is_recorded("DisableOrg", {"name": "orgs/another"})
+    await world.is_recorded("EnableOrg", {"name": "orgs/another"})
     await world.is_recorded("SetRateLimit", {"principal": BOB, "max_runs": 5})
     await world.is_recorded("DeleteRateLimit", {"principal": BOB})
     text = (SHIPPED_POLICIES / "default.cedar").read_text("utf-8")

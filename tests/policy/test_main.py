@@ -42,7 +42,7 @@ def installation(database: Database, folder: Path, **changes: Any) -> PolicySett
 async def opened(settings: PolicySettings, mesh: Mesh) -> None:
     async with open_service(settings, mesh, clock=SystemClock(), ids=SystemIds()) as service:
         assert service.area == "policy"
-        assert len(service.servicers) == 9
+        assert len(service.servicers) == 10
         for check in service.ready:
             await check()
 

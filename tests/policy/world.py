@@ -25,6 +25,7 @@ from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import (
     approval_service_pb2_grpc,
     grant_service_pb2_grpc,
+    org_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
@@ -54,6 +55,8 @@ from remit.policy.limit_rows import LimitRows
 from remit.policy.limit_service import RateLimitService
 from remit.policy.limit_stores import MemoryLimits
 from remit.policy.limits import Limit
+from remit.policy.org_service import OrgService
+from remit.policy.org_store import OrgStore
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
 from remit.policy.principal_store import PrincipalStore
@@ -370,6 +373,16 @@ class World:
                 recorder=self.recorder,
             ),
         )
+        self.mesh.add(
+            guard,
+            org_service_pb2_grpc.add_OrgServiceServicer_to_server,
+            OrgService(
+                store=OrgStore(self.database),
+                authority=self.authority,
+                credentials=self.credentials,
+                recorder=self.recorder,
+            ),
+        )
         counted = MemoryLimits(self.clock, max_entries=1000)
         self.mesh.add(guard, add_rate_limit_servicer, EdgeLimits(counted, fail_open=False))
         self.mesh.add(
@@ -387,6 +400,12 @@ class World:
         stub: principal_service_pb2_grpc.PrincipalServiceStub = self.mesh.as_caller(
             options_pb2.CALLER_PUBLIC
         ).stub(principal_service_pb2_grpc.PrincipalServiceStub)
+        return stub
+
+    def orgs(self) -> org_service_pb2_grpc.OrgServiceStub:
+        stub: org_service_pb2_grpc.OrgServiceStub = self.mesh.as_caller(
+            options_pb2.CALLER_PUBLIC
+        ).stub(org_service_pb2_grpc.OrgServiceStub)
         return stub
 
     def limiting(self) -> rate_limit_service_pb2_grpc.RateLimitServiceStub:

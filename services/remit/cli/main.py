@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "users": Entry("remit.cli.users", "List users, disable them and enable them again."),
     "service-accounts": Entry("remit.cli.service_accounts", "Create and list service accounts."),
     "teams": Entry("remit.cli.teams", "List the teams."),
+    "orgs": Entry("remit.cli.orgs", "List orgs, disable them and enable them again."),
     "limits": Entry("remit.cli.limits", "Set, list and delete limits of starting runs."),
     "cost": Entry("remit.cli.cost", "Check the ledger against the claims."),
     "demo": Entry("remit.cli.demo", "Run an agent in a mesh of its own and verify the record."),

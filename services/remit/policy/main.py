@@ -15,6 +15,7 @@ from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVA
 from remit.api.policy.v1 import (
     approval_service_pb2_grpc,
     grant_service_pb2_grpc,
+    org_service_pb2_grpc,
     policy_admin_service_pb2_grpc,
     policy_service_pb2_grpc,
     policy_set_service_pb2_grpc,
@@ -42,6 +43,8 @@ from remit.policy.limit_book import LimitBook, Limits, Unfinished
 from remit.policy.limit_rows import LimitRows
 from remit.policy.limit_service import RateLimitService
 from remit.policy.limit_stores import LimitStore, MemoryLimits, open_redis
+from remit.policy.org_service import OrgService
+from remit.policy.org_store import OrgStore
 from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
 from remit.policy.principal_store import PrincipalStore
@@ -240,6 +243,9 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         credentials=credentials,
         recorder=recorder,
     )
+    orgs = OrgService(
+        store=OrgStore(database), authority=authority, credentials=credentials, recorder=recorder
+    )
     counting = EdgeLimits(limits, fail_open=settings.limits_fail_open)
     return Service(
         area="policy",
@@ -251,6 +257,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             (approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server, people),
             (rate_limit_service_pb2_grpc.add_RateLimitServiceServicer_to_server, limiting),
             (principal_service_pb2_grpc.add_PrincipalServiceServicer_to_server, principals),
+            (org_service_pb2_grpc.add_OrgServiceServicer_to_server, orgs),
             (add_authorization_servicer, edge),
             (add_rate_limit_servicer, counting),
         ),

@@ -275,8 +275,9 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
     ) -> Decision:
         if remit.api_key and remit.api_key not in fences.api_keys:
             return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
-        if remit.subject in fences.disabled:
-            return refused_by_remit(f"{remit.subject} is disabled", book.epoch)
+        for principal in (remit.subject, remit.org):
+            if principal in fences.disabled:
+                return refused_by_remit(f"{principal} is disabled", book.epoch)
         outside = outside_remit(remit, request.action, request.resource)
         if outside:
             return refused_by_remit(outside, book.epoch)
@@ -347,7 +348,7 @@ def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str], list[st
     """Of which runs, API keys and principals a decision must know where they stand."""
     runs = [remit.run for remit in remits if remit.is_run]
     keys = [remit.api_key for remit in remits if remit.api_key]
-    return runs, keys, [remit.subject for remit in remits]
+    return runs, keys, [each for remit in remits for each in (remit.subject, remit.org)]
 
 
 def _check_fence(fences: Fences, remit: Remit) -> None:

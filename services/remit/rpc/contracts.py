@@ -50,6 +50,7 @@ SERVICE_MODULES: Final = (
     "remit.api.inference.v1.model_service_pb2",
     "remit.api.policy.v1.grant_service_pb2",
     "remit.api.policy.v1.approval_service_pb2",
+    "remit.api.policy.v1.org_service_pb2",
     "remit.api.policy.v1.policy_admin_service_pb2",
     "remit.api.policy.v1.policy_service_pb2",
     "remit.api.policy.v1.policy_set_service_pb2",
