@@ -21,6 +21,7 @@ from remit.api.agent.v1 import (
     conversation_service_pb2_grpc,
 )
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.guardrails import Rules
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, check_all
@@ -40,6 +41,7 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
     clock: Clock
     ids: IdSource
     admin_log: AdminLog
+    rules: Rules
 
     async def CreateConversation(
         self,
@@ -47,13 +49,13 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> conversation_service_pb2.CreateConversationResponse:
         """Begins a conversation."""
-        check_conversation(request)
+        display_name = check_conversation(request, self.rules)
         remit = current_remit()
         created = await self.store.create(
             conversation_pb2.Conversation(
                 name=names.conversation_name(self.ids.uuid7()),
                 subject=remit.subject,
-                display_name=request.display_name,
+                display_name=display_name,
             ),
             org=remit.org,
             request_id=request.request_id,

@@ -6,6 +6,7 @@ it, and from then on the run's own remits need only the fencing token.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from remit.agent.threads import Place
 from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
 from remit.agent.webhooks import waiting
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.guardrails import Rules
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.ids import IdSource
@@ -111,6 +113,11 @@ class Creator:
     clock: Clock
     ids: IdSource
 
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """What happens to what guardrails find in a task or a context."""
+        return self.settings.guardrail_rules
+
     async def create(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
@@ -123,14 +130,19 @@ class Creator:
         with refusals_counted():
             return await self._checked(request, remit, remit_token)
 
-    def check(self, request: agent_service_pb2.CreateRunRequest) -> None:
-        """Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with a request."""
-        check_create(request, self.clock.now(), self.settings.webhook_networks)
+    def check(
+        self, request: agent_service_pb2.CreateRunRequest
+    ) -> agent_service_pb2.CreateRunRequest:
+        """The request as it may go on.
+
+        Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with it.
+        """
+        return check_create(request, self.clock.now(), self.settings.webhook_networks, self.rules)
 
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        self.check(request)
+        screened = self.check(request)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:
@@ -141,7 +153,7 @@ class Creator:
         if known is not None:
             return Created(known)
         definition = self.catalog.get(request.agent)
-        run = self._accepted(request, remit, definition)
+        run = self._accepted(screened, remit, definition)
         place = await self.admission.place(thread) if thread is not None else None
         if place is not None:
             place.pin(run)

@@ -157,7 +157,7 @@ class Forker:
         """The fork as it is accepted. Raises INVALID_REQUEST, SUSPICIOUS_INPUT."""
         creator, now = self.creator, self.creator.clock.now()
         own = await self.definitions.get(source.agent_version)
-        asked = overridden(source, own, definition, request.overrides, now)
+        asked = overridden(source, own, definition, request.overrides, now, creator.rules)
         run = run_pb2.Run(
             name=names.run_name(creator.ids.uuid7()),
             agent=definition.full_name,

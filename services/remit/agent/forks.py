@@ -17,9 +17,15 @@ from typing import Final
 from remit.agent.decisions import End, next_action
 from remit.agent.definitions import AgentDefinition
 from remit.agent.journal import Progress, Tally, ToolCall, Turn, header_of
-from remit.agent.validation import check_create, override_violations, resolve_limits
+from remit.agent.validation import (
+    SHIPPED_RULES,
+    check_create,
+    override_violations,
+    resolve_limits,
+)
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.guardrails import Rules
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
 MAX_CHAIN: Final = 16
@@ -130,6 +136,7 @@ def overridden(
     definition: AgentDefinition,
     overrides: agent_service_pb2.RunOverrides,
     now: datetime,
+    rules: Rules = SHIPPED_RULES,
 ) -> run_pb2.Run:
     """The source as it would be accepted with its overrides, under a definition.
 
@@ -137,7 +144,7 @@ def overridden(
     """
     asked = request_of(source, own, overrides, _UNNAMED)
     with within_overrides():
-        check_create(asked, now)
+        asked = check_create(asked, now, rules=rules)
         limits = resolve_limits(asked.limits, definition)
     run = run_pb2.Run()
     run.CopyFrom(source)
@@ -160,7 +167,9 @@ def within_overrides() -> Iterator[None]:
         if not faults:
             raise
         named = invalid_request(faults)
-        raise RemitError(error.reason, named.message, violations=faults) from error
+        raise RemitError(
+            error.reason, named.message, violations=faults, metadata=error.metadata
+        ) from error
 
 
 def differences(source: run_pb2.Run, fork: run_pb2.Run) -> list[str]:

@@ -48,7 +48,14 @@ class Household:
         creator, progress = self.creator, work.logbook.progress
         event: run_pb2.SubRunStarted | run_pb2.ToolCallEnded
         try:
-            request_of(progress.accepted, work.definition, step, call, creator.clock.now())
+            request_of(
+                progress.accepted,
+                work.definition,
+                step,
+                call,
+                creator.clock.now(),
+                creator.rules,
+            )
             check_line(call.tool, await creator.reader.lineage(work.run))
         except RemitError as error:
             if error.retryable:
@@ -107,7 +114,7 @@ class Household:
     def _order(self, work: Work, step: int, call: ToolCall) -> Order:
         creator, parent = self.creator, work.logbook.progress.accepted
         now = creator.clock.now()
-        request = request_of(parent, work.definition, step, call, now)
+        request = request_of(parent, work.definition, step, call, now, creator.rules)
         definition = creator.catalog.get(call.tool)
         left_s = work.deadline - creator.clock.monotonic()
         run = sub_run(parent, call.run, definition, request, left_s=left_s)

@@ -183,7 +183,13 @@ async def open_parts(
         ids,
     )
     replayer = Replayer(
-        reader, books.standing, definitions, catalog, clock, settings.max_doubt_attempts
+        reader,
+        books.standing,
+        definitions,
+        catalog,
+        clock,
+        settings.max_doubt_attempts,
+        creator.rules,
     )
     admin_log = AdminLog(mesh.stub(audit_service_pb2_grpc.AuditServiceStub), clock)
     return AgentParts(
@@ -198,7 +204,7 @@ async def open_parts(
             books.feed,
             admin_log,
         ),
-        conversations=ConversationService(conversations, clock, ids, admin_log),
+        conversations=ConversationService(conversations, clock, ids, admin_log, creator.rules),
         catalog=AgentCatalogService(catalog),
         pool=pool,
         feed=books.feed,

@@ -17,6 +17,7 @@ from remit.agent.standing import Standing
 from remit.agent.sub_runs import offered
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.tools.v1 import tool_pb2
+from remit.guardrails import Rules
 from remit.rpc.clock import Clock
 from remit.rpc.errors import Violation, check_all, invalid_request
 
@@ -31,6 +32,7 @@ class Replayer:
     catalog: AgentCatalog
     clock: Clock
     max_doubt_attempts: int
+    rules: Rules
 
     async def replay(
         self, request: agent_service_pb2.ReplayRunRequest
@@ -75,7 +77,7 @@ class Replayer:
         accepted: run_pb2.Run | None = None
         if request.overrides != agent_service_pb2.RunOverrides():
             now = self.clock.now()
-            accepted = overridden(run, own, definition, request.overrides, now)
+            accepted = overridden(run, own, definition, request.overrides, now, self.rules)
         script = Script(
             definition,
             offer,

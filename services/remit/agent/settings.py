@@ -9,6 +9,8 @@ from pydantic import Field, IPvAnyNetwork, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from remit.addresses import parse_networks
+from remit.agent.validation import SHIPPED_GUARDRAILS
+from remit.guardrails import Direction, Rules, parse_rules
 from remit.settings import ServiceSettings
 
 
@@ -169,12 +171,29 @@ class AgentSettings(ServiceSettings):
         le=60,
         description="Seconds between looks whether the approvals that runs wait for are decided.",
     )
+    guardrails: str = Field(
+        default="",
+        description="What happens to what is found in tasks and contexts, such as"
+        " `personal_data.input=redact`, separated by commas: `off`, `flag`, `redact` or `refuse`;"
+        f" what is not named stays `{SHIPPED_GUARDRAILS}`; docs/GUARDRAILS.md.",
+    )
     max_batch: int = Field(
         default=256, ge=1, le=4096, description="Journal entries in one commit at most."
     )
     max_queue: int = Field(
         default=4096, ge=16, le=1_000_000, description="Journal entries that wait for a commit."
     )
+
+    @property
+    def guardrail_rules(self) -> Rules:
+        """What happens to what is found."""
+        return Rules.of(self.guardrails, SHIPPED_GUARDRAILS)
+
+    @field_validator("guardrails")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        parse_rules(value, (Direction.INPUT,))
+        return value
 
     @field_validator("webhook_networks", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from remit.agent.journal import ToolCall
 from remit.agent.validation import MAX_TASK_CHARS, check_create, resolve_limits
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.tools.v1 import tool_pb2
+from remit.guardrails import Rules
 from remit.rpc.errors import RemitError, Violation, invalid_request
 
 MAX_LINE: Final = 5
@@ -58,9 +59,14 @@ def offered(definition: AgentDefinition) -> tool_pb2.Tool:
 
 
 def request_of(
-    parent: run_pb2.Run, definition: AgentDefinition, step: int, call: ToolCall, now: datetime
+    parent: run_pb2.Run,
+    definition: AgentDefinition,
+    step: int,
+    call: ToolCall,
+    now: datetime,
+    rules: Rules,
 ) -> agent_service_pb2.CreateRunRequest:
-    """What a call of an agent asks for, checked as a client's request is.
+    """What a call of an agent asks for, checked and screened as a client's request is.
 
     Raises INVALID_REQUEST for an agent that the definition does not name and for arguments that
     are no task, SUSPICIOUS_INPUT as for any task.
@@ -76,8 +82,7 @@ def request_of(
         request_id=hashlib.sha256(tool_key(parent.name, step, call).encode()).hexdigest(),
         priority=parent.priority,
     )
-    check_create(request, now)
-    return request
+    return check_create(request, now, rules=rules)
 
 
 def sub_run(

@@ -1,13 +1,12 @@
 """What a request for a run must fulfil, checked in full before anything is stored.
 
-Every violation is reported at once, so that a person corrects a request in one go. Markup that a
-browser would run is refused in task and context, because results are shown in consoles and web
-pages.
+Every violation is reported at once, so that a person corrects a request in one go. Task and context
+are screened by the guardrails: markup that a browser would run is refused if nothing else is said,
+because results are shown in consoles and web pages.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,8 +17,8 @@ from remit import names
 from remit.addresses import Network
 from remit.agent.definitions import AgentDefinition
 from remit.api.agent.v1 import agent_service_pb2, conversation_service_pb2, run_pb2
-from remit.api.errors.v1 import error_reason_pb2
-from remit.rpc.errors import RemitError, Violation, invalid_request
+from remit.guardrails import Direction, Rules, Screening
+from remit.rpc.errors import Violation, invalid_request
 from remit.webhooks import parse_url
 
 MAX_TASK_CHARS: Final = 10_000
@@ -39,29 +38,20 @@ _NANOS: Final = 1_000_000_000
 _EARLIEST_S: Final = -62_135_596_800
 """0001-01-01T00:00:00Z, the least that a Timestamp may say."""
 
-# Browsers ignore control characters inside `javascript:`, and lenient parsers ignore spaces between
-# `<` and `script`.
-_SUSPICIOUS: Final = (
-    (re.compile(r"<[\s/]*script\b", re.IGNORECASE), "contains a script tag"),
-    (
-        re.compile("[\\x00-\\x1f]*".join("javascript") + r"[\x00-\x20]*:", re.IGNORECASE),
-        "contains a javascript: address",
-    ),
-    (
-        re.compile(r"<[^<>]{0,2000}?[\s/\"']on[a-z]{2,30}\s*=", re.IGNORECASE),
-        "contains an inline event handler",
-    ),
-)
+SHIPPED_GUARDRAILS: Final = "suspicious_patterns.input=refuse, secrets.input=flag"
+SHIPPED_RULES: Final = Rules.of("", SHIPPED_GUARDRAILS)
 
 
 def check_create(
     request: agent_service_pb2.CreateRunRequest,
     now: datetime,
     webhook_networks: Sequence[Network] = (),
-) -> None:
-    """Checks the shape and the text of a request that came at `now`.
+    rules: Rules = SHIPPED_RULES,
+) -> agent_service_pb2.CreateRunRequest:
+    """The request that came at `now`, its shape checked and its texts screened by `rules`.
 
-    A webhook may lead to public addresses and to `webhook_networks`.
+    What they replace is replaced in what is returned. A webhook may lead to public addresses and to
+    `webhook_networks`.
 
     Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
     first because a malformed request is malformed whatever its text says.
@@ -74,25 +64,28 @@ def check_create(
         *_place_in_queue(request, now),
         *_webhook(request.webhook, webhook_networks),
     ]
-    suspicious = list(_suspicious(request))
-    if shape:
-        raise invalid_request([*shape, *suspicious])
-    if suspicious:
-        raise _suspicious_input(suspicious)
+    screening = Screening(rules, Direction.INPUT)
+    screened = _screened(screening, request)
+    _raise_refused(shape, screening, "run")
+    return screened
 
 
-def check_conversation(request: conversation_service_pb2.CreateConversationRequest) -> None:
-    """Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found."""
+def check_conversation(
+    request: conversation_service_pb2.CreateConversationRequest, rules: Rules = SHIPPED_RULES
+) -> str:
+    """The name of a conversation, screened.
+
+    Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found.
+    """
     name = request.display_name
     shape = list(_request_id(request.request_id))
     if len(name) > MAX_DISPLAY_NAME_CHARS or not name.isprintable():
         fault = f"must have up to {MAX_DISPLAY_NAME_CHARS} printable characters"
         shape.append(Violation("display_name", fault))
-    suspicious = list(_suspicious_text("display_name", name[:MAX_DISPLAY_NAME_CHARS]))
-    if shape:
-        raise invalid_request([*shape, *suspicious])
-    if suspicious:
-        raise _suspicious_input(suspicious)
+    screening = Screening(rules, Direction.INPUT)
+    screened = screening.text("display_name", name[:MAX_DISPLAY_NAME_CHARS])
+    _raise_refused(shape, screening, "conversation")
+    return screened
 
 
 def override_violations(overrides: agent_service_pb2.RunOverrides) -> list[Violation]:
@@ -247,27 +240,30 @@ def _above(field: str, own: str) -> Violation:
     return Violation(f"limits.{field}", f"must not be above the agent's own limit, {own}")
 
 
-def _suspicious(request: agent_service_pb2.CreateRunRequest) -> Iterator[Violation]:
-    texts = [("task", request.task)]
+def _screened(
+    screening: Screening, request: agent_service_pb2.CreateRunRequest
+) -> agent_service_pb2.CreateRunRequest:
+    """The request with its texts as they may go on."""
+    screened = agent_service_pb2.CreateRunRequest()
+    screened.CopyFrom(request)
+    screened.task = screening.text("task", request.task)
     # Of too many entries the number alone is a fault.
     few = len(request.context) <= MAX_CONTEXT_ENTRIES
+    screened.context.clear()
     for key, value in sorted(request.context.items() if few else ()):
-        texts += [(_context_field(key), key), (_context_field(key), value)]
-    for field, text in texts:
-        yield from _suspicious_text(field, text)
+        name = screening.text("context", key)
+        # A key in which something was found is not repeated.
+        field = _context_field(key) if name == key else "context"
+        while name in screened.context or (name != key and name in request.context):
+            name += "*"
+        screened.context[name] = screening.text(field, value)
+    return screened
 
 
-def _suspicious_text(field: str, text: str) -> Iterator[Violation]:
-    for pattern, description in _SUSPICIOUS:
-        if pattern.search(text):
-            yield Violation(field, description)
-
-
-def _suspicious_input(violations: list[Violation]) -> RemitError:
-    first = violations[0]
-    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-    return RemitError(
-        error_reason_pb2.ERROR_REASON_SUSPICIOUS_INPUT,
-        f"{first.field}: {first.description}{more}",
-        violations=violations,
-    )
+def _raise_refused(shape: list[Violation], screening: Screening, what: str) -> None:
+    screening.count(what)
+    if shape:
+        raise invalid_request([*shape, *screening.violations])
+    refusal = screening.refusal()
+    if refusal is not None:
+        raise refusal

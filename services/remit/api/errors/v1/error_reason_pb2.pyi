@@ -29,7 +29,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
     """A field of the request is missing, malformed or out of bounds; BadRequest lists every violation."""
     ERROR_REASON_SUSPICIOUS_INPUT: _ErrorReason.ValueType  # 2
-    """The text holds a pattern that is refused, such as a script tag."""
+    """A text holds what the guardrails refuse: markup that a browser would run, a secret, personal data."""
     ERROR_REASON_INVALID_TOOL_ARGUMENTS: _ErrorReason.ValueType  # 3
     """A tool's arguments do not fit its JSON Schema."""
     ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 4
@@ -138,6 +138,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The identity provider's public keys could not be fetched, so no token of it can be checked."""
     ERROR_REASON_PRINCIPAL_EXISTS: _ErrorReason.ValueType  # 67
     """The name of a new service account is that of somebody who is known already."""
+    ERROR_REASON_OUTPUT_REFUSED: _ErrorReason.ValueType  # 68
+    """The model or the tool answered, and the answer holds what the guardrails refuse. It was paid for, and is kept nowhere."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason names each way in which a call can fail."""
@@ -147,7 +149,7 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
 """A field of the request is missing, malformed or out of bounds; BadRequest lists every violation."""
 ERROR_REASON_SUSPICIOUS_INPUT: ErrorReason.ValueType  # 2
-"""The text holds a pattern that is refused, such as a script tag."""
+"""A text holds what the guardrails refuse: markup that a browser would run, a secret, personal data."""
 ERROR_REASON_INVALID_TOOL_ARGUMENTS: ErrorReason.ValueType  # 3
 """A tool's arguments do not fit its JSON Schema."""
 ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 4
@@ -256,4 +258,6 @@ ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 66
 """The identity provider's public keys could not be fetched, so no token of it can be checked."""
 ERROR_REASON_PRINCIPAL_EXISTS: ErrorReason.ValueType  # 67
 """The name of a new service account is that of somebody who is known already."""
+ERROR_REASON_OUTPUT_REFUSED: ErrorReason.ValueType  # 68
+"""The model or the tool answered, and the answer holds what the guardrails refuse. It was paid for, and is kept nowhere."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
