@@ -220,6 +220,18 @@ AUDIT: Final = Row(
             (Query(rate("remit_audit_appends_total", "kind, result"), "{{kind}} {{result}}"),),
         ),
         Panel(
+            "Guardrail findings",
+            "What guardrails found in tasks, prompts, answers, arguments and results, by what was"
+            " done: flag leaves it, redact replaces it, refuse refuses the whole.",
+            OPERATIONS_PER_S,
+            (
+                Query(
+                    rate("remit_guardrail_findings_total", "detector, direction, mode"),
+                    "{{detector}} {{direction}} {{mode}}",
+                ),
+            ),
+        ),
+        Panel(
             "Leaves without a checkpoint",
             "Leaves that no signed checkpoint covers yet.",
             COUNT,

@@ -243,6 +243,20 @@ async def test_a_bad_request_is_refused_before_anything_is_stored(
     assert world.policy.registered == {}
 
 
+async def test_what_is_replaced_is_nowhere_and_the_request_is_the_same(
+    replica: StartReplica, world: World
+) -> None:
+    client = (await replica(guardrails="personal_data.input=redact")).client()
+    asked = request("What is 17 * 23, alice@example.com?", context={"of": "alice@example.com"})
+    for _ in range(2):
+        run = (await client.runs.CreateRun(asked, metadata=client.metadata)).run
+        assert run.task == "What is 17 * 23, [email]?"
+        assert dict(run.context) == {"of": "[email]"}
+    ended = await client.ended(run.name)
+    assert ended.result == "The result is 391."
+    assert "alice@" not in str(await client.watch(run.name))
+
+
 async def test_no_run_starts_while_policy_is_away(replica: StartReplica, world: World) -> None:
     made = await replica()
     client = made.client()

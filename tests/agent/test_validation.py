@@ -10,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.agent.definitions import load_catalog
-from remit.agent.validation import check_create, check_name, check_request_id, resolve_limits
+from remit.agent.validation import (
+    SHIPPED_GUARDRAILS,
+    check_create,
+    check_name,
+    check_request_id,
+    resolve_limits,
+)
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.guardrails import Rules
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import request
 
@@ -82,6 +89,9 @@ def test_of_too_many_entries_only_the_number_is_told() -> None:
         "<img src=x onerror=alert(1)>",
         "<svg/onload = alert(1)>",
         "<a href='x'onclick=go()>",
+        "&lt;scr\u200bipt&gt;",
+        "\uff1cSCRIPT\uff1e",
+        "&#106;avascript&colon;alert(1)",
     ],
 )
 def test_markup_that_a_browser_would_run_is_refused(text: str) -> None:
@@ -93,6 +103,35 @@ def test_markup_that_a_browser_would_run_is_refused(text: str) -> None:
             checked(wrong)
         assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
         assert violations(caught.value) == {field}
+
+
+def test_what_is_to_be_replaced_is_replaced_in_task_context_and_names() -> None:
+    rules = Rules.of("personal_data.input=redact", SHIPPED_GUARDRAILS)
+    asked = request("write to alice@example.com", context={"bob@example.com": "+49 30 1234567"})
+    screened = check_create(asked, NOW, rules=rules)
+    assert screened.task == "write to [email]"
+    assert dict(screened.context) == {"[email]": "[phone]"}
+    asked.task, asked.request_id = screened.task, screened.request_id
+    assert (screened.agent, screened.limits) == (asked.agent, asked.limits)
+
+
+def test_every_refusal_of_every_detector_is_told_at_once() -> None:
+    rules = Rules.of("personal_data.input=refuse, secrets.input=refuse", SHIPPED_GUARDRAILS)
+    with pytest.raises(RemitError) as caught:
+        check_create(
+            request("<script>", context={"a": "AKIAIOSFODNN7EXAMPLE", "bob@example.com": ""}),
+            NOW,
+            rules=rules,
+        )
+    assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+    assert {(v.field, v.description) for v in caught.value.violations} == {
+        ("task", "contains a script tag"),
+        ("context[a]", "contains an AWS access key id"),
+        ("context", "contains an e-mail address"),
+    }
+    told = str(caught.value.to_status())
+    assert "AKIA" not in told
+    assert "bob@" not in told
 
 
 @pytest.mark.parametrize(

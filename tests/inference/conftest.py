@@ -30,8 +30,15 @@ async def provider() -> AsyncIterator[OpenAIServer]:
 
 
 @pytest.fixture
+def guardrails() -> str:
+    """What the service is told to do about what its guardrails find."""
+    return ""
+
+
+@pytest.fixture
 async def inference(
     postgres: PostgresCluster,
+    guardrails: str,
     world: World,
     provider: OpenAIServer,
     tmp_path: Path,
@@ -45,6 +52,7 @@ async def inference(
     settings = InferenceSettings(
         dsn=postgres.dsn(await postgres.fresh("inference"), "remit_inference"),
         models_file=file,
+        guardrails=guardrails,
         heartbeat_s=0.05,
         effect_sweep_s=0.05,
         effect_stop_grace_s=2.0,

@@ -15,6 +15,7 @@ from remit.api.inference.v1.inference_service_pb2 import GenerateTextRequest
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.cli.serve import _traced, load_settings
 from remit.effects import Callers, EffectResult, Hold, Outcome, Permit
+from remit.guardrails import Rules
 from remit.inference import spans
 from remit.inference.declarations import SHIPPED_FILE, load_models
 from remit.inference.engine import Turn
@@ -92,6 +93,7 @@ async def use_a_tool(workspace: Path) -> None:
         {"text": 2 * SECRET},
         caller.execution,
         lambda _: context_of(workspace),
+        Rules(),
         struct({"text": 2 * SECRET}),
     )
     assert (await effect(a_permit())).outcome is Outcome.SUCCEEDED

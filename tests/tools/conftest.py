@@ -18,7 +18,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from remit.tools import NothingDoneError, ToolContext, ToolError, tool
+from remit.tools import File, NothingDoneError, ToolContext, ToolError, ToolResult, tool
 
 RUNS = Path(os.environ["RUNS_FILE"])
 
@@ -80,6 +80,19 @@ async def who(context: ToolContext) -> dict[str, str]:
     }
 
 
+@tool(permission_class="execute")
+async def leak(text: str) -> ToolResult:
+    """Return what came, also as a file and as the name of a field."""
+    note("leak")
+    return ToolResult({"texts": [text], text: 1}, [File("a.txt", "text/plain", text.encode())])
+
+
+@tool(permission_class="execute")
+async def fail_with(text: str) -> None:
+    """Fail in these words."""
+    raise ToolError(text)
+
+
 @tool(permission_class="none")
 async def too_much() -> str:
     """Return more than a result may hold."""
@@ -99,8 +112,18 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def guardrails() -> str:
+    """What the service is told to do about what its guardrails find."""
+    return ""
+
+
+@pytest.fixture
 async def settings(
-    database: OpenDatabase, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+    database: OpenDatabase,
+    guardrails: str,
+    tmp_path: Path,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> ToolsSettings:
     (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -110,6 +133,7 @@ async def settings(
         dsn=(await database("tools")).dsn,
         workspace=tmp_path / "workspace",
         modules=("own_tools",),
+        guardrails=guardrails,
         effect_stop_grace_s=2.0,
     )
 

@@ -88,6 +88,7 @@ MEANINGS: Final = (
             "PERMISSION_DENIED",
             "APPROVAL_REQUIRED",
             "APPROVAL_NOT_YOURS",
+            "OUTPUT_REFUSED",
         ),
     ),
     Meaning(

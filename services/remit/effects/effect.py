@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -52,6 +52,8 @@ class EffectRequest:
     """The most that it can ever use, where `bound` is only its beginning."""
     list_item: str = ""
     """Name of the item in a public price list, or empty."""
+    guardrails: Mapping[str, int] = field(default_factory=dict)
+    """What guardrails found in what was asked, for the record; numbers by kind, no content."""
 
     @property
     def principal(self) -> str:

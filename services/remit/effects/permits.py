@@ -240,6 +240,7 @@ def _detail(request: EffectRequest) -> dict[str, Any]:
         },
         "account": request.remit.account,
         "remit": request.remit.remit_id,
+        **({"guardrails": dict(request.guardrails)} if request.guardrails else {}),
     }
 
 

@@ -84,6 +84,14 @@ class Screening:
             screened.fields[name].CopyFrom(self._value(f"{field}.{name[:40]}", value))
         return screened
 
+    def error(self, error: RemitError) -> RemitError:
+        """The error; what it quotes is replaced, where it is refused too: it stays that error."""
+        if error.quotes and self.acts:
+            error.message = _screened(
+                StreamFilter(self._detectors(Mode.REDACT, Mode.REFUSE)), error.message
+            )
+        return error
+
     def _value(self, field: str, value: struct_pb2.Value) -> struct_pb2.Value:
         match value.WhichOneof("kind"):
             case "string_value":

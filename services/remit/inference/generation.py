@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final
 
 from remit import telemetry
@@ -18,6 +19,7 @@ from remit.inference import spans
 from remit.inference.cuts import FINISH_REASONS, Cause, Cut, count_cut
 from remit.inference.engine import Growth, Progress, TextDelta, Turn
 from remit.inference.models import DeclaredModel
+from remit.inference.screening import Answer
 from remit.inference.supervision import Supervision, Terms, lease_of, with_output
 from remit.rpc.calls import Call
 from remit.rpc.clock import Clock
@@ -30,28 +32,39 @@ METHOD: Final = "models.generate"
 """Action of the policy and space of the keys; unary and streamed calls share it."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came, and as the model may see it."""
+
+    request: GenerateTextRequest
+    prompt: GenerateTextRequest
+    found: Mapping[str, int]
+    """What guardrails found in it."""
+
+
 def effect_request(
-    call: Call, remit: Remit, model: DeclaredModel, request: GenerateTextRequest, terms: Terms
+    call: Call, remit: Remit, model: DeclaredModel, asked: Asked, terms: Terms
 ) -> EffectRequest:
     """What the gate must know. A model call may be made again: it costs money and harms nothing."""
-    digest = body_digest(request)
-    whole = model.engine.bound(limited(model, request))
+    request = asked.request
+    whole = model.engine.bound(limited(model, asked.prompt))
     return EffectRequest(
         remit=remit,
         remit_token=call.remit_token,
         method=METHOD,
         key=request.request_id,
-        body_digest=digest,
+        body_digest=body_digest(request),
         action=METHOD,
         resource=model.name,
         bound=with_output(whole, lease_of(model.engine, whole, terms).first()),
         most=whole,
         idempotent=True,
-        arguments_digest=digest,
+        arguments_digest=body_digest(asked.prompt),
         definition_digest=hashlib.sha256(
             model.to_message().SerializeToString(deterministic=True)
         ).digest(),
         list_item=model.declaration.list_item,
+        guardrails=asked.found,
     )
 
 
@@ -90,26 +103,26 @@ class Generation:
     def __init__(
         self,
         model: DeclaredModel,
-        request: GenerateTextRequest,
-        on_text: Callable[[str], None],
+        prompt: GenerateTextRequest,
+        answer: Answer,
         progress: Progress,
         *,
         clock: Clock,
         terms: Terms,
     ) -> None:
         self._model = model
-        self._request = limited(model, request)
-        self._on_text = on_text
+        self._request = limited(model, prompt)
+        self._answer = answer
         self._progress = progress
         self._clock = clock
         self._terms = terms
-        self._texts: list[str] = []
         self._generated: Turn | None = None
 
     async def __call__(self, permit: Permit) -> EffectResult:
         """The effect: the turn, or why there is none, always with what was used."""
         with spans.chat(self._model, self._request, permit) as span:
             result = await self._performed(permit)
+            self._answer.ended(self._model.name)
             spans.ended(span, result, self._generated)
             return result
 
@@ -141,8 +154,7 @@ class Generation:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, TextDelta):
-                    self._texts.append(piece.text)
-                    self._on_text(piece.text)
+                    self._answer.add(piece.text)
                 elif isinstance(piece, Growth):
                     await supervision.cover(piece.tokens)
                 else:
@@ -154,7 +166,7 @@ class Generation:
         try:
             turn = generating.result()
         except RemitError as error:
-            return EffectResult(Outcome.FAILED, self._used(), error=error)
+            return self._failed(self._used(), self._answer.error(error))
         except Cut as cut:
             return self._cut(cut)
         return self._succeeded(turn)
@@ -175,12 +187,25 @@ class Generation:
             text=cut.error.message,
         )
         if cut.cause in FINISH_REASONS:
-            message = Message(role=ROLE_ASSISTANT, text="".join(self._texts))
-            return self._succeeded(Turn(message, FINISH_REASONS[cut.cause], used))
+            try:
+                message = Message(role=ROLE_ASSISTANT, text=self._answer.rest())
+            except RemitError as refusal:
+                return self._failed(used, refusal)
+            return self._recorded(Turn(message, FINISH_REASONS[cut.cause], used))
         outcome = Outcome.CANCELLED if cut.cause is Cause.FENCED else Outcome.FAILED
         return EffectResult(outcome, used, error=cut.error)
 
     def _succeeded(self, turn: Turn) -> EffectResult:
+        try:
+            return self._recorded(self._answer.turn(turn))
+        except RemitError as refusal:
+            # It was generated, so it is paid for.
+            return self._failed(turn.usage, refusal)
+
+    def _failed(self, used: Usage, error: RemitError) -> EffectResult:
+        return EffectResult(Outcome.FAILED, used, error=error)
+
+    def _recorded(self, turn: Turn) -> EffectResult:
         self._generated = turn
         payload = GenerateTextResponse(
             message=turn.message,

@@ -36,7 +36,12 @@ async def open_service(
         verifier = RemitVerifier(RemoteKeys(policy, clock), clock)
         gate, closer = open_gate("inference", database, settings, mesh, clock=clock, ids=ids)
         inference = InferenceService(
-            models, gate, clock=clock, terms=settings.terms, heartbeat_s=settings.heartbeat_s
+            models,
+            gate,
+            clock=clock,
+            terms=settings.terms,
+            rules=settings.guardrail_rules,
+            heartbeat_s=settings.heartbeat_s,
         )
         yield Service(
             "inference",

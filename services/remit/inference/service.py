@@ -30,10 +30,12 @@ from remit.api.inference.v1.model_service_pb2 import (
     ListModelsResponse,
 )
 from remit.effects import EffectGate, EffectOutcome
+from remit.guardrails import Direction, Rules, Screening
 from remit.inference.engine import Progress
-from remit.inference.generation import Generation, effect_request, response_of
+from remit.inference.generation import Asked, Generation, effect_request, response_of
 from remit.inference.metrics import Measured
 from remit.inference.models import DeclaredModel, ModelCatalog, model_not_found
+from remit.inference.screening import Answer, screened_prompt
 from remit.inference.streaming import Deltas
 from remit.inference.supervision import Terms
 from remit.inference.validation import violations_of
@@ -54,12 +56,14 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         *,
         clock: Clock,
         terms: Terms,
+        rules: Rules,
         heartbeat_s: float,
     ) -> None:
         self._models = models
         self._gate = gate
         self._clock = clock
         self._terms = terms
+        self._rules = rules
         self._heartbeat_s = heartbeat_s
 
     async def GenerateText(
@@ -68,7 +72,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         """Generates one turn, or returns the one recorded under the key."""
         del context
         model = self._model(request, prefix="")
-        return response_of(await self._perform(model, request, Deltas()))
+        asked = self._screened(request, prefix="")
+        return response_of(await self._perform(model, asked, Deltas()))
 
     async def StreamGenerateText(
         self,
@@ -78,8 +83,9 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         """The same with its text as it comes; a recorded turn comes whole."""
         del context
         model = self._model(request.request, prefix=_STREAM_PREFIX)
+        asked = self._screened(request.request, prefix=_STREAM_PREFIX)
         deltas = Deltas()
-        performing = asyncio.create_task(self._perform(model, request.request, deltas))
+        performing = asyncio.create_task(self._perform(model, asked, deltas))
         performing.add_done_callback(lambda _: deltas.end())
         sequence = 0
         try:
@@ -135,16 +141,25 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         if rest := await deltas.take(0):
             yield rest
 
-    async def _perform(
-        self, model: DeclaredModel, request: GenerateTextRequest, deltas: Deltas
-    ) -> EffectOutcome:
-        effect = effect_request(current_call(), current_remit(), model, request, self._terms)
+    async def _perform(self, model: DeclaredModel, asked: Asked, deltas: Deltas) -> EffectOutcome:
+        effect = effect_request(current_call(), current_remit(), model, asked, self._terms)
         progress = Progress(clock=self._clock)
+        answer = Answer(self._rules, deltas.add)
         generation = Generation(
-            model, request, deltas.add, progress, clock=self._clock, terms=self._terms
+            model, asked.prompt, answer, progress, clock=self._clock, terms=self._terms
         )
         measured = Measured(generation, model, progress, self._clock)
         return await self._gate.perform(effect, measured)
+
+    def _screened(self, request: GenerateTextRequest, *, prefix: str) -> Asked:
+        """The request with its prompt screened. Raises SUSPICIOUS_INPUT with every violation."""
+        screening = Screening(self._rules, Direction.INPUT)
+        prompt = screened_prompt(request, screening, prefix=prefix)
+        screening.count(request.model)
+        refusal = screening.refusal()
+        if refusal is not None:
+            raise refusal
+        return Asked(request, prompt, screening.notes)
 
     def _model(self, request: GenerateTextRequest, *, prefix: str) -> DeclaredModel:
         """The model of a correct request.

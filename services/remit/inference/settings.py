@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from remit.effects import EffectSettings
+from remit.guardrails import Rules, parse_rules
 from remit.inference.declarations import SHIPPED_FILE
+from remit.inference.screening import SHIPPED_GUARDRAILS
 from remit.inference.supervision import Terms
 
 
@@ -62,6 +64,23 @@ class InferenceSettings(EffectSettings):
         le=25,
         description="Longest silence of a stream; below the 30 s that its contract allows.",
     )
+    guardrails: str = Field(
+        default="",
+        description="What happens to what is found in prompts and answers, such as"
+        " `secrets.output=redact`, separated by commas: `off`, `flag`, `redact` or `refuse`;"
+        f" what is not named stays `{SHIPPED_GUARDRAILS}`; docs/GUARDRAILS.md.",
+    )
+
+    @field_validator("guardrails")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        parse_rules(value)
+        return value
+
+    @property
+    def guardrail_rules(self) -> Rules:
+        """What happens to what is found."""
+        return Rules.of(self.guardrails, SHIPPED_GUARDRAILS)
 
     @property
     def terms(self) -> Terms:

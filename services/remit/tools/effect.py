@@ -19,6 +19,7 @@ from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_service_pb2
 from remit.api.usage.v1 import usage_pb2
 from remit.effects import EffectResult, Outcome, Permit
+from remit.guardrails import Direction, Rules, Screening
 from remit.rpc.errors import RemitError
 from remit.telemetry import table
 from remit.telemetry.content import capture
@@ -27,6 +28,7 @@ from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition
 from remit.tools.execution import Execution, NotStartedError, StoppedInTimeError
 from remit.tools.metrics import count_call
+from remit.tools.screening import screened_outcome, screening_of
 
 ONE_CALL: Final = usage_pb2.Usage(calls=1)
 NOTHING: Final = usage_pb2.Usage()
@@ -48,8 +50,10 @@ class ToolEffect:
     keywords: dict[str, Any]
     execution: Execution
     context_of: Callable[[Permit], ToolContext]
+    rules: Rules
+    """What guardrails do about the result."""
     arguments: struct_pb2.Struct | None = None
-    """As the caller sent them, for the span."""
+    """As the tool gets them, for the span."""
 
     async def __call__(self, permit: Permit) -> EffectResult:
         """Run the tool, until it ends, its time is up, or nobody waits for it any more."""
@@ -100,12 +104,24 @@ class ToolEffect:
     def _result(self, run: asyncio.Future[results.Outcome]) -> EffectResult:
         if not run.done() or run.cancelled():
             return self._failed(_stopped(self.definition))
+        name = self.definition.resource_name
+        screening = screening_of(self.rules, name, Direction.OUTPUT)
         error = run.exception()
         if error is None:
-            return EffectResult(Outcome.SUCCEEDED, ONE_CALL, payload=_payload(run.result()))
+            return self._screened(run.result(), screening)
         if isinstance(error, RemitError):
-            return self._failed(error)
+            return self._failed(screening.error(error))
         raise error
+
+    def _screened(self, outcome: results.Outcome, screening: Screening) -> EffectResult:
+        """The result as it may go on. Refused or not, the tool did what it did."""
+        try:
+            payload = _payload(screened_outcome(outcome, screening))
+        except RemitError as refusal:
+            return EffectResult(Outcome.FAILED, ONE_CALL, error=refusal)
+        finally:
+            screening.count(self.definition.resource_name)
+        return EffectResult(Outcome.SUCCEEDED, ONE_CALL, payload=payload)
 
     def _failed(self, error: RemitError) -> EffectResult:
         if isinstance(error, NotStartedError):

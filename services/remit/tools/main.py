@@ -55,6 +55,7 @@ async def open_service(
             clock=clock,
             workspaces=settings.workspace,
             webhook_keys=webhook_keys,
+            rules=settings.guardrail_rules,
         )
         yield Service(
             area="tools",

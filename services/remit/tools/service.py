@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from remit import names, telemetry, webhooks
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.effects import EffectGate, EffectOutcome, EffectRequest, Permit
+from remit.guardrails import Direction, Rules
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -25,6 +26,7 @@ from remit.tools.definition import ToolDefinition, canonical_json
 from remit.tools.effect import ONE_CALL, ToolEffect
 from remit.tools.execution import Execution
 from remit.tools.registry import Registry, not_found
+from remit.tools.screening import screened_call, screening_of
 from remit.tools.webhook_keys import WebhookKeys
 
 ACTION: Final = "tools.call"
@@ -43,7 +45,7 @@ log = telemetry.logger(__name__)
 class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
     """Calls tools and tells which there are."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators
         self,
         *,
         registry: Registry,
@@ -52,6 +54,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         clock: Clock,
         workspaces: Path,
         webhook_keys: WebhookKeys,
+        rules: Rules,
     ) -> None:
         self._registry = registry
         self._execution = execution
@@ -59,6 +62,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         self._clock = clock
         self._workspaces = workspaces
         self._webhook_keys = webhook_keys
+        self._rules = rules
 
     async def CallTool(
         self, request: tool_service_pb2.CallToolRequest, context: Context
@@ -67,16 +71,25 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         remit = current_remit()
         _check_call(request)
         definition = self._callable(request.tool, remit, request.request_id)
-        arguments = validate(definition, request.arguments)
+        screening = screening_of(self._rules, request.tool, Direction.INPUT)
+        screened = screened_call(request, screening)
+        arguments = validate(definition, screened.arguments)
         self._execution.check_room()
         effect = ToolEffect(
             definition,
             definition.keywords(arguments),
             self._execution,
             _Contexts(definition, remit, _asked_s(request), self._clock, self._workspaces),
-            request.arguments,
+            self._rules,
+            screened.arguments,
         )
-        performed = await self._gate.perform(_effect_request(request, definition, remit), effect)
+        asked = replace(
+            _effect_request(screened, definition, remit),
+            # The same request is the same, whatever is replaced in it.
+            body_digest=_body_digest(request),
+            guardrails=screening.notes,
+        )
+        performed = await self._gate.perform(asked, effect)
         return _response(performed)
 
     async def AcknowledgeResults(

@@ -9,9 +9,11 @@ from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator, model_val
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from remit.effects import EffectSettings
+from remit.guardrails import Rules, parse_rules
 from remit.tools.execution import ExecutionLimits
 from remit.tools.mail import EMAIL_PATTERN
 from remit.tools.results import ResultLimits
+from remit.tools.screening import SHIPPED_GUARDRAILS
 
 
 class ToolsSettings(EffectSettings):
@@ -95,6 +97,23 @@ class ToolsSettings(EffectSettings):
     max_artifact_bytes: int = Field(
         default=2**20, ge=0, le=2**20, description="Largest file that a call may return."
     )
+    guardrails: str = Field(
+        default="",
+        description="What happens to what is found in arguments and results, such as"
+        " `secrets.output=redact`, separated by commas: `off`, `flag`, `redact` or `refuse`;"
+        f" what is not named stays `{SHIPPED_GUARDRAILS}`; docs/GUARDRAILS.md.",
+    )
+
+    @field_validator("guardrails")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        parse_rules(value)
+        return value
+
+    @property
+    def guardrail_rules(self) -> Rules:
+        """What happens to what is found."""
+        return Rules.of(self.guardrails, SHIPPED_GUARDRAILS)
 
     @field_validator("modules", "folders", "webhook_key_files", "webhook_networks", mode="before")
     @classmethod

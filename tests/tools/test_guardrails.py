@@ -1,0 +1,111 @@
+"""Guardrails of tool calls: arguments before anything starts, results before they go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from remit.api.audit.v1 import event_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.api.tools.v1 import tool_service_pb2
+from remit.guardrails import Direction, Rules
+from remit.rpc.errors import RemitError
+from remit.tools.arguments import plain_struct
+from remit.tools.screening import screening_of
+from remit.webhooks import TOOL as WEBHOOK_TOOL
+from tests.effects.world import World
+from tests.tools.service_world import ToolsWorld
+
+KEY = "AKIAIOSFODNN7EXAMPLE"
+
+
+def configured(line: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("guardrails", [line])
+
+
+def lines(runs: Path) -> list[str]:
+    return runs.read_text().splitlines() if runs.exists() else []
+
+
+async def refused(tools: ToolsWorld, tool: str, text: str) -> RemitError:
+    with pytest.raises(RemitError) as caught:
+        await tools.call(tool, {"text": text})
+    assert KEY not in str(caught.value.to_status())
+    return caught.value
+
+
+@configured("secrets.output=redact, secrets.input=off")
+async def test_a_result_its_names_and_its_files_are_replaced(tools: ToolsWorld) -> None:
+    response = await tools.call("tools/leak", {"text": f"key {KEY}"})
+    assert plain_struct(response.result) == {
+        "texts": ["key [aws_key_id]"],
+        "key [aws_key_id]": 1,
+    }
+    (file,) = response.artifacts
+    assert file.content == b"key [aws_key_id]"
+    assert file.artifact.size_bytes == len(file.content)
+    again = await tools.call("tools/leak", {"text": f"key {KEY}"})
+    again.replayed = False
+    assert again == response
+
+
+@configured("secrets.output=refuse")
+async def test_a_refused_result_was_an_effect_and_is_paid_for(
+    tools: ToolsWorld, world: World, runs: Path
+) -> None:
+    for _ in range(2):  # the second time from the record
+        error = await refused(tools, "tools/leak", KEY)
+        assert error.reason == reasons.ERROR_REASON_OUTPUT_REFUSED
+        assert (error.metadata["detectors"], error.metadata["kinds"]) == ("secrets", "aws_key_id")
+    assert lines(runs) == ["leak"]
+    await tools.settled_down()
+    assert world.open_holds() == []
+    outcomes = [e for e in world.events.values() if e.kind == event_pb2.EVENT_KIND_OUTCOME]
+    assert [event.outcome for event in outcomes] == [event_pb2.OUTCOME_FAILED]
+    assert error.metadata["cost_nanos"] == "100"
+
+
+@configured("secrets.input=refuse, personal_data.input=refuse")
+async def test_refused_arguments_start_nothing(tools: ToolsWorld, world: World, runs: Path) -> None:
+    error = await refused(tools, "tools/leak", f"{KEY} of alice@example.com")
+    assert error.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+    assert {v.description for v in error.violations} == {
+        "contains an AWS access key id",
+        "contains an e-mail address",
+    }
+    assert (lines(runs), world.events, world.holds) == ([], {}, {})
+
+
+@configured("secrets.input=redact, secrets.output=off")
+async def test_replaced_arguments_are_what_policy_and_the_tool_see(
+    tools: ToolsWorld, world: World
+) -> None:
+    response = await tools.call("tools/leak", {"text": f"key {KEY}"})
+    assert plain_struct(response.result)["texts"] == ["key [aws_key_id]"]
+    intent = next(iter(world.events.values()))
+    assert json.loads(intent.detail_json)["guardrails"] == {"redact secrets.aws_key_id": 1}
+    assert KEY not in str(world.questions)
+    assert "[aws_key_id]" in str(world.questions)
+
+
+@configured("secrets.output=redact, secrets.input=off")
+async def test_the_words_of_a_failure_are_replaced(tools: ToolsWorld) -> None:
+    error = await refused(tools, "tools/fail_with", f"cannot use {KEY}")
+    assert error.reason == reasons.ERROR_REASON_TOOL_FAILED
+    assert "cannot use [aws_key_id]" in error.message
+
+
+async def test_by_default_a_secret_is_counted_alone(tools: ToolsWorld, world: World) -> None:
+    response = await tools.call("tools/leak", {"text": KEY})
+    assert isinstance(response, tool_service_pb2.CallToolResponse)
+    assert plain_struct(response.result)["texts"] == [KEY]
+    intent = next(iter(world.events.values()))
+    assert json.loads(intent.detail_json)["guardrails"] == {"flag secrets.aws_key_id": 1}
+
+
+def test_what_remit_posts_itself_is_not_screened_again() -> None:
+    rules = Rules.of("secrets.input=refuse", "")
+    assert screening_of(rules, WEBHOOK_TOOL, Direction.INPUT).is_off
+    assert not screening_of(rules, "tools/search", Direction.INPUT).is_off
