@@ -248,10 +248,11 @@ async def test_what_is_replaced_is_nowhere_and_the_request_is_the_same(
 ) -> None:
     client = (await replica(guardrails="personal_data.input=redact")).client()
     asked = request("What is 17 * 23, alice@example.com?", context={"of": "alice@example.com"})
-    for _ in range(2):
-        run = (await client.runs.CreateRun(asked, metadata=client.metadata)).run
-        assert run.task == "What is 17 * 23, [email]?"
-        assert dict(run.context) == {"of": "[email]"}
+    run = (await client.runs.CreateRun(asked, metadata=client.metadata)).run
+    again = (await client.runs.CreateRun(asked, metadata=client.metadata)).run
+    assert again.name == run.name
+    assert run.task == "What is 17 * 23, [email]?"
+    assert dict(run.context) == {"of": "[email]"}
     ended = await client.ended(run.name)
     assert ended.result == "The result is 391."
     assert "alice@" not in str(await client.watch(run.name))
