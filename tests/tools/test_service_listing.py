@@ -33,10 +33,10 @@ async def listed(
 
 async def test_tools_are_listed_by_name_in_pages(tools: ToolsWorld) -> None:
     (everything,) = await listed(tools, token_of())
-    assert len(everything) == 13
+    assert len(everything) == 15
     assert everything == sorted(everything)
-    pages = await listed(tools, token_of(), page_size=5)
-    assert [len(page) for page in pages] == [5, 5, 3]
+    pages = await listed(tools, token_of(), page_size=6)
+    assert [len(page) for page in pages] == [6, 6, 3]
     assert [name for page in pages for name in page] == everything
 
 
