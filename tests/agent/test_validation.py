@@ -20,6 +20,7 @@ from remit.agent.validation import (
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.guardrails import Rules
+from remit.guardrails.metrics import FINDINGS
 from remit.rpc.errors import RemitError
 from tests.agent.conftest import request
 
@@ -132,6 +133,19 @@ def test_every_refusal_of_every_detector_is_told_at_once() -> None:
     told = str(caught.value.to_status())
     assert "AKIA" not in told
     assert "bob@" not in told
+
+
+def test_what_is_found_is_counted_once() -> None:
+    series = FINDINGS.labels("secrets", "input", "flag")
+    before = series._value.get()
+    asked = request("AKIAIOSFODNN7EXAMPLE")
+    check_create(asked, NOW, is_counted=False)
+    check_create(asked, NOW)
+    assert series._value.get() == before + 1
+    asked.task += "<script>"
+    with pytest.raises(RemitError):
+        check_create(asked, NOW, is_counted=False)
+    assert series._value.get() == before + 2
 
 
 @pytest.mark.parametrize(

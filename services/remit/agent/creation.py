@@ -131,18 +131,24 @@ class Creator:
             return await self._checked(request, remit, remit_token)
 
     def check(
-        self, request: agent_service_pb2.CreateRunRequest
+        self, request: agent_service_pb2.CreateRunRequest, *, is_last: bool = False
     ) -> agent_service_pb2.CreateRunRequest:
-        """The request as it may go on.
+        """The request as it may go on; what is found in it is counted by the last look.
 
         Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with it.
         """
-        return check_create(request, self.clock.now(), self.settings.webhook_networks, self.rules)
+        return check_create(
+            request,
+            self.clock.now(),
+            self.settings.webhook_networks,
+            self.rules,
+            is_counted=is_last,
+        )
 
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        screened = self.check(request)
+        screened = self.check(request, is_last=True)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:

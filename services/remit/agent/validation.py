@@ -18,7 +18,7 @@ from remit.addresses import Network
 from remit.agent.definitions import AgentDefinition
 from remit.api.agent.v1 import agent_service_pb2, conversation_service_pb2, run_pb2
 from remit.guardrails import Direction, Rules, Screening
-from remit.rpc.errors import Violation, invalid_request
+from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.webhooks import parse_url
 
 MAX_TASK_CHARS: Final = 10_000
@@ -47,10 +47,13 @@ def check_create(
     now: datetime,
     webhook_networks: Sequence[Network] = (),
     rules: Rules = SHIPPED_RULES,
+    *,
+    is_counted: bool = True,
 ) -> agent_service_pb2.CreateRunRequest:
     """The request that came at `now`, its shape checked and its texts screened by `rules`.
 
-    What they replace is replaced in what is returned. A webhook may lead to public addresses and to
+    What they replace is replaced in what is returned. What is found is counted, unless another look
+    follows if nothing is refused. A webhook may lead to public addresses and to
     `webhook_networks`.
 
     Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
@@ -66,7 +69,11 @@ def check_create(
     ]
     screening = Screening(rules, Direction.INPUT)
     screened = _screened(screening, request)
-    _raise_refused(shape, screening, "run")
+    refused = _refusal(shape, screening)
+    if refused is not None or is_counted:
+        screening.count("run")
+    if refused is not None:
+        raise refused
     return screened
 
 
@@ -84,7 +91,10 @@ def check_conversation(
         shape.append(Violation("display_name", fault))
     screening = Screening(rules, Direction.INPUT)
     screened = screening.text("display_name", name[:MAX_DISPLAY_NAME_CHARS])
-    _raise_refused(shape, screening, "conversation")
+    screening.count("conversation")
+    refused = _refusal(shape, screening)
+    if refused is not None:
+        raise refused
     return screened
 
 
@@ -260,10 +270,7 @@ def _screened(
     return screened
 
 
-def _raise_refused(shape: list[Violation], screening: Screening, what: str) -> None:
-    screening.count(what)
+def _refusal(shape: list[Violation], screening: Screening) -> RemitError | None:
     if shape:
-        raise invalid_request([*shape, *screening.violations])
-    refusal = screening.refusal()
-    if refusal is not None:
-        raise refusal
+        return invalid_request([*shape, *screening.violations])
+    return screening.refusal()
