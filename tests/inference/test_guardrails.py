@@ -11,15 +11,30 @@ from hypothesis import strategies as st
 from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.inference.v1.inference_service_pb2 import StreamGenerateTextResponse
-from remit.api.inference.v1.message_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, Message
+from remit.api.inference.v1.message_pb2 import (
+    FINISH_REASON_DEADLINE,
+    FINISH_REASON_STOP,
+    ROLE_ASSISTANT,
+    Message,
+)
 from remit.api.usage.v1.usage_pb2 import Usage
 from remit.guardrails import Rules
+from remit.guardrails.metrics import FINDINGS
 from remit.inference.engine import Turn
 from remit.inference.screening import Answer
+from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
 from tests.effects.world import World
-from tests.inference.openai_server import OpenAIServer, call_delta, chunks, delta, refuses, says
-from tests.inference.service_world import InferenceWorld, a_prompt
+from tests.inference.openai_server import (
+    OpenAIServer,
+    call_delta,
+    chunks,
+    delta,
+    refuses,
+    says,
+    stalls_after,
+)
+from tests.inference.service_world import InferenceWorld, a_prompt, token_of
 from tests.waiting import in_time
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -110,6 +125,21 @@ async def test_a_call_of_a_tool_that_holds_a_secret_is_refused(
     error = await refused(inference, "What is 17 * 23?")
     assert error.reason == reasons.ERROR_REASON_OUTPUT_REFUSED
     assert error.violations[0].field == "message.tool_calls[0].arguments.expression"
+
+
+@configured("secrets.output=redact, personal_data.output=flag")
+async def test_an_answer_that_is_cut_is_screened_to_its_end(
+    inference: InferenceWorld, provider: OpenAIServer
+) -> None:
+    text = f"alice@example.com has {KEY}"
+    provider.script = stalls_after(provider, delta(content=text))
+    flagged = FINDINGS.labels("personal_data", "output", "flag")
+    before = flagged._value.get()
+    with remit_token(token_of()):
+        response = await inference.stub().GenerateText(a_prompt(model="gpt"), timeout=10.0)
+    assert response.finish_reason == FINISH_REASON_DEADLINE
+    assert response.message.text == "alice@example.com has [aws_key_id]"
+    assert flagged._value.get() == before + 1
 
 
 @configured("secrets.input=refuse")

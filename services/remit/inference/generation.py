@@ -191,7 +191,7 @@ class Generation:
                 message = Message(role=ROLE_ASSISTANT, text=self._answer.rest())
             except RemitError as refusal:
                 return self._failed(used, refusal)
-            return self._recorded(Turn(message, FINISH_REASONS[cut.cause], used))
+            return self._succeeded(Turn(message, FINISH_REASONS[cut.cause], used))
         outcome = Outcome.CANCELLED if cut.cause is Cause.FENCED else Outcome.FAILED
         return EffectResult(outcome, used, error=cut.error)
 
