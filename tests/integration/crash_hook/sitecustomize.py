@@ -64,23 +64,24 @@ class Step:
         return functools.reduce(getattr, path, importlib.import_module(self.module)), name
 
 
-_GATE = (
-    Step("remit.effects.store", "ClaimStore.begin"),
-    Step(
-        "remit.effects.store", "ClaimStore.change", _change, ("start", "extend", "finish", "close")
-    ),
-    Step("remit.effects.store", "ClaimStore.lapse"),
-    Step("remit.effects.store", "ClaimStore.acknowledge"),
-    Step("remit.effects.permits", "PermitSource.ask"),
-    Step("remit.effects.permits", "PermitSource._check"),
-    Step("remit.effects.permits", "PermitSource._reserve"),
-    Step("remit.effects.permits", "PermitSource._extend"),
-    Step("remit.effects.permits", "PermitSource._append"),
-    Step("remit.effects.gate", "EffectGate._io"),
-    Step("remit.effects.closing", "Closer.close"),
-    Step("remit.effects.closing", "Closer._settle"),
-    Step("remit.effects.closing", "Closer._append"),
-)
+def _gate(*changes: str) -> tuple[Step, ...]:
+    """The steps of the effect gate; `changes` are those of a claim that the service comes to."""
+    return (
+        Step("remit.effects.store", "ClaimStore.begin"),
+        Step("remit.effects.store", "ClaimStore.change", _change, changes),
+        Step("remit.effects.store", "ClaimStore.lapse"),
+        Step("remit.effects.store", "ClaimStore.acknowledge"),
+        Step("remit.effects.permits", "PermitSource.ask"),
+        Step("remit.effects.permits", "PermitSource._check"),
+        Step("remit.effects.permits", "PermitSource._reserve"),
+        Step("remit.effects.permits", "PermitSource._append"),
+        Step("remit.effects.gate", "EffectGate._io"),
+        Step("remit.effects.closing", "Closer.close"),
+        Step("remit.effects.closing", "Closer._settle"),
+        Step("remit.effects.closing", "Closer._append"),
+    )
+
+
 STEPS: dict[str, tuple[Step, ...]] = {
     "agent": (
         Step("remit.agent.store", "RunStore.create"),
@@ -104,9 +105,13 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.agent.outbox", "Outbox.claim", is_idle_without_result=True),
         Step("remit.agent.outbox", "Outbox.record"),
     ),
-    "inference": (*_GATE, Step("remit.inference.openai_engine", "OpenAIEngine.generate")),
+    "inference": (
+        *_gate("start", "extend", "finish", "close"),
+        Step("remit.effects.permits", "PermitSource._extend"),
+        Step("remit.inference.openai_engine", "OpenAIEngine.generate"),
+    ),
     "tools": (
-        *_GATE,
+        *_gate("start", "finish", "close"),  # a tool's hold is never extended
         Step("remit.tools.folder", "Folder.write"),
         Step("remit.tools.folder", "_write_synced"),
         Step("remit.tools.posting", "Poster.post"),
