@@ -30,8 +30,9 @@ from remit.idempotency import (
     request_id_violations,
 )
 from remit.policy.api_keys import Pepper, PresentedKey, canonical_body, canonical_request
-from remit.policy.authority import ROLES, Authority, require_roles
+from remit.policy.authority import Authority, require_roles
 from remit.policy.credentials import Credentials
+from remit.policy.holders import holder_violations, is_of_org
 from remit.policy.key_changes import ROTATE, Rotation, check_rotation, scope_violations
 from remit.policy.service_accounts import check_maker, fitted
 from remit.policy.set_messages import file_messages, timestamp_of, version_message
@@ -46,7 +47,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
-_MAX_DISPLAY_CHARS: Final = 100
 _KEY_ID: Final = re.compile(r"[a-z2-7]{16}")
 _CREATE: Final = "keys.create"
 _LIST: Final = "keys.list"
@@ -253,16 +253,12 @@ def _admin_request(
 
 def _check_create(caller: Remit, request: policy_admin_service_pb2.CreateApiKeyRequest) -> None:
     found = request_id_violations(request.request_id)
-    if not _is_display_name(request.display_name):
-        fault = f"must have 1 to {_MAX_DISPLAY_CHARS} printable characters"
-        found.append(Violation("display_name", fault))
-    if not _is_own("user", request.user, caller.org):
+    found += holder_violations(request.display_name, request.roles)
+    if not is_of_org("user", request.user, caller.org):
         found.append(Violation("user", f"must be `{caller.org}/users/{{user}}`"))
-    if request.team and not _is_own("team", request.team, caller.org):
+    if request.team and not is_of_org("team", request.team, caller.org):
         found.append(Violation("team", f"must be `{caller.org}/teams/{{team}}` or empty"))
     found += scope_violations(request.scopes)
-    if not request.roles or not ROLES.issuperset(request.roles):
-        found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
     if found:
         raise invalid_request(found)
 
@@ -296,14 +292,6 @@ def _own_key(caller: Remit, name: str) -> str:
     if names.org_of(name) != caller.org:
         raise RemitError(ERROR_REASON_RESOURCE_NOT_FOUND, f"{name} does not exist")
     return names.parse("apiKey", name)[1]
-
-
-def _is_display_name(text: str) -> bool:
-    return 1 <= len(text) <= _MAX_DISPLAY_CHARS and text.isprintable()
-
-
-def _is_own(kind: str, name: str, org: str) -> bool:
-    return names.is_name(kind, name) and names.org_of(name) == org
 
 
 def _expires(request: policy_admin_service_pb2.CreateApiKeyRequest) -> bool:

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import grpc
 
-from remit import names
 from remit.api.policy.v1 import principal_pb2, principal_service_pb2, principal_service_pb2_grpc
 from remit.idempotency import AdminRecorder, asked_by, request_id_violations
 from remit.policy.api_keys import canonical_body
-from remit.policy.authority import ROLES, Authority, require_roles
+from remit.policy.authority import Authority, require_roles
 from remit.policy.credentials import Credentials
+from remit.policy.holders import holder_violations, is_of_org
 from remit.policy.principal_store import Kind, PrincipalRow, PrincipalStore, TeamRow
 from remit.policy.set_messages import timestamp_of
 from remit.policy.store import ServiceAccount
@@ -27,7 +27,6 @@ _DISABLE: Final = "principals.disable"
 _ENABLE: Final = "principals.enable"
 _LIST: Final = "principals.list"
 _CREATE: Final = "principals.create"
-_MAX_DISPLAY_CHARS: Final = 100
 _KINDS: Final = {
     principal_pb2.PRINCIPAL_KIND_USER: Kind.USER,
     principal_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT: Kind.SERVICE_ACCOUNT,
@@ -194,7 +193,7 @@ def _answer(row: PrincipalRow) -> bytes:
 
 def _check(caller: Remit, request: _Request) -> None:
     found = request_id_violations(request.request_id)
-    if not _is_own(caller, "user", request.name):
+    if not is_of_org("user", request.name, caller.org):
         found.append(Violation("name", f"must be `{caller.org}/users/{{user}}`"))
     if found:
         raise invalid_request(found)
@@ -204,17 +203,11 @@ def _check_account(
     caller: Remit, request: principal_service_pb2.CreateServiceAccountRequest
 ) -> None:
     found = request_id_violations(request.request_id)
-    if not _is_own(caller, "user", request.name):
+    if not is_of_org("user", request.name, caller.org):
         found.append(Violation("name", f"must be `{caller.org}/users/{{user}}`"))
-    if not (
-        1 <= len(request.display_name) <= _MAX_DISPLAY_CHARS and request.display_name.isprintable()
-    ):
-        fault = f"must have 1 to {_MAX_DISPLAY_CHARS} printable characters"
-        found.append(Violation("display_name", fault))
-    if request.team and not _is_own(caller, "team", request.team):
+    found += holder_violations(request.display_name, request.roles)
+    if request.team and not is_of_org("team", request.team, caller.org):
         found.append(Violation("team", f"must be `{caller.org}/teams/{{team}}` or empty"))
-    if not request.roles or not ROLES.issuperset(request.roles):
-        found.append(Violation("roles", f"must hold at least one of {', '.join(sorted(ROLES))}"))
     if found:
         raise invalid_request(found)
 
@@ -227,10 +220,6 @@ def _page_violations(
     found = []
     if request.page_size < 0:
         found.append(Violation("page_size", "must not be negative"))
-    if request.page_token and not _is_own(caller, kind, request.page_token):
+    if request.page_token and not is_of_org(kind, request.page_token, caller.org):
         found.append(Violation("page_token", "is not one that a page came with"))
     return found
-
-
-def _is_own(caller: Remit, kind: str, name: str) -> bool:
-    return names.is_name(kind, name) and names.org_of(name) == caller.org
