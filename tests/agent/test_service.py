@@ -258,6 +258,20 @@ async def test_what_is_replaced_is_nowhere_and_the_request_is_the_same(
     assert "alice@" not in str(await client.watch(run.name))
 
 
+async def test_what_is_found_in_a_streamed_request_is_counted_once(replica: StartReplica) -> None:
+    client = (await replica()).client()
+    flagged = {"detector": "secrets", "direction": "input", "mode": "flag"}
+    found = gained("remit_guardrail_findings_total", **flagged)
+    await stream(client, request("What is 17 * 23, AKIAIOSFODNN7EXAMPLE?"))
+    assert found() == 1
+    asked = request("What is 17 * 23, AKIAIOSFODNN7EXAMPLE? <script>")
+    for after in (0, -1):
+        with pytest.raises(RemitError) as refusal:
+            await stream(client, asked, after)
+        assert "task" in {violation.field for violation in refusal.value.violations}
+    assert found() == 3
+
+
 async def test_no_run_starts_while_policy_is_away(replica: StartReplica, world: World) -> None:
     made = await replica()
     client = made.client()

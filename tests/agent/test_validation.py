@@ -139,12 +139,11 @@ def test_what_is_found_is_counted_once() -> None:
     series = FINDINGS.labels("secrets", "input", "flag")
     before = series._value.get()
     asked = request("AKIAIOSFODNN7EXAMPLE")
-    check_create(asked, NOW, is_counted=False)
     check_create(asked, NOW)
     assert series._value.get() == before + 1
     asked.task += "<script>"
     with pytest.raises(RemitError):
-        check_create(asked, NOW, is_counted=False)
+        check_create(asked, NOW)
     assert series._value.get() == before + 2
 
 

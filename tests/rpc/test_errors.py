@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from remit.rpc.errors import (
     QuotaViolation,
     RemitError,
     Violation,
+    check_all,
     invalid_request,
     reason_contract,
 )
@@ -155,3 +157,22 @@ def test_a_stream_that_was_cut_is_an_outage_and_no_defect(text: str, reason: str
     error = RemitError.from_rpc(grpc.aio.AioRpcError(code, nothing, nothing, details=text))
     assert (error.reason_name, error.message) == (reason, text)
     assert error.retryable == (reason == "DEPENDENCY_UNAVAILABLE")
+
+
+def test_all_checks_are_run_and_what_is_malformed_goes_first() -> None:
+    def fails(reason: ErrorReason.ValueType, *fields: str) -> Callable[[], None]:
+        def check() -> None:
+            raise RemitError(reason, "no", violations=[Violation(each, "bad") for each in fields])
+
+        return check
+
+    suspicious = fails(ErrorReason.ERROR_REASON_SUSPICIOUS_INPUT, "task")
+    malformed = fails(ErrorReason.ERROR_REASON_INVALID_REQUEST, "name", "page_size")
+    check_all(lambda: None)
+    with pytest.raises(RemitError) as raised:
+        check_all(suspicious, malformed)
+    assert raised.value.reason == ErrorReason.ERROR_REASON_INVALID_REQUEST
+    assert [each.field for each in raised.value.violations] == ["task", "name", "page_size"]
+    with pytest.raises(RemitError) as raised:
+        check_all(fails(ErrorReason.ERROR_REASON_TOO_LARGE), suspicious)
+    assert raised.value.reason == ErrorReason.ERROR_REASON_TOO_LARGE

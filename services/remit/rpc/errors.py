@@ -273,20 +273,21 @@ def invalid_request(violations: Sequence[Violation]) -> RemitError:
 def check_all(*checks: Callable[[], object]) -> None:
     """Runs every check, so that a request is told all that is wrong with it at once.
 
-    Raises INVALID_REQUEST with the violations of each check that raises it. Another error of a
-    check is raised where none does: what is malformed is malformed whatever else it may be.
+    Raises INVALID_REQUEST with the violations of every check, if one of them raises that: what is
+    malformed is malformed whatever else it may be. Else what the first check raises that fails.
     """
     found: list[Violation] = []
-    other: RemitError | None = None
+    is_malformed, other = False, None
     for check in checks:
         try:
             check()
         except RemitError as error:
+            found += error.violations
             if error.reason == error_reason_pb2.ERROR_REASON_INVALID_REQUEST:
-                found += error.violations
+                is_malformed = True
             else:
                 other = other or error
-    if found:
+    if is_malformed:
         raise invalid_request(found)
     if other is not None:
         raise other
