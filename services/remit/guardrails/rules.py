@@ -30,6 +30,16 @@ class Mode(StrEnum):
     REFUSE = "refuse"
     """The whole text is refused."""
 
+    @property
+    def strictness(self) -> int:
+        """0 for the mildest, one more for each that is stricter."""
+        return list(Mode).index(self)
+
+    @classmethod
+    def strictest(cls, *modes: Mode) -> Mode:
+        """The strictest of some."""
+        return max(modes, key=lambda mode: mode.strictness)
+
 
 Place = tuple[str, Direction]
 BOTH: Final = (Direction.INPUT, Direction.OUTPUT)
@@ -50,6 +60,23 @@ class Rules:
         """What happens to what a detector finds."""
         return self.modes.get((detector, direction), Mode.OFF)
 
+    def tightened(self, other: Rules) -> Rules:
+        """Both together: of each place the stricter mode."""
+        places = {*self.modes, *other.modes}
+        return Rules(
+            {place: Mode.strictest(self.mode(*place), other.mode(*place)) for place in places}
+        )
+
+    def beyond(self, other: Rules) -> Rules:
+        """What is stricter here than in other rules."""
+        return Rules(
+            {
+                place: mode
+                for place, mode in self.modes.items()
+                if mode.strictness > other.mode(*place).strictness
+            }
+        )
+
 
 def parse_rules(text: str, directions: Iterable[Direction] = BOTH) -> dict[Place, Mode]:
     """Reads `secrets.output=redact, personal_data.input=flag`.
@@ -62,7 +89,7 @@ def parse_rules(text: str, directions: Iterable[Direction] = BOTH) -> dict[Place
     for part in filter(None, map(str.strip, text.split(","))):
         place, is_set, mode = (piece.strip() for piece in part.partition("="))
         detector, _, direction = place.partition(".")
-        fault = _fault(is_set, (detector, direction, mode), allowed)
+        fault = fault_of(is_set, (detector, direction, mode), allowed)
         if fault:
             faults.append(f"`{part[:80]}`: {fault}")
         elif (detector, allowed[direction]) in modes:
@@ -74,7 +101,8 @@ def parse_rules(text: str, directions: Iterable[Direction] = BOTH) -> dict[Place
     return modes
 
 
-def _fault(is_set: str, said: tuple[str, str, str], allowed: Mapping[str, Direction]) -> str:
+def fault_of(is_set: str, said: tuple[str, str, str], allowed: Iterable[str]) -> str:
+    """What is wrong with one part: its sign, and detector, direction and mode; empty if nothing."""
     detector, direction, mode = said
     if not is_set:
         return "must be DETECTOR.DIRECTION=MODE, such as secrets.output=redact"

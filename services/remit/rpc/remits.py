@@ -78,6 +78,9 @@ class Remit:
     permissions: frozenset[str] = frozenset()
     """For a client: the permissions of methods that it was issued for; methods of others refuse
     it. A run's remit lists none: it calls no method of clients."""
+    guardrails: str = ""
+    """What policy wants of guardrails on top of a service's settings, as `remit.guardrails` reads
+    it; empty: nothing."""
 
     @property
     def org(self) -> str:
@@ -250,6 +253,8 @@ def encode_claims(remit: Remit) -> dict[str, Any]:
         optional["outer_limits"] = list(remit.outer_limits_nanos)
     if remit.permissions:
         optional["permissions"] = sorted(remit.permissions)
+    if remit.guardrails:
+        optional["guardrails"] = remit.guardrails
     return {
         "iss": ISSUER,
         "sub": remit.subject,
@@ -297,6 +302,7 @@ def decode_claims(claims: dict[str, Any], key_id: str) -> Remit:
         api_key=str(claims.get("api_key", "")),
         outer_limits_nanos=tuple(claims.get("outer_limits", ())),
         permissions=frozenset(claims.get("permissions", ())),
+        guardrails=str(claims.get("guardrails", "")),
     )
     _check_account(remit)
     return remit
