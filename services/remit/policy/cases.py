@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_CONFIGURATION_INVALID
+from remit.guardrails import Wanted, parse_wanted
 from remit.policy.entities import Principal, reference_to
 from remit.policy.facts import facts_of
+from remit.policy.guarding import wanted_by
 from remit.policy.rules import Decision, Question, RuleBook
+from remit.policy.schema import APPLY_GUARDRAILS
 from remit.rpc.errors import RemitError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 MAX_CASES: Final = 10_000
+_SOME_RUN: Final = "runs/00000000-0000-7000-8000-000000000000"
 _CLASSES: Final = ("", "none", "read", "write", "execute")
 
 
@@ -42,14 +46,37 @@ class Case(BaseModel):
     agent: str = ""
     run: str = ""
     arguments: dict[str, Any] | None = None
-    expect: Literal["allow", "deny"]
+    expect: Literal["", "allow", "deny"] = ""
+    guardrails: Wanted | None = None
     by: tuple[str, ...] | None = None
+
+    @field_validator("guardrails", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return parse_wanted(value) if value.strip() else Wanted()
+
+    @model_validator(mode="after")
+    def _expects_one_thing(self) -> Case:
+        is_guardrails = self.action == APPLY_GUARDRAILS
+        if is_guardrails != (self.guardrails is not None) or is_guardrails == bool(self.expect):
+            message = (
+                f"a case of {APPLY_GUARDRAILS} says `guardrails`, perhaps empty; any other says"
+                " `expect`: allow or deny"
+            )
+            raise ValueError(message)
+        return self
 
     @property
     def question(self) -> Question:
         """The question as the service would put it. Raises ValueError for a malformed name."""
         context: dict[str, object] = {}
-        for kind, name in (("agent", self.agent), ("run", self.run)):
+        agent, run = self.agent, self.run
+        if self.guardrails is not None and names.is_name("agent", self.resource):
+            # As policy asks when it issues a run's remit.
+            agent, run = self.resource, run or _SOME_RUN
+        for kind, name in (("agent", agent), ("run", run)):
             if name:
                 names.parse(kind, name)
                 context[kind] = reference_to(name)
@@ -80,6 +107,8 @@ class Outcome:
 
     case: Case
     decision: Decision
+    wanted: Wanted | None = None
+    """What is screened, where that is the question."""
 
     @property
     def fault(self) -> str:
@@ -87,7 +116,9 @@ class Outcome:
         answer = "allow" if self.decision.allow else "deny"
         if self.decision.errors:
             return f"could not be decided: {self.decision.errors[0]}"
-        if answer != self.case.expect:
+        if self.wanted != self.case.guardrails:
+            return f"expected {self.case.guardrails}, got {self.wanted}"
+        if self.case.guardrails is None and answer != self.case.expect:
             return f"expected {self.case.expect}, got {answer}: {self.decision.reason}"
         if self.case.by is not None and set(self.case.by) != set(self.decision.policy_ids):
             wanted = ", ".join(self.case.by) or "no policy"
@@ -128,8 +159,15 @@ def decide_cases(book: RuleBook, cases: Sequence[Case]) -> list[Outcome]:
             question = case.question
         except ValueError as error:
             raise _invalid(f"case {case.name!r}: {error}") from error
-        outcomes.append(Outcome(case, book.decide(question)))
+        outcomes.append(_outcome(book, case, question))
     return outcomes
+
+
+def _outcome(book: RuleBook, case: Case, question: Question) -> Outcome:
+    if case.guardrails is None:
+        return Outcome(case, book.decide(question))
+    decision = book.guardrails(question)
+    return Outcome(case, decision, wanted_by(book, decision))
 
 
 def unreached(book: RuleBook, outcomes: Sequence[Outcome]) -> list[str]:

@@ -28,6 +28,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
 from remit.policy.api_keys import Pepper, PresentedKey, parse_api_key, shown
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
+from remit.policy.guarding import wanted_for_client
 from remit.policy.identity_tokens import Identity
 from remit.policy.limit_book import LimitBook, Limits
 from remit.policy.remits import Issued, RemitIssuer
@@ -204,6 +205,7 @@ class Credentials:
             principal,
             api_key=row.key_id,
             epoch=book.epoch,
+            guardrails=wanted_for_client(book, principal),
             not_after=row.expire_time,
         )
         # Counted from before the database was asked, and never past the end of a token.
@@ -229,6 +231,7 @@ class Credentials:
             principal,
             api_key="",
             epoch=book.epoch,
+            guardrails=wanted_for_client(book, principal),
             not_after=identity.expire_time,
         )
         end = started + min(self._cache_s, self._issuer.lifetime_s(identity.expire_time))

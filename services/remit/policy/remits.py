@@ -9,6 +9,7 @@ from typing import Final
 from remit import names
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_TOO_LARGE
 from remit.api.options.v1 import options_pb2
+from remit.guardrails import Wanted
 from remit.policy.entities import Principal
 from remit.policy.key_ring import KeyRing
 from remit.policy.runs import Registration
@@ -55,12 +56,13 @@ class RemitIssuer:
         *permissions: str,
         api_key: str,
         epoch: int,
+        guardrails: Wanted | None = None,
         not_after: datetime | None = None,
     ) -> Issued:
         """Issue the remit of a client for methods that need one of `permissions`.
 
-        Whether the client has them was decided before. The remit names the API key behind it, by
-        its id, and never outlives it; that ends at `not_after`.
+        Whether the client has them was decided before, as was what is screened. The remit names the
+        API key behind it, by its id, and never outlives it; that ends at `not_after`.
         """
         remit = self._remit(
             principal,
@@ -68,14 +70,28 @@ class RemitIssuer:
             account=names.account_path(principal.user, team=principal.team)[-1],
             not_after=not_after,
         )
-        return self._signed(replace(remit, api_key=api_key, permissions=frozenset(permissions)))
+        return self._signed(
+            replace(
+                remit,
+                api_key=api_key,
+                permissions=frozenset(permissions),
+                guardrails=_claim(guardrails),
+            )
+        )
 
     def lifetime_s(self, not_after: datetime | None = None) -> float:
         """Return how long what is issued now lives at least, in seconds."""
         _, end = self._span(not_after)
         return (end - self._clock.now()).total_seconds()
 
-    def for_run(self, run: Registration, fencing_token: int, *, epoch: int) -> Issued:
+    def for_run(
+        self,
+        run: Registration,
+        fencing_token: int,
+        *,
+        epoch: int,
+        guardrails: Wanted | None = None,
+    ) -> Issued:
         """Issue the remit of a registered run for the worker that holds `fencing_token`.
 
         Raises:
@@ -83,7 +99,9 @@ class RemitIssuer:
 
         """
         remit = self._remit(run.principal, epoch=epoch, account=run.account, run=run)
-        return self._signed(replace(remit, fencing_token=fencing_token))
+        return self._signed(
+            replace(remit, fencing_token=fencing_token, guardrails=_claim(guardrails))
+        )
 
     def _remit(
         self,
@@ -130,6 +148,10 @@ class RemitIssuer:
                 ERROR_REASON_TOO_LARGE, f"{error}; the agent names too many tools and models"
             ) from error
         return Issued(token, (remit.expire_time - self._clock.now()).total_seconds())
+
+
+def _claim(guardrails: Wanted | None) -> str:
+    return guardrails.claim if guardrails is not None else ""
 
 
 def principal_of(remit: Remit) -> Principal:

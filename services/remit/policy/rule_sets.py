@@ -19,6 +19,8 @@ import cedarpy
 from cedarpy import pst
 
 from remit import names
+from remit.guardrails import Wanted
+from remit.policy import guardrail_terms
 from remit.policy.approval_terms import ANNOTATION, Terms, terms_of
 from remit.policy.statements import Statement, TextFaultError, statements
 
@@ -103,6 +105,8 @@ class WrittenPolicy:
     looked_at: frozenset[str]
     approval: Terms | None = None
     """Whose approval it wants; None: nobody's."""
+    guardrails: Wanted | None = None
+    """What it wants screened where it applies; None where it says nothing of that."""
 
 
 @dataclass(frozen=True)
@@ -203,10 +207,15 @@ def _parsed(name: str, statement: Statement) -> WrittenPolicy | PolicyFault:
 
 def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPolicy | PolicyFault:
     identifier = policy.annotations["id"]
+    actions = _actions(policy.action)
     try:
         approval = terms_of(policy.annotations)
     except ValueError as error:
         return PolicyFault(name, statement.line, identifier, f"@{ANNOTATION} {error}")
+    try:
+        guardrails = guardrail_terms.terms_of(policy.annotations, policy.effect, actions)
+    except ValueError as error:
+        return PolicyFault(name, statement.line, identifier, str(error))
     return WrittenPolicy(
         identifier=identifier,
         reason=policy.annotations.get("reason") or identifier,
@@ -214,10 +223,11 @@ def _written(name: str, statement: Statement, policy: pst.Template) -> WrittenPo
         file=name,
         line=statement.line,
         text=statement.text,
-        actions=_actions(policy.action),
+        actions=actions,
         resource=_only_resource(policy.resource),
         looked_at=_looked_at(policy.clauses),
         approval=approval,
+        guardrails=guardrails,
     )
 
 

@@ -22,7 +22,13 @@ from remit.policy.answers import Answers, key_of
 from remit.policy.approval_terms import Terms, wanted
 from remit.policy.entities import Principal, entities_of, reference
 from remit.policy.grants import CALL, Grant, Grants, cedar_time
-from remit.policy.rule_sets import PolicyFaultsError, PolicySource, RuleSet, compile_policies
+from remit.policy.rule_sets import (
+    PolicyFaultsError,
+    PolicySource,
+    RuleSet,
+    WrittenPolicy,
+    compile_policies,
+)
 from remit.policy.slices import Slice, Slices
 from remit.rpc.clock import Clock, SystemClock
 from remit.rpc.errors import RemitError
@@ -97,6 +103,7 @@ class RuleBook:
         # again.
         self._parse_entities = lru_cache(_KNOWN_ENTITIES)(self._parsed_entities)
         self._answers = Answers()
+        self._guarded = Answers()
 
     def with_grants(self, grants: Grants, epoch: int) -> RuleBook:
         """The book of a later epoch with the same policies, nothing of which is parsed again."""
@@ -107,10 +114,16 @@ class RuleBook:
         """The policies as they were written."""
         return self.rules.source
 
+    @property
+    def guarding(self) -> tuple[WrittenPolicy, ...]:
+        """The policies that say what is screened."""
+        return self._slices.guarding.policies
+
     def prepare(self, actions: Iterable[str]) -> None:
         """Parse what questions about `actions` need, so that the first of them need not wait."""
         for action in actions:
             self._slices.of(action, "")
+        _ = self._slices.guarding
 
     def decide(self, question: Question) -> Decision:
         """Answer one question. Never raises for a question: what cannot be decided is denied."""
@@ -119,6 +132,40 @@ class RuleBook:
         key = None if self._grants_for(question) else key_of(question, policies.looked_at)
         kept = self._answers.get(key)
         return kept or self._answers.keep(key, self._decide(question, policies))
+
+    def guardrails(self, question: Question) -> Decision:
+        """Which of the policies that say what is screened apply to a question. Never raises.
+
+        Those that could not be evaluated are in `failed_policies`: all, if none could be.
+        """
+        policies = self._slices.guarding
+        key = key_of(question, policies.looked_at)
+        kept = self._guarded.get(key)
+        return kept or self._guarded.keep(key, self._applying(question, policies))
+
+    def _applying(self, question: Question, policies: Slice) -> Decision:
+        try:
+            answer = cedarpy.is_authorized(
+                _request(question, question.time or self.clock.now()),
+                policies.parsed,
+                self._parse_entities(question.principal, question.resource, 0, ""),
+                self.rules.schema,
+            )
+        except (ValueError, TypeError) as error:
+            return self._unevaluated((str(error),), policies)
+        applying = tuple(sorted(answer.diagnostics.id_annotations_by_reason.values()))
+        errors = tuple(answer.diagnostics.errors)
+        if errors:
+            return replace(self._unevaluated(errors, policies), policy_ids=applying)
+        return Decision(answer.allowed, applying, "", self.epoch)
+
+    def _unevaluated(self, errors: tuple[str, ...], policies: Slice) -> Decision:
+        """Errors with the policies whose they are; with all, where one says not whose it is."""
+        undecided = self._undecided(errors, policies.identifier)
+        every = tuple(policy.identifier for policy in policies.policies)
+        failed = undecided.failed_policies
+        is_known = len(failed) == len(errors) and set(failed) <= set(every)
+        return undecided if is_known else replace(undecided, failed_policies=every)
 
     def _decide(self, question: Question, policies: Slice) -> Decision:
         now = question.time or self.clock.now()

@@ -84,6 +84,12 @@ class Registration:
         """On whose behalf it acts, as the policies see them."""
         return Principal(self.subject, names.org_of(self.subject), self.team, self.roles)
 
+    @property
+    def line(self) -> tuple[str, ...]:
+        """The agents of the runs above it, the outermost first, and its own at the end."""
+        runs = names.run_accounts(self.account)
+        return tuple(names.agent_name(account.split("/")[-3]) for account in runs)
+
     def exceeds(self, parent: Registration) -> tuple[str, ...]:
         """What it names that its parent may neither use nor pass on."""
         tools = {*self.tools, *self.delegable_tools} - {*parent.tools, *parent.delegable_tools}

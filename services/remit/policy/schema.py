@@ -16,6 +16,8 @@ SHIPPED_POLICIES: Final = Path(__file__).parent / "policies"
 SCHEMA_FILE: Final = SHIPPED_POLICIES / "schema.cedarschema"
 RUN_AGENT: Final = "agents.run"
 """Starting a run under an agent: asked by IssueRemit, not by the edge, so no RPC names it."""
+APPLY_GUARDRAILS: Final = "guardrails.apply"
+"""What `@guardrails` is said on: asked with each remit that is issued, and permits nothing."""
 
 _ORG: Final = "Org"
 # Besides the org itself, what an action of each noun may be about.
@@ -25,6 +27,7 @@ _RESOURCES: Final = {
     "audit": ("User",),
     "budgets": ("Team", "User"),
     "conversations": ("Conversation",),
+    "guardrails": ("Agent",),
     "keys": ("ApiKey", "User", "Team"),
     "limits": ("ApiKey", "User"),
     "models": ("Model",),
@@ -36,8 +39,8 @@ _RESOURCES: Final = {
 
 
 def actions() -> tuple[str, ...]:
-    """Every policy action: those of the contracts, and `agents.run`."""
-    return tuple(sorted({*permissions(), RUN_AGENT}))
+    """Every policy action: those of the contracts, `agents.run` and `guardrails.apply`."""
+    return tuple(sorted({*permissions(), RUN_AGENT, APPLY_GUARDRAILS}))
 
 
 def schema_text() -> str:

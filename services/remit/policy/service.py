@@ -25,6 +25,7 @@ from remit.api.errors.v1.error_reason_pb2 import (
 from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from remit.guardrails import Wanted, wanted_of
 from remit.policy.api_keys import shown
 from remit.policy.approval_desk import ApprovalDesk, Verdict
 from remit.policy.checks import (
@@ -38,6 +39,7 @@ from remit.policy.checks import (
 from remit.policy.decision_record import DecisionRecord
 from remit.policy.entities import Principal
 from remit.policy.epochs import Policies
+from remit.policy.guarding import wanted_for_run
 from remit.policy.key_ring import KeyRing
 from remit.policy.limit_book import LimitBook
 from remit.policy.metrics import count_decision, note_undecided, unasked_counted
@@ -137,12 +139,13 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         """Issue or renew the remit of a run."""
         check_issue(request)
         with self._teller.registering(request.run, request.agent) as asked:
-            wanted = await self._wanted(request, asked)
+            wanted, book = await self._wanted(request, asked)
             run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
-        issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
+        guardrails = wanted_for_run(book, run)
+        issued = self._issued(run, request.fencing_token, book, guardrails)
         response = policy_service_pb2.IssueRemitResponse(
-            remit=issued.token, lifetime=_lifetime(issued)
+            remit=issued.token, lifetime=_lifetime(issued), guardrails=guardrails.claim
         )
         if request.client_remit:
             unfinished = await self._limits.unfinished(run.subject)
@@ -155,18 +158,19 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         """Issue or renew the remit of a sub-run."""
         check_delegation(request)
         with self._teller.registering(request.run, request.agent) as asked:
-            parent = await self._delegating(request.parent_remit)
+            parent, of_parent = await self._delegating(request.parent_remit)
             asked.principal = parent.principal
             wanted = sub_registration(parent, request)
-            if request.run not in self._registered:
-                known, epoch = await self._runs.look_up(request.run)
-                if known is None:
-                    _require_allowed(await self._policies.at_least(epoch), wanted.principal, asked)
+            known, book = await self._standing(request.run)
+            if known is None:
+                _require_allowed(book, wanted.principal, asked)
             run = await self._runs.claim(request.run, request.fencing_token, wanted)
         self._remember(run)
-        issued = self._issuer.for_run(run, request.fencing_token, epoch=self._policies.book.epoch)
+        # Its parent may have been told more by the policies of a moment ago.
+        guardrails = Wanted.of([of_parent, wanted_for_run(book, run)])
+        issued = self._issued(run, request.fencing_token, book, guardrails)
         return policy_service_pb2.DelegateRemitResponse(
-            remit=issued.token, lifetime=_lifetime(issued)
+            remit=issued.token, lifetime=_lifetime(issued), guardrails=guardrails.claim
         )
 
     async def FenceRun(
@@ -290,16 +294,28 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
 
     async def _wanted(
         self, request: policy_service_pb2.IssueRemitRequest, asked: Registering
-    ) -> Registration | None:
-        """Return what the run shall be registered with; None if it is registered already."""
-        known, epoch = self._registered.get(request.run), 0
+    ) -> tuple[Registration | None, RuleBook]:
+        """Return what the run shall be registered with; None if it is registered already.
+
+        And the policies in force.
+        """
+        known, book = await self._standing(request.run)
         if known is None:
-            known, epoch = await self._runs.look_up(request.run)
-        if known is None:
-            return await self._register(request, await self._policies.at_least(epoch), asked)
+            return await self._register(request, book, asked), book
         asked.principal = known.principal
         check_restated(known, request)
-        return None
+        return None, book
+
+    async def _standing(self, run: str) -> tuple[Registration | None, RuleBook]:
+        """Return what a run is registered with, if it is, and the policies in force.
+
+        Those of a moment ago would say what is screened for as long as the remit lives.
+        """
+        known = self._registered.get(run)
+        if known is not None:
+            return known, await self._policies.newest()
+        known, epoch = await self._runs.look_up(run)
+        return known, await self._policies.at_least(epoch)
 
     async def _register(
         self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook, asked: Registering
@@ -321,8 +337,11 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         _require_allowed(book, principal, asked)
         return registration_of(principal, request)
 
-    async def _delegating(self, parent_remit: str) -> Registration:
-        """Return what the run is registered with that starts a sub-run, if it is still its own."""
+    async def _delegating(self, parent_remit: str) -> tuple[Registration, Wanted]:
+        """Return what the run is registered with that starts a sub-run, if it is still its own.
+
+        And what its remit wants of guardrails.
+        """
         remit = await self._verifier.verify(
             parent_remit,
             audience=options_pb2.CALLER_POLICY,
@@ -334,7 +353,12 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             raise RemitError(
                 ERROR_REASON_RUN_NOT_FOUND, f"{remit.run} was never registered with policy"
             )
-        return known
+        return known, wanted_of(remit.guardrails)
+
+    def _issued(
+        self, run: Registration, fencing_token: int, book: RuleBook, guardrails: Wanted
+    ) -> Issued:
+        return self._issuer.for_run(run, fencing_token, epoch=book.epoch, guardrails=guardrails)
 
     def _remember(self, run: Registration) -> None:
         """Keep a registration, which never changes, to spare renewals a query."""

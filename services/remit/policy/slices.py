@@ -55,6 +55,11 @@ class Slices:
         self._by_question: OrderedDict[tuple[str, str], Slice] = OrderedDict()
         self._by_policies: OrderedDict[tuple[WrittenPolicy, ...], Slice] = OrderedDict()
 
+    @cached_property
+    def guarding(self) -> Slice:
+        """The policies that say what is screened; all are permits, so each that applies is told."""
+        return Slice(tuple(p for p in self._rules.policies if p.guardrails is not None))
+
     def of(self, action: str, resource: str) -> Slice:
         """The slice for a question about `action` on `resource`."""
         key = (action, resource if resource in self._named else "")

@@ -306,6 +306,7 @@ class IssueRemitResponse(_message.Message):
     LIFETIME_FIELD_NUMBER: _builtins.int
     MAX_USER_RUNS_FIELD_NUMBER: _builtins.int
     MAX_ORG_RUNS_FIELD_NUMBER: _builtins.int
+    GUARDRAILS_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The signed remit: an EdDSA JWT of at most 4 KiB."""
     max_user_runs: _builtins.int
@@ -314,6 +315,10 @@ class IssueRemitResponse(_message.Message):
     """
     max_org_runs: _builtins.int
     """The same of the user's org."""
+    guardrails: _builtins.str
+    """What policies want of guardrails for the run, in the form of the remit's claim: by this its task and
+    context are screened. Empty: nothing more than the settings of the service.
+    """
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
         """How long it lives, counted by the asker from before it asked. Renew at 80 %."""
@@ -325,10 +330,11 @@ class IssueRemitResponse(_message.Message):
         lifetime: _duration_pb2.Duration | None = ...,
         max_user_runs: _builtins.int = ...,
         max_org_runs: _builtins.int = ...,
+        guardrails: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "max_org_runs", b"max_org_runs", "max_user_runs", b"max_user_runs", "remit", b"remit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails", "lifetime", b"lifetime", "max_org_runs", b"max_org_runs", "max_user_runs", b"max_user_runs", "remit", b"remit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,8 +412,11 @@ class DelegateRemitResponse(_message.Message):
 
     REMIT_FIELD_NUMBER: _builtins.int
     LIFETIME_FIELD_NUMBER: _builtins.int
+    GUARDRAILS_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The signed remit: an EdDSA JWT of at most 4 KiB."""
+    guardrails: _builtins.str
+    """What policies want of guardrails for the sub-run, as IssueRemit says it: no less than for its parent."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
         """How long it lives, counted by the asker from before it asked. Renew at 80 %."""
@@ -417,10 +426,11 @@ class DelegateRemitResponse(_message.Message):
         *,
         remit: _builtins.str = ...,
         lifetime: _duration_pb2.Duration | None = ...,
+        guardrails: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "remit", b"remit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails", "lifetime", b"lifetime", "remit", b"remit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
