@@ -33,6 +33,7 @@ from remit.api.options.v1 import options_pb2
 from remit.api.policy.v1 import approval_pb2, policy_service_pb2, policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.api.usage.v1 import usage_pb2
+from remit.guardrails import parse_wanted
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import permissions
@@ -116,6 +117,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
     issued: list[tuple[str, int]] = field(default_factory=list)
     max_user_runs: int = 0
     max_org_runs: int = 0
+    guardrails: dict[str, str] = field(default_factory=dict)
+    """What policies want for the runs of an agent, as an annotation says it."""
     failures: list[RemitError] = field(default_factory=list)
     on_delegation: Callable[[str], Awaitable[None]] | None = None
     """Told of every sub-run that was registered, before its parent hears of it."""
@@ -173,6 +176,7 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
             else duration_pb2.Duration(seconds=int(self.lifetime_s)),
             max_user_runs=self.max_user_runs,
             max_org_runs=self.max_org_runs,
+            guardrails=self._wanted(self.registered[request.run].agent),
         )
 
     async def FenceRun(self, request: Any, context: Any) -> policy_service_pb2.FenceRunResponse:
@@ -207,7 +211,7 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
         if self.on_delegation is not None:
             await self.on_delegation(request.run)
         return policy_service_pb2.DelegateRemitResponse(
-            remit=issued.remit, lifetime=issued.lifetime
+            remit=issued.remit, lifetime=issued.lifetime, guardrails=issued.guardrails
         )
 
     async def CheckPermission(self, request: Any, context: Any) -> Any:
@@ -226,6 +230,9 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
 
     def _raise(self, run: str, token: int) -> None:
         self.least[run] = max(self.least.get(run, 0), token)
+
+    def _wanted(self, agent: str) -> str:
+        return parse_wanted(said).claim if (said := self.guardrails.get(agent)) else ""
 
     async def _sign(self, first: policy_service_pb2.IssueRemitRequest, token: int) -> str:
         client = await self.keys.verifier().verify(
@@ -248,6 +255,7 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
                 models=frozenset(first.models),
                 max_cost_nanos=first.max_cost_nanos,
                 fencing_token=token,
+                guardrails=self._wanted(first.agent),
             )
         )
 

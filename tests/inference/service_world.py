@@ -22,6 +22,7 @@ from remit.api.inference.v1 import (
     model_service_pb2_grpc,
 )
 from remit.api.options.v1 import options_pb2
+from remit.guardrails import parse_wanted
 from remit.inference.main import open_service
 from remit.inference.settings import InferenceSettings
 from remit.rpc.calls import REMIT_KEY, remit_token
@@ -48,8 +49,10 @@ class OneKey:
         return _KEY.public_key()
 
 
-def token_of(subject: str = ALICE, *, run: str = "", models: tuple[str, ...] = ()) -> str:
-    """A signed remit: a client's, or a run's with its models."""
+def token_of(
+    subject: str = ALICE, *, run: str = "", models: tuple[str, ...] = (), guardrails: str = ""
+) -> str:
+    """A signed remit: a client's, or a run's with its models; policy wants these guardrails."""
     now = datetime.now(UTC)
     agent = "agents/assistant" if run else ""
     remit = Remit(
@@ -71,6 +74,7 @@ def token_of(subject: str = ALICE, *, run: str = "", models: tuple[str, ...] = (
         issue_time=now,
         expire_time=now + timedelta(minutes=5),
         permissions=frozenset(() if run else permissions()),
+        guardrails=parse_wanted(guardrails).claim if guardrails else "",
     )
     return encode_remit(remit, _KEY)
 
@@ -122,20 +126,20 @@ class InferenceWorld:
             return await self.stub().GenerateText(request)
 
     async def stream(
-        self, request: inference_service_pb2.GenerateTextRequest
+        self, request: inference_service_pb2.GenerateTextRequest, *, token: str = ""
     ) -> AsyncGenerator[inference_service_pb2.StreamGenerateTextResponse, None]:
         call = self.stub().StreamGenerateText(
             inference_service_pb2.StreamGenerateTextRequest(request=request),
-            metadata=((REMIT_KEY, token_of()),),
+            metadata=((REMIT_KEY, token or token_of()),),
         )
         async with contextlib.aclosing(cast("Any", call)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def streamed(
-        self, request: inference_service_pb2.GenerateTextRequest
+        self, request: inference_service_pb2.GenerateTextRequest, *, token: str = ""
     ) -> list[inference_service_pb2.StreamGenerateTextResponse]:
-        return [piece async for piece in self.stream(request)]
+        return [piece async for piece in self.stream(request, token=token)]
 
     async def settled_down(self) -> None:
         """Lets the service finish what it closes in the background."""

@@ -51,11 +51,11 @@ async def refused(inference: InferenceWorld, prompt: str, key: str = "key-1") ->
     return caught.value
 
 
-async def until_refused(inference: InferenceWorld) -> tuple[str, RemitError]:
+async def until_refused(inference: InferenceWorld, token: str = "") -> tuple[str, RemitError]:
     """What a stream told before it was refused, and why."""
     texts: list[str] = []
     try:
-        async for piece in inference.stream(a_prompt(model="gpt")):
+        async for piece in inference.stream(a_prompt(model="gpt"), token=token):
             texts.append(piece.text_delta)  # noqa: PERF401 - what came before the error counts
     except RemitError as error:
         return "".join(texts), error
@@ -201,3 +201,37 @@ def test_a_turn_is_what_was_streamed(pieces: list[str], is_streamed: bool) -> No
     reference = Answer(Rules.of("secrets.output=redact", ""), sent.append)
     reference.add(text)
     assert turn.message.text == reference.rest()
+
+
+async def test_policy_chooses_for_one_caller_and_not_for_another(
+    inference: InferenceWorld, provider: OpenAIServer
+) -> None:
+    provider.script = says("the key is AKIA", "IOSFODNN", "7EXAM", "PLE", LATER)
+    token = token_of(guardrails="inference.secrets.output=redact")
+    pieces = await inference.streamed(a_prompt(model="gpt"), token=token)
+    clean = "the key is [aws_key_id]" + LATER
+    assert pieces[-1].response.message.text == clean
+    assert "".join(piece.text_delta for piece in pieces) == clean
+    plain = await inference.streamed(a_prompt(model="gpt", key="key-2"), token=token_of())
+    assert "".join(piece.text_delta for piece in plain) == f"the key is {KEY}{LATER}"
+
+
+async def test_policy_refuses_a_stream_before_anything_of_it_goes_on(
+    inference: InferenceWorld, provider: OpenAIServer
+) -> None:
+    provider.script = says("the key is AKIA", "IOSFODNN7EXAMPLE", LATER)
+    token = token_of(guardrails="secrets.output=refuse")
+    told, error = await in_time(until_refused(inference, token), 10)
+    assert "AKIA" not in told
+    assert error.reason == reasons.ERROR_REASON_OUTPUT_REFUSED
+
+
+async def test_policy_replaces_what_a_model_is_asked(
+    inference: InferenceWorld, provider: OpenAIServer
+) -> None:
+    token = token_of(guardrails="secrets.input=redact, tools.personal_data.input=refuse")
+    prompt = a_prompt(f"what opens {KEY} of alice@example.com?", model="gpt")
+    await inference.generate(prompt, token=token)
+    assert provider.requests[0]["messages"][0]["content"] == (
+        "what opens [aws_key_id] of alice@example.com?"
+    )

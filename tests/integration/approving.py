@@ -1,4 +1,7 @@
-"""A mesh whose policies want an approval before a file is written, and runs that wait for it."""
+"""A mesh whose policies want an approval before a file is written, and runs that wait for it.
+
+They also want what `docs/policies/guardrails.cedar` says of what is screened.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ POLICY = """
 forbid (principal, action == Action::"tools.call", resource == Tool::"tools/write_file");
 """
 
+GUARDRAILS = Path(__file__).parents[2] / "docs" / "policies" / "guardrails.cedar"
+
 DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 """What a call meets while a part is down."""
 
@@ -29,11 +34,13 @@ DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 def approving_mesh(
     folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[RunningMesh]:
-    """A mesh with the shipped policies and this one, which lie in `folder`."""
+    """A mesh with the shipped policies and these, which lie in `folder`."""
     folder.chmod(0o755)
     shipped = SHIPPED_POLICIES / "default.cedar"
     (folder / shipped.name).write_text(shipped.read_text("utf-8"))
     (folder / "files.cedar").write_text(POLICY)
+    guardrails = GUARDRAILS.read_text("utf-8").replace("orgs/acme", "orgs/local")
+    (folder / GUARDRAILS.name).write_text(guardrails)
     policies = {"REMIT_POLICY_POLICIES_DIR": str(folder)}
     with started_mesh(environment=policies | dict(environment or {})) as mesh:
         yield mesh

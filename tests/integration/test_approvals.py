@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from remit.api.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, run_pb2
 from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_grpc, event_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.cli import exit_codes
 from remit.policy.schema import SHIPPED_POLICIES
 from tests.integration.approving import approving_mesh, waiting_run
-from tests.integration.clients import a_run, bearer, channel, followed
+from tests.integration.clients import a_run, bearer, channel, followed, reason_of
 from tests.integration.conftest import RunningMesh
+from tests.tools.calls import struct
 from tests.waiting import eventually
 
 BOB = "orgs/local/users/bob"
@@ -42,6 +46,15 @@ def approvals(mesh: RunningMesh, *arguments: str) -> list[dict[str, Any]]:
     done = mesh.run("approvals", "list", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout)["approvals"])
+
+
+@pytest.fixture(scope="module")
+def sues_key(guarded: RunningMesh) -> str:
+    """The key of a member of the team that is shown no personal data."""
+    team = ("--team", "orgs/local/teams/support")
+    done = guarded.run("keys", "create", "sue", "--user", "orgs/local/users/sue", *team, "--json")
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["secret"])
 
 
 async def end_of(mesh: RunningMesh, key: str, run: str) -> list[run_pb2.RunEvent]:
@@ -140,3 +153,50 @@ async def test_a_run_that_needs_nobody_waits_for_nobody(
 
 def test_the_shipped_policies_ask_nobody() -> None:
     assert "@approval" not in Path(SHIPPED_POLICIES / "default.cedar").read_text("utf-8")
+
+
+ADDRESS = "alice@example.com"
+GREETING = f"What is 17 * 23? Greet {ADDRESS}."
+
+
+async def test_policy_chooses_what_a_team_is_shown_in_streams_and_by_tools(
+    guarded: RunningMesh, bobs_key: str, sues_key: str
+) -> None:
+    for key, is_shown in ((bobs_key, True), (sues_key, False)):
+        events = await asyncio.wait_for(followed(guarded.address, key, a_run(GREETING)), 240)
+        run = events[-1].ended.run
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+        assert run.task == GREETING
+        told = "".join(event.text_delta.text for event in events if event.HasField("text_delta"))
+        for text in (run.result, told):
+            assert "391" in text
+            assert (ADDRESS in text, "[email]" in text) == (is_shown, not is_shown)
+        async with channel(guarded.address) as edge:
+            tools = tool_service_pb2_grpc.ToolServiceStub(edge)
+            asked = tool_service_pb2.CallToolRequest(
+                tool="tools/read_file", request_id=run.name, arguments=struct({"path": ADDRESS})
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await tools.CallTool(asked, metadata=bearer(key))
+        error = reason_of(caught.value)
+        assert (ADDRESS in error.message) == is_shown, error
+
+
+async def test_policy_refuses_a_task_of_whoever_and_one_of_an_agent(
+    guarded: RunningMesh, bobs_key: str
+) -> None:
+    async with channel(guarded.address) as edge:
+        agents = agent_service_pb2_grpc.AgentServiceStub(edge)
+        for asked in (
+            a_run("What opens AKIAIOSFODNN7EXAMPLE?"),
+            a_run(GREETING, agent="agents/clerk"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await agents.CreateRun(asked, metadata=bearer(bobs_key))
+            error = reason_of(caught.value)
+            assert error.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+            assert [violation.field for violation in error.violations] == ["task"]
+        # The clerk is told names by admins.
+        by_admin = a_run("What is 2 + 2, alice@example.com?", agent="agents/clerk")
+        run = (await agents.CreateRun(by_admin, metadata=bearer(guarded.api_key))).run
+        assert "alice@example.com" in run.task

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
+from remit.guardrails import parse_wanted
 from remit.rpc.calls import remit_token
 from remit.rpc.clock import SystemClock
 from remit.rpc.contracts import permissions
@@ -46,8 +47,10 @@ class OneKey:
         return _KEY.public_key()
 
 
-def token_of(subject: str = ALICE, *, run: str = "", tools: tuple[str, ...] = ()) -> str:
-    """A signed remit: a client's, or a run's with its tools."""
+def token_of(
+    subject: str = ALICE, *, run: str = "", tools: tuple[str, ...] = (), guardrails: str = ""
+) -> str:
+    """A signed remit: a client's, or a run's with its tools; policy wants these guardrails."""
     now = datetime.now(UTC)
     agent = "agents/assistant" if run else ""
     account = f"{subject}/{agent}/{run}" if run else subject
@@ -70,6 +73,7 @@ def token_of(subject: str = ALICE, *, run: str = "", tools: tuple[str, ...] = ()
         issue_time=now,
         expire_time=now + timedelta(minutes=5),
         permissions=frozenset(() if run else permissions()),
+        guardrails=parse_wanted(guardrails).claim if guardrails else "",
     )
     return encode_remit(remit, _KEY)
 

@@ -9,6 +9,7 @@ import pytest
 
 from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2 as reasons
+from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2
 from remit.guardrails import Direction, Rules
 from remit.rpc.errors import RemitError
@@ -16,7 +17,7 @@ from remit.tools.arguments import plain_struct
 from remit.tools.screening import screening_of
 from remit.webhooks import TOOL as WEBHOOK_TOOL
 from tests.effects.world import World
-from tests.tools.service_world import ToolsWorld
+from tests.tools.service_world import ToolsWorld, a_run, token_of
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
 
@@ -29,9 +30,9 @@ def lines(runs: Path) -> list[str]:
     return runs.read_text().splitlines() if runs.exists() else []
 
 
-async def refused(tools: ToolsWorld, tool: str, text: str) -> RemitError:
+async def refused(tools: ToolsWorld, tool: str, text: str, token: str = "") -> RemitError:
     with pytest.raises(RemitError) as caught:
-        await tools.call(tool, {"text": text})
+        await tools.call(tool, {"text": text}, token=token)
     assert KEY not in str(caught.value.to_status())
     return caught.value
 
@@ -110,3 +111,42 @@ def test_what_remit_posts_itself_is_not_screened_again() -> None:
     rules = Rules.of("secrets.input=refuse", "")
     assert screening_of(rules, WEBHOOK_TOOL, Direction.INPUT).is_off
     assert not screening_of(rules, "tools/search", Direction.INPUT).is_off
+
+
+async def test_policy_chooses_for_one_agents_run_and_not_for_another(tools: ToolsWorld) -> None:
+    guarded = token_of(
+        run=a_run(), tools=("tools/leak",), guardrails="tools.personal_data.output=redact"
+    )
+    other = token_of(run=a_run(), tools=("tools/leak",))
+    arguments = {"text": "ask alice@example.com"}
+    agent = options_pb2.CALLER_AGENT
+    response = await tools.call("tools/leak", arguments, token=guarded, caller=agent)
+    assert plain_struct(response.result) == {
+        "texts": ["ask [email]"],
+        "ask [email]": 1,
+    }
+    assert response.artifacts[0].content == b"ask [email]"
+    response = await tools.call("tools/leak", arguments, token=other, caller=agent)
+    assert plain_struct(response.result)["texts"] == ["ask alice@example.com"]
+
+
+@configured("secrets.input=refuse, secrets.output=redact")
+async def test_policy_never_loosens_what_settings_say(tools: ToolsWorld, runs: Path) -> None:
+    token = token_of(guardrails="secrets.input=flag, secrets.output=flag")
+    error = await refused(tools, "tools/leak", KEY, token)
+    assert error.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+    assert lines(runs) == []
+
+
+@configured("secrets.input=off")
+async def test_policy_refuses_arguments_and_its_finding_is_in_the_intent_where_it_only_flags(
+    tools: ToolsWorld, world: World
+) -> None:
+    error = await refused(tools, "tools/leak", KEY, token_of(guardrails="secrets.input=refuse"))
+    assert error.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+    assert world.events == {}
+    token = token_of(guardrails="tools.secrets.input=flag")
+    await tools.call("tools/leak", {"text": KEY}, token=token)
+    detail = json.loads(next(iter(world.events.values())).detail_json)
+    assert detail["guardrails"] == {"flag secrets.aws_key_id": 1}
+    assert detail["guardrails_by_policy"] == "secrets:00010"

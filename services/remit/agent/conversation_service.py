@@ -21,7 +21,7 @@ from remit.api.agent.v1 import (
     conversation_service_pb2_grpc,
 )
 from remit.api.errors.v1 import error_reason_pb2 as reasons
-from remit.guardrails import Rules
+from remit.guardrails import ServiceRules
 from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, check_all
@@ -41,7 +41,7 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
     clock: Clock
     ids: IdSource
     admin_log: AdminLog
-    rules: Rules
+    rules: ServiceRules
 
     async def CreateConversation(
         self,
@@ -49,8 +49,8 @@ class ConversationService(conversation_service_pb2_grpc.ConversationServiceServi
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> conversation_service_pb2.CreateConversationResponse:
         """Begins a conversation."""
-        display_name = check_conversation(request, self.rules)
         remit = current_remit()
+        display_name = check_conversation(request, self.rules.of(remit))
         created = await self.store.create(
             conversation_pb2.Conversation(
                 name=names.conversation_name(self.ids.uuid7()),

@@ -6,6 +6,7 @@ it, and from then on the run's own remits need only the fencing token.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ from remit.agent.admission import Admission
 from remit.agent.conversation import Offer
 from remit.agent.definitions import AgentCatalog, AgentDefinition, Grant
 from remit.agent.entries import NewRun
+from remit.agent.forks import within_overrides
 from remit.agent.history import Exchange
 from remit.agent.journal import Progress
 from remit.agent.logbook import Draft, started
@@ -34,10 +36,15 @@ from remit.agent.store import RunStore, queue_full
 from remit.agent.summary import run_of
 from remit.agent.tenure import Head, Tenure
 from remit.agent.threads import Place
-from remit.agent.validation import DEFAULT_PRIORITY, check_create, resolve_limits
+from remit.agent.validation import (
+    DEFAULT_PRIORITY,
+    check_create,
+    resolve_limits,
+    screened_run,
+)
 from remit.agent.webhooks import waiting
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
-from remit.guardrails import Rules
+from remit.guardrails import AGENT, Rules, ServiceRules
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.clock import Clock
 from remit.rpc.ids import IdSource
@@ -78,6 +85,8 @@ class Order:
     request_id: str
     digest: bytes
     """Of the request's body: the same id with another digest is another request."""
+    rules: Rules
+    """By which its texts were screened. What policy wants of the run itself is known later."""
     parent_token: int = 0
     """Of a sub-run: the fencing token of the worker that starts it."""
     place: Place | None = None
@@ -114,9 +123,9 @@ class Creator:
     ids: IdSource
 
     @functools.cached_property
-    def rules(self) -> Rules:
+    def rules(self) -> ServiceRules:
         """What happens to what guardrails find in a task or a context."""
-        return self.settings.guardrail_rules
+        return ServiceRules(AGENT, self.settings.guardrail_rules)
 
     async def create(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
@@ -131,18 +140,19 @@ class Creator:
             return await self._checked(request, remit, remit_token)
 
     def check(
-        self, request: agent_service_pb2.CreateRunRequest
+        self, request: agent_service_pb2.CreateRunRequest, rules: Rules
     ) -> agent_service_pb2.CreateRunRequest:
-        """The request as it may go on.
+        """The request as it may go on by the rules for whoever asks.
 
         Raises INVALID_REQUEST or SUSPICIOUS_INPUT with all that is wrong with it.
         """
-        return check_create(request, self.clock.now(), self.settings.webhook_networks, self.rules)
+        return check_create(request, self.clock.now(), self.settings.webhook_networks, rules)
 
     async def _checked(
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
-        screened = self.check(request)
+        rules = self.rules.of(remit)
+        screened = self.check(request, rules)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         thread = None
         if request.conversation:
@@ -157,7 +167,7 @@ class Creator:
         place = await self.admission.place(thread) if thread is not None else None
         if place is not None:
             place.pin(run)
-        order = Order(run, definition, request.request_id, digest, place=place)
+        order = Order(run, definition, request.request_id, digest, rules, place=place)
 
         async def register(grant: Grant) -> IssuedRemit:
             return await self.desk.register(run, FIRST_TOKEN, grant, client_remit=remit_token)
@@ -168,6 +178,8 @@ class Creator:
     async def begin(self, order: Order, register: Register) -> Created:
         """Registers and stores a run, and begins it if there is a place. Raises as `create` does.
 
+        What policy wants of guardrails for this run, its agent's included, comes with its remit:
+        what was not looked for before is looked for then, and nothing is stored of what is refused.
         Raises FENCED for a sub-run whose parent is another worker's.
         """
         telemetry.name_runs(order.run.name)
@@ -180,6 +192,7 @@ class Creator:
             # Before anybody hears of the run: without a key nothing of it can be stored.
             key = await self.keys.new(order.run.subject, run_id(order.run.name), order.others)
             issued = await register(self._grant(order))
+            order = self._screened(order, issued)
             created, tenure = await self._store(order, issued, key, has_place=has_place)
         finally:
             if has_place and tenure is None:
@@ -187,6 +200,20 @@ class Creator:
         if has_place and tenure is not None:
             await self.pool.start(tenure)
         return created
+
+    def _screened(self, order: Order, issued: IssuedRemit) -> Order:
+        beyond = self.rules.of_claim(issued.guardrails).beyond(order.rules)
+        is_fork = order.run.HasField("fork")
+        with within_overrides() if is_fork else contextlib.nullcontext():
+            run = screened_run(order.run, beyond)
+        if is_fork:
+            changed = {
+                each
+                for each in ("context", "task")
+                if getattr(run, each) != getattr(order.run, each)
+            }
+            run.fork.overrides[:] = sorted({*run.fork.overrides, *changed})
+        return replace(order, run=run)
 
     def _grant(self, order: Order) -> Grant:
         """What the run is registered with; one whose end is told may call the tool that tells."""

@@ -35,6 +35,7 @@ from remit.agent.run_remit import IssuedRemit
 from remit.agent.standing import Standing, Stretch
 from remit.agent.validation import check_request_id
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.guardrails import Rules
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.errors import Violation, invalid_request
 from remit.rpc.remits import Remit
@@ -78,7 +79,7 @@ class Forker:
         )
         if known is not None:
             return Created(known)
-        order = await self._order(request, source, remit.subject, digest)
+        order = await self._order(request, source, remit, digest)
 
         async def register(grant: Grant) -> IssuedRemit:
             return await self.creator.desk.register(
@@ -93,16 +94,17 @@ class Forker:
         self,
         request: agent_service_pb2.ForkRunRequest,
         stored: StoredRun,
-        subject: str,
+        remit: Remit,
         digest: bytes,
     ) -> Order:
-        source = stored.run
+        source, subject = stored.run, remit.subject
+        rules = self.creator.rules.of(remit)
         point, stretch = await self._point(request, source)
         if stretch.chain >= MAX_CHAIN:
             raise chain_too_long(source.name)
         accepted = stretch.progress.accepted
         definition = await self._definition(accepted, request.overrides)
-        run = await self._run(request, accepted, definition, subject)
+        run = await self._run(request, accepted, definition, subject, rules)
         run.fork.MergeFrom(
             run_pb2.RunFork(
                 run=source.name,
@@ -118,7 +120,9 @@ class Forker:
         history = await self.creator.reader.history(run)
         begins = Beginning(base, offer, history)
         others = tuple(key for key in stored.key.all_of_it if key.subject != subject)
-        return Order(run, definition, request.request_id, digest, begins=begins, others=others)
+        return Order(
+            run, definition, request.request_id, digest, rules, begins=begins, others=others
+        )
 
     async def _point(
         self, request: agent_service_pb2.ForkRunRequest, source: run_pb2.Run
@@ -153,11 +157,12 @@ class Forker:
         source: run_pb2.Run,
         definition: AgentDefinition,
         subject: str,
+        rules: Rules,
     ) -> run_pb2.Run:
         """The fork as it is accepted. Raises INVALID_REQUEST, SUSPICIOUS_INPUT."""
         creator, now = self.creator, self.creator.clock.now()
         own = await self.definitions.get(source.agent_version)
-        asked = overridden(source, own, definition, request.overrides, now, creator.rules)
+        asked = overridden(source, own, definition, request.overrides, now, rules)
         run = run_pb2.Run(
             name=names.run_name(creator.ids.uuid7()),
             agent=definition.full_name,

@@ -54,7 +54,7 @@ class Household:
                 step,
                 call,
                 creator.clock.now(),
-                creator.rules,
+                creator.rules.settings,
             )
             check_line(call.tool, await creator.reader.lineage(work.run))
         except RemitError as error:
@@ -114,7 +114,8 @@ class Household:
     def _order(self, work: Work, step: int, call: ToolCall) -> Order:
         creator, parent = self.creator, work.logbook.progress.accepted
         now = creator.clock.now()
-        request = request_of(parent, work.definition, step, call, now, creator.rules)
+        rules = creator.rules.settings  # what policy wants comes with the sub-run's remit
+        request = request_of(parent, work.definition, step, call, now, rules)
         definition = creator.catalog.get(call.tool)
         left_s = work.deadline - creator.clock.monotonic()
         run = sub_run(parent, call.run, definition, request, left_s=left_s)
@@ -125,6 +126,7 @@ class Household:
             definition,
             call.run,
             bytes.fromhex(request.request_id),
+            rules,
             work.fencing_token,
             others=work.logbook.key.others,
         )

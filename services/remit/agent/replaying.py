@@ -17,7 +17,8 @@ from remit.agent.standing import Standing
 from remit.agent.sub_runs import offered
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
 from remit.api.tools.v1 import tool_pb2
-from remit.guardrails import Rules
+from remit.guardrails import ServiceRules
+from remit.rpc.calls import current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import Violation, check_all, invalid_request
 
@@ -32,7 +33,7 @@ class Replayer:
     catalog: AgentCatalog
     clock: Clock
     max_doubt_attempts: int
-    rules: Rules
+    rules: ServiceRules
 
     async def replay(
         self, request: agent_service_pb2.ReplayRunRequest
@@ -77,7 +78,8 @@ class Replayer:
         accepted: run_pb2.Run | None = None
         if request.overrides != agent_service_pb2.RunOverrides():
             now = self.clock.now()
-            accepted = overridden(run, own, definition, request.overrides, now, self.rules)
+            rules = self.rules.of(current_remit())
+            accepted = overridden(run, own, definition, request.overrides, now, rules)
         script = Script(
             definition,
             offer,

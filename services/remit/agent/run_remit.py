@@ -27,6 +27,8 @@ class IssuedRemit:
     """Unfinished runs that its user may have at once; 0: any number. The first remit says it."""
     max_org_runs: int = 0
     """The same of its org."""
+    guardrails: str = ""
+    """What policies want of guardrails for the run, as its remit says it."""
 
     def is_fresh(self, now: float) -> bool:
         """Whether it need not be renewed yet at the monotonic time `now`."""
@@ -134,4 +136,5 @@ def _issued(
     response: policy_service_pb2.IssueRemitResponse | policy_service_pb2.DelegateRemitResponse,
     asked: float,
 ) -> IssuedRemit:
-    return IssuedRemit(response.remit, response.lifetime.ToNanoseconds() / 1e9, asked)
+    lifetime_s = response.lifetime.ToNanoseconds() / 1e9
+    return IssuedRemit(response.remit, lifetime_s, asked, guardrails=response.guardrails)

@@ -76,7 +76,9 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         if request.after_sequence < 0:  # refused, with all that else is wrong
             check_all(
                 partial(_check_after, request.after_sequence),
-                partial(self.creator.check, request.request),
+                partial(
+                    self.creator.check, request.request, self.creator.rules.of(current_remit())
+                ),
             )
         created = await self.creator.create(
             request.request, current_remit(), current_call().remit_token

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf import timestamp_pb2
 
@@ -41,6 +41,9 @@ _EARLIEST_S: Final = -62_135_596_800
 SHIPPED_GUARDRAILS: Final = "suspicious_patterns.input=refuse, secrets.input=flag"
 SHIPPED_RULES: Final = Rules.of("", SHIPPED_GUARDRAILS)
 
+_Texts = TypeVar("_Texts", agent_service_pb2.CreateRunRequest, run_pb2.Run)
+"""What has a task and a context."""
+
 
 def check_create(
     request: agent_service_pb2.CreateRunRequest,
@@ -68,6 +71,22 @@ def check_create(
     screened = _screened(screening, request)
     refused = _refusal(shape, screening)
     screening.count("run")
+    if refused is not None:
+        raise refused
+    return screened
+
+
+def screened_run(run: run_pb2.Run, rules: Rules) -> run_pb2.Run:
+    """A run that was accepted, with its texts screened by rules that are known only now.
+
+    Raises SUSPICIOUS_INPUT with every violation found.
+    """
+    screening = Screening(rules, Direction.INPUT)
+    if screening.is_off:
+        return run
+    screened = _screened(screening, run)
+    screening.count("run")
+    refused = screening.refusal()
     if refused is not None:
         raise refused
     return screened
@@ -246,11 +265,9 @@ def _above(field: str, own: str) -> Violation:
     return Violation(f"limits.{field}", f"must not be above the agent's own limit, {own}")
 
 
-def _screened(
-    screening: Screening, request: agent_service_pb2.CreateRunRequest
-) -> agent_service_pb2.CreateRunRequest:
+def _screened(screening: Screening, request: _Texts) -> _Texts:
     """The request with its texts as they may go on."""
-    screened = agent_service_pb2.CreateRunRequest()
+    screened = type(request)()
     screened.CopyFrom(request)
     screened.task = screening.text("task", request.task)
     # Of too many entries the number alone is a fault.

@@ -233,6 +233,7 @@ def _detail(request: EffectRequest) -> dict[str, Any]:
         "method": request.method,
         "body_sha256": request.body_digest.hex(),
         "arguments_sha256": request.arguments_digest.hex(),
+        **({"guardrails_by_policy": request.remit.guardrails} if request.remit.guardrails else {}),
         "bound": {
             "input_tokens": request.bound.input_tokens,
             "output_tokens": request.bound.output_tokens,

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from remit.api.inference.v1 import inference_service_pb2_grpc, model_service_pb2_grpc
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.effects import open_gate, standing_effects
+from remit.guardrails import INFERENCE, ServiceRules
 from remit.inference.declarations import load_models
 from remit.inference.generation import METHOD
 from remit.inference.models import ModelCatalog, build_catalog
@@ -40,7 +41,7 @@ async def open_service(
             gate,
             clock=clock,
             terms=settings.terms,
-            rules=settings.guardrail_rules,
+            rules=ServiceRules(INFERENCE, settings.guardrail_rules),
             heartbeat_s=settings.heartbeat_s,
         )
         yield Service(

@@ -30,7 +30,7 @@ from remit.api.inference.v1.model_service_pb2 import (
     ListModelsResponse,
 )
 from remit.effects import EffectGate, EffectOutcome
-from remit.guardrails import Direction, Rules, Screening
+from remit.guardrails import Direction, Screening, ServiceRules
 from remit.inference.engine import Progress
 from remit.inference.generation import Asked, Generation, effect_request, response_of
 from remit.inference.metrics import Measured
@@ -56,7 +56,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         *,
         clock: Clock,
         terms: Terms,
-        rules: Rules,
+        rules: ServiceRules,
         heartbeat_s: float,
     ) -> None:
         self._models = models
@@ -144,7 +144,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _perform(self, model: DeclaredModel, asked: Asked, deltas: Deltas) -> EffectOutcome:
         effect = effect_request(current_call(), current_remit(), model, asked, self._terms)
         progress = Progress(clock=self._clock)
-        answer = Answer(self._rules, deltas.add)
+        answer = Answer(self._rules.of(current_remit()), deltas.add)
         generation = Generation(
             model, asked.prompt, answer, progress, clock=self._clock, terms=self._terms
         )
@@ -153,7 +153,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def _screened(self, request: GenerateTextRequest, *, prefix: str) -> Asked:
         """The request with its prompt screened. Raises SUSPICIOUS_INPUT with every violation."""
-        screening = Screening(self._rules, Direction.INPUT)
+        screening = Screening(self._rules.of(current_remit()), Direction.INPUT)
         prompt = screened_prompt(request, screening, prefix=prefix)
         screening.count(request.model)
         refusal = screening.refusal()

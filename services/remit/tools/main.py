@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from remit.api.policy.v1 import policy_service_pb2_grpc
 from remit.api.tools.v1 import tool_service_pb2_grpc
 from remit.effects import open_gate, standing_effects
+from remit.guardrails import TOOLS, ServiceRules
 from remit.postgres import Database
 from remit.rpc.clock import Clock
 from remit.rpc.host import Service
@@ -55,7 +56,7 @@ async def open_service(
             clock=clock,
             workspaces=settings.workspace,
             webhook_keys=webhook_keys,
-            rules=settings.guardrail_rules,
+            rules=ServiceRules(TOOLS, settings.guardrail_rules),
         )
         yield Service(
             area="tools",

@@ -15,7 +15,7 @@ from remit import names, telemetry, webhooks
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.effects import EffectGate, EffectOutcome, EffectRequest, Permit
-from remit.guardrails import Direction, Rules
+from remit.guardrails import Direction, ServiceRules
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -54,7 +54,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         clock: Clock,
         workspaces: Path,
         webhook_keys: WebhookKeys,
-        rules: Rules,
+        rules: ServiceRules,
     ) -> None:
         self._registry = registry
         self._execution = execution
@@ -71,7 +71,8 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         remit = current_remit()
         _check_call(request)
         definition = self._callable(request.tool, remit, request.request_id)
-        screening = screening_of(self._rules, request.tool, Direction.INPUT)
+        rules = self._rules.of(remit)
+        screening = screening_of(rules, request.tool, Direction.INPUT)
         screened = screened_call(request, screening)
         arguments = validate(definition, screened.arguments)
         self._execution.check_room()
@@ -80,7 +81,7 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             definition.keywords(arguments),
             self._execution,
             _Contexts(definition, remit, _asked_s(request), self._clock, self._workspaces),
-            self._rules,
+            rules,
             screened.arguments,
         )
         asked = replace(
