@@ -14,7 +14,7 @@ from remit.rpc.errors import RemitError
 from remit.rpc.remits import Remit
 from tests.agent.conftest import StartReplica, World, request
 from tests.agent.outside import client_remit
-from tests.agent.test_service import refused
+from tests.agent.test_service import refused, stream
 from tests.agent.test_sub_runs import agents, asks, boss, the_one_below
 from tests.monitoring.values import gained
 
@@ -59,6 +59,16 @@ async def test_a_refusal_is_told_beside_what_is_malformed(replica: StartReplica)
         async for _ in client.runs.StreamRun(asked, metadata=client.metadata):
             pass
     assert {violation.field for violation in caught.value.violations} == {"after_sequence", "task"}
+
+
+async def test_a_stream_is_resumed_though_its_request_would_be_refused_now(
+    replica: StartReplica,
+) -> None:
+    made = await replica()
+    asked = request(TASK)
+    before = await stream(made.client(), asked)
+    resumed = await stream(made.client(told(REFUSE)), asked, after=before[2].sequence)
+    assert [event.sequence for event in resumed] == [event.sequence for event in before[3:]]
 
 
 async def test_what_is_wanted_of_an_agents_runs_comes_with_the_runs_remit(

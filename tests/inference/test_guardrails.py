@@ -235,3 +235,16 @@ async def test_policy_replaces_what_a_model_is_asked(
     assert provider.requests[0]["messages"][0]["content"] == (
         "what opens [aws_key_id] of alice@example.com?"
     )
+
+
+async def test_what_was_answered_before_a_policy_came_is_told_and_not_refused(
+    inference: InferenceWorld, provider: OpenAIServer
+) -> None:
+    prompt = a_prompt(f"what opens {KEY}?", model="gpt")
+    first = await inference.generate(prompt)
+    token = token_of(guardrails="secrets.input=refuse")
+    again = await inference.generate(prompt, token=token)
+    assert (again.claim, again.message, again.replayed) == (first.claim, first.message, True)
+    (last,) = await inference.streamed(prompt, token=token)
+    assert last.response.claim == first.claim
+    assert len(provider.requests) == 1

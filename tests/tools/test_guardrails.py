@@ -150,3 +150,16 @@ async def test_policy_refuses_arguments_and_its_finding_is_in_the_intent_where_i
     detail = json.loads(next(iter(world.events.values())).detail_json)
     assert detail["guardrails"] == {"flag secrets.aws_key_id": 1}
     assert detail["guardrails_by_policy"] == "secrets:00010"
+
+
+async def test_what_was_done_before_a_policy_came_is_told_and_not_refused(
+    tools: ToolsWorld, runs: Path
+) -> None:
+    done = await tools.call("tools/leak", {"text": KEY})
+    token = token_of(guardrails="secrets.input=refuse")
+    again = await tools.call("tools/leak", {"text": KEY}, token=token)
+    assert (again.claim, again.result, again.replayed) == (done.claim, done.result, True)
+    with pytest.raises(RemitError) as caught:
+        await tools.call("tools/leak", {"text": KEY}, token=token, key="key-2")
+    assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
+    assert lines(runs) == ["leak"]

@@ -44,9 +44,11 @@ from remit.agent.validation import (
 )
 from remit.agent.webhooks import waiting
 from remit.api.agent.v1 import agent_service_pb2, run_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.guardrails import AGENT, Rules, ServiceRules
 from remit.rpc.calls import shielded, spawn
 from remit.rpc.clock import Clock
+from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
 from remit.rpc.remits import Remit
 
@@ -152,8 +154,14 @@ class Creator:
         self, request: agent_service_pb2.CreateRunRequest, remit: Remit, remit_token: str
     ) -> Created:
         rules = self.rules.of(remit)
-        screened = self.check(request, rules)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        try:
+            screened = self.check(request, rules)
+        except RemitError as error:
+            known = await self._created_before(error, request, remit, digest)
+            if known is None:
+                raise
+            return Created(known)
         thread = None
         if request.conversation:
             thread = await self.admission.find(request.conversation, remit)
@@ -174,6 +182,23 @@ class Creator:
 
         # Whoever asked may leave now; what was begun is finished, so that no run lies idle.
         return await shielded(spawn(self.begin(order, register), name=f"new-{run.name}"))
+
+    async def _created_before(
+        self,
+        error: RemitError,
+        request: agent_service_pb2.CreateRunRequest,
+        remit: Remit,
+        digest: bytes,
+    ) -> str | None:
+        """The run of a request that would be refused now for what it holds, and was not before.
+
+        Whoever asks again, to go on with a stream of events, gets what the request made.
+        """
+        if error.reason != reasons.ERROR_REASON_SUSPICIOUS_INPUT:
+            return None
+        return await self.reader.run_of_request(
+            remit.org, remit.subject, request.request_id, digest
+        )
 
     async def begin(self, order: Order, register: Register) -> Created:
         """Registers and stores a run, and begins it if there is a place. Raises as `create` does.

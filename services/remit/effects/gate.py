@@ -38,7 +38,7 @@ from remit.effects.holds import RollingHold
 from remit.effects.permits import Permits, PermitSource
 from remit.effects.sealing import refusal
 from remit.effects.settings import EffectSettings
-from remit.effects.steps import Begin, Finish, Renew, Start
+from remit.effects.steps import Begin, Begun, Finish, Renew, Start
 from remit.effects.store import ClaimStore
 from remit.rpc.calls import current_call, spawn
 from remit.rpc.clock import Clock
@@ -107,36 +107,60 @@ class EffectGate:
             try:
                 return await self._wait(performance)
             except RemitError as error:
-                # A run's new worker may join the call of its old one: only that one is fenced off.
-                fenced = error.reason == error_reason_pb2.ERROR_REASON_FENCED
-                if not fenced or performance.fencing_token >= request.remit.fencing_token:
+                if not _is_of_an_old_worker(error, performance, request):
                     raise
+
+    async def recorded(self, request: EffectRequest, refusal: RemitError) -> EffectOutcome:
+        """What stands under the key of an effect that may not begin now: it may have before.
+
+        Else whoever asks again for what was done would be told that it was not. Raises what
+        `perform` does of a known key, and `refusal` where no effect is under way or has ended.
+        """
+        while self._identity(request) in self._performing:
+            performance = self._joined(request)
+            try:
+                return await self._wait(performance)
+            except RemitError as error:
+                if not _is_of_an_old_worker(error, performance, request):
+                    raise
+        known = await self._store.known(_begin(request, self._ids.uuid7(), ""))
+        if known is None or known.admission is Admission.REPEAT:
+            raise refusal
+        return await self._known(request, known)
 
     def _performance(self, request: EffectRequest, effect: Effect) -> _Performance:
         """The performance to wait for: the one under way under this key, or a new one."""
-        identity = (request.remit.org, request.principal, request.method, request.key)
-        performance = self._performing.get(identity)
+        identity = self._identity(request)
+        if identity in self._performing:
+            return self._joined(request)
         token, fencing_token = request.remit_token, request.remit.fencing_token
-        deadline = current_call().deadline
-        if performance is None:
-            callers = Callers(token, fencing_token, deadline)
-            performance = _Performance(request.body_digest, fencing_token, callers)
-            work = self._perform(request, effect, callers, current_call().trace_id)
-            traced = in_span(f"effect {request.action}", work)
-            performance.task = spawn(traced, name=f"effect-{request.key}")
-            self._performing[identity] = performance
-            performance.task.add_done_callback(lambda task: self._performed(identity, task))
-        elif performance.body_digest != request.body_digest:
+        callers = Callers(token, fencing_token, current_call().deadline)
+        performance = _Performance(request.body_digest, fencing_token, callers)
+        work = self._perform(request, effect, callers, current_call().trace_id)
+        traced = in_span(f"effect {request.action}", work)
+        performance.task = spawn(traced, name=f"effect-{request.key}")
+        self._performing[identity] = performance
+        performance.task.add_done_callback(lambda task: self._performed(identity, task))
+        return performance
+
+    def _joined(self, request: EffectRequest) -> _Performance:
+        """The performance under way under this key, with one more who waits for it."""
+        performance = self._performing[self._identity(request)]
+        if performance.body_digest != request.body_digest:
             raise key_reused(request)
-        elif performance.callers.stopping.is_set():
+        if performance.callers.stopping.is_set():
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS,
                 f"{request.resource} is being stopped under this key",
                 retry_after_s=_LONGEST_RETRY_S / 4,
             )
-        else:
-            performance.callers.join(token, fencing_token, deadline)
+        performance.callers.join(
+            request.remit_token, request.remit.fencing_token, current_call().deadline
+        )
         return performance
+
+    def _identity(self, request: EffectRequest) -> tuple[str, str, str, str]:
+        return request.remit.org, request.principal, request.method, request.key
 
     def _performed(
         self, identity: tuple[str, str, str, str], task: asyncio.Task[EffectOutcome]
@@ -189,11 +213,7 @@ class EffectGate:
         asked = self._clock.monotonic()
         begun = await self._store.begin(_begin(request, self._ids.uuid7(), trace_id))
         if begun.admission is not None:
-            metrics.KNOWN.labels(request.action, begun.admission.name).inc()
-            telemetry.annotate(table.REPLAYED, begun.admission is Admission.REPLAY)
-            is_replay = begun.admission is Admission.REPLAY
-            ended = await self._sealing.recorded(begun.attempt) if is_replay else None
-            return known_outcome(request, begun, ended)
+            return await self._known(request, begun)
         attempt = begun.attempt
         self._held_until[attempt.claim, attempt.attempt] = self._held_from(asked)
         try:
@@ -201,6 +221,15 @@ class EffectGate:
         finally:
             self._store.forget(attempt.claim, attempt.attempt)
             self._held_until.pop((attempt.claim, attempt.attempt), None)
+
+    async def _known(self, request: EffectRequest, begun: Begun) -> EffectOutcome:
+        """Answers a call whose key is known already."""
+        assert begun.admission is not None  # noqa: S101 - its attempt is not ours
+        metrics.KNOWN.labels(request.action, begun.admission.name).inc()
+        is_replay = begun.admission is Admission.REPLAY
+        telemetry.annotate(table.REPLAYED, is_replay)
+        ended = await self._sealing.recorded(begun.attempt) if is_replay else None
+        return known_outcome(request, begun, ended)
 
     async def _perform_attempt(
         self,
@@ -338,6 +367,14 @@ class EffectGate:
             return
         if renewed and (claim, attempt) in self._held_until:
             self._held_until[claim, attempt] = self._held_from(asked)
+
+
+def _is_of_an_old_worker(
+    error: RemitError, performance: _Performance, request: EffectRequest
+) -> bool:
+    """A run's new worker may join the call of its old one: only that one is fenced off."""
+    fenced = error.reason == error_reason_pb2.ERROR_REASON_FENCED
+    return fenced and performance.fencing_token < request.remit.fencing_token
 
 
 def _begin(request: EffectRequest, claim: str, trace_id: str) -> Begin:

@@ -30,15 +30,16 @@ FROM asked JOIN fresh USING (claim)
 RETURNING claim
 """
 
-SELECT_KNOWN: Final = """
+READ_KNOWN: Final = """
 SELECT c.claim, c.attempt, c.body_digest, a.subject, a.state, a.owner, a.intent_leaf, a.outcome,
        a.result, a.result_digest, a.error, a.used, a.cost_nanos, a.repeatable, a.is_sealed,
        a.sealed_digest,
        extract(epoch FROM a.lease_expires - clock_timestamp())::float8 AS lease_left_s
 FROM effect_claims c JOIN effect_attempts a USING (claim, attempt)
 WHERE c.org = $1 AND c.principal = $2 AND c.method = $3 AND c.key = $4
-FOR UPDATE OF c, a
 """
+
+SELECT_KNOWN: Final = f"{READ_KNOWN}FOR UPDATE OF c, a\n"
 
 INSERT_NEXT: Final = """
 WITH next AS (

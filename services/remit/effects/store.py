@@ -17,6 +17,7 @@ from remit.effects.statements import (
     INSERT_NEXT,
     LAPSE,
     LAPSE_ONE,
+    READ_KNOWN,
     SELECT_KNOWN,
     SELECT_UNCLOSED,
     attempt_of,
@@ -70,6 +71,16 @@ class ClaimStore:
             return begun
         finally:
             self._tentative.pop(begin.claim, None)
+
+    async def known(self, begin: Begin) -> Begun | None:
+        """What a key stands for, if for anything; it is not claimed, and nothing is changed."""
+        row = await self.database.fetchrow(
+            READ_KNOWN, begin.org, begin.principal, begin.method, begin.key
+        )
+        if row is None:
+            return None
+        attempt = attempt_of(row)
+        return Begun(attempt, self._admit(attempt, begin))
 
     async def change(self, change: Change) -> bool:
         """Whether the compare-and-set took place."""

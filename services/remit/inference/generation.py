@@ -40,6 +40,8 @@ class Asked:
     prompt: GenerateTextRequest
     found: Mapping[str, int]
     """What guardrails found in it."""
+    refusal: RemitError | None = None
+    """Why the model may not be asked this; what was answered before is told all the same."""
 
 
 def effect_request(

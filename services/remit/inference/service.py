@@ -143,6 +143,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
     async def _perform(self, model: DeclaredModel, asked: Asked, deltas: Deltas) -> EffectOutcome:
         effect = effect_request(current_call(), current_remit(), model, asked, self._terms)
+        if asked.refusal is not None:
+            return await self._gate.recorded(effect, asked.refusal)
         progress = Progress(clock=self._clock)
         answer = Answer(self._rules.of(current_remit()), deltas.add)
         generation = Generation(
@@ -152,14 +154,11 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         return await self._gate.perform(effect, measured)
 
     def _screened(self, request: GenerateTextRequest, *, prefix: str) -> Asked:
-        """The request with its prompt screened. Raises SUSPICIOUS_INPUT with every violation."""
+        """The request with its prompt screened, and with every violation if it is refused."""
         screening = Screening(self._rules.of(current_remit()), Direction.INPUT)
         prompt = screened_prompt(request, screening, prefix=prefix)
         screening.count(request.model)
-        refusal = screening.refusal()
-        if refusal is not None:
-            raise refusal
-        return Asked(request, prompt, screening.notes)
+        return Asked(request, prompt, screening.notes, screening.refusal())
 
     def _model(self, request: GenerateTextRequest, *, prefix: str) -> DeclaredModel:
         """The model of a correct request.

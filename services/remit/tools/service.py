@@ -74,6 +74,10 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         rules = self._rules.of(remit)
         screening = screening_of(rules, request.tool, Direction.INPUT)
         screened = screened_call(request, screening)
+        refusal = screening.refusal()
+        if refusal is not None:
+            asked = _asked(request, screened, definition, remit)
+            return _response(await self._gate.recorded(asked, refusal))
         arguments = validate(definition, screened.arguments)
         self._execution.check_room()
         effect = ToolEffect(
@@ -84,13 +88,8 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
             rules,
             screened.arguments,
         )
-        asked = replace(
-            _effect_request(screened, definition, remit),
-            # The same request is the same, whatever is replaced in it.
-            body_digest=_body_digest(request),
-            guardrails=screening.notes,
-        )
-        performed = await self._gate.perform(asked, effect)
+        asked = _asked(request, screened, definition, remit)
+        performed = await self._gate.perform(replace(asked, guardrails=screening.notes), effect)
         return _response(performed)
 
     async def AcknowledgeResults(
@@ -234,6 +233,16 @@ def _check_call(request: tool_service_pb2.CallToolRequest) -> None:
 
 def _asked_s(request: tool_service_pb2.CallToolRequest) -> float | None:
     return request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else None
+
+
+def _asked(
+    request: tool_service_pb2.CallToolRequest,
+    screened: tool_service_pb2.CallToolRequest,
+    definition: ToolDefinition,
+    remit: Remit,
+) -> EffectRequest:
+    # The same request is the same, whatever is replaced in it.
+    return replace(_effect_request(screened, definition, remit), body_digest=_body_digest(request))
 
 
 def _effect_request(
