@@ -93,6 +93,35 @@ def test_names_that_become_the_same_are_kept_apart() -> None:
     assert clean["[aws_key_id]"] == 3
 
 
+EMAILS = st.integers(0, 300).map("a{}@b.co".format)
+KEYS = st.lists(st.one_of(EMAILS, st.text("a*1[email]", max_size=8)), unique=True, max_size=60)
+
+
+@given(KEYS)
+def test_names_stay_apart_and_are_no_longer_than_they_were(keys: list[str]) -> None:
+    struct = struct_pb2.Struct()
+    for number, key in enumerate(keys):
+        struct.fields[key].number_value = number
+    clean = screening("personal_data.input=redact").struct("arguments", struct)
+    assert sorted(value.number_value for value in clean.fields.values()) == [*range(len(keys))]
+    assert sum(map(len, clean.fields)) <= sum(map(len, keys))
+    assert not any(find(name, "personal_data") for name in clean.fields)
+    again = screening("personal_data.input=redact").struct("arguments", struct)
+    assert again == clean
+    for number, key in enumerate(keys):
+        if not find(key, "personal_data"):
+            assert clean.fields[key].number_value == number
+
+
+def test_many_names_that_become_the_same_take_no_more_room() -> None:
+    struct = struct_pb2.Struct()
+    for number in range(5_000):
+        struct.fields[f"a{number}@b.co"].number_value = number
+    clean = screening("personal_data.input=redact").struct("arguments", struct)
+    assert len(clean.fields) == len(struct.fields)
+    assert clean.ByteSize() <= struct.ByteSize()
+
+
 def test_an_error_that_quotes_is_cleaned_and_stays_that_error() -> None:
     looking = screening("secrets.output=refuse", Direction.OUTPUT)
     quoting = RemitError(reasons.ERROR_REASON_TOOL_FAILED, f"wrong key {KEY}")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from remit.guardrails import BUILT_IN, StreamFilter
 from remit.guardrails.detector import Detector
+from remit.guardrails.stream import may_find
 from tests.guardrails.samples import KINDS, ORDINARY
 
 ALL = list(BUILT_IN.values())
@@ -73,6 +74,20 @@ def test_what_is_not_found_is_not_touched(text: str) -> None:
     out, stream = whole(text, ALL)
     if not stream.findings:
         assert out == text
+
+
+@settings(max_examples=200)
+@given(st.one_of(TEXTS, ORDINARY, FOUND), st.sets(st.sampled_from(sorted(BUILT_IN))))
+def test_what_may_hold_nothing_holds_nothing(text: str, names: set[str]) -> None:
+    detectors = [BUILT_IN[name] for name in sorted(names)]
+    if not may_find(detectors, text):
+        assert whole(text, detectors)[0] == text
+        assert whole(text, detectors)[1].findings == []
+
+
+def test_ordinary_text_is_not_looked_at_twice() -> None:
+    assert not may_find(ALL, "the harbour moves 1,204 crates a day (2026)")
+    assert not may_find([], "AKIAIOSFODNN7EXAMPLE")
 
 
 @pytest.mark.parametrize("detector", ALL, ids=lambda each: each.name)

@@ -17,7 +17,7 @@ from remit import names
 from remit.addresses import Network
 from remit.agent.definitions import AgentDefinition
 from remit.api.agent.v1 import agent_service_pb2, conversation_service_pb2, run_pb2
-from remit.guardrails import Direction, Rules, Screening
+from remit.guardrails import Direction, Names, Rules, Screening
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.webhooks import parse_url
 
@@ -273,12 +273,11 @@ def _screened(screening: Screening, request: _Texts) -> _Texts:
     # Of too many entries the number alone is a fault.
     few = len(request.context) <= MAX_CONTEXT_ENTRIES
     screened.context.clear()
+    given = Names(request.context)
     for key, value in sorted(request.context.items() if few else ()):
-        name = screening.text("context", key)
+        name = given.name(key, screening.text("context", key))
         # A key in which something was found is not repeated.
         field = _context_field(key) if name == key else "context"
-        while name in screened.context or (name != key and name in request.context):
-            name += "*"
         screened.context[name] = screening.text(field, value)
     return screened
 

@@ -11,7 +11,7 @@ services to say, which know theirs; `docs/GUARDRAILS.md`.
 from remit.guardrails.builtin import BUILT_IN
 from remit.guardrails.detector import Detector, Finding, Pattern, Tail
 from remit.guardrails.rules import Direction, Mode, Rules, parse_rules
-from remit.guardrails.screening import Screening, find
+from remit.guardrails.screening import Names, Screening, find
 from remit.guardrails.stream import StreamFilter
 from remit.guardrails.tightening import ServiceRules, wanted_of
 from remit.guardrails.wanted import AGENT, INFERENCE, TOOLS, Wanted, parse_wanted
@@ -25,6 +25,7 @@ __all__ = [
     "Direction",
     "Finding",
     "Mode",
+    "Names",
     "Pattern",
     "Rules",
     "Screening",

@@ -55,7 +55,7 @@ class Reader:
     def read(self, piece: str, *, final: bool) -> Read:
         """The next piece, as far as it is decided how it reads; all of it if it is the last."""
         text, self._kept = self._kept + piece, ""
-        if _is_plain(text):
+        if is_plain(text):
             place, self._place = self._place, self._place + len(text)
             self._hidden = self._hidden if not text else 0
             return Read(text, range(place, self._place), range(place + 1, self._place + 1))
@@ -104,7 +104,7 @@ def _normalised(text: str) -> str:
     return seen if len(seen) <= _MAX_SEEN_CHARS else text
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Whether each character reads as it is written."""
     if "&" in text:
         return False

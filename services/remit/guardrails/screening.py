@@ -7,7 +7,7 @@ was found is nowhere repeated: an error, a log line and a note name detector, ki
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final
 
 from google.protobuf import struct_pb2
@@ -18,7 +18,7 @@ from remit.guardrails import metrics
 from remit.guardrails.builtin import BUILT_IN
 from remit.guardrails.detector import Detector, Finding, Pattern
 from remit.guardrails.rules import Direction, Mode, Rules
-from remit.guardrails.stream import StreamFilter
+from remit.guardrails.stream import StreamFilter, may_find
 from remit.rpc.errors import RemitError, Violation
 
 MAX_VIOLATIONS: Final = 64
@@ -36,19 +36,43 @@ def find(text: str, *names: str) -> list[Finding]:
     return sorted(stream.findings, key=lambda finding: (finding.start, finding.end))
 
 
+class Names:
+    """Names of one object, which stay apart when what is found in them is replaced.
+
+    In time that grows with their number alone, and none is longer than it was.
+    """
+
+    def __init__(self, keys: Container[str]) -> None:
+        self._keys = keys
+        self._given: set[str] = set()
+        self._number = 0
+
+    def name(self, key: str, screened: str) -> str:
+        """The name of a key: as it is screened, with a number where another has that name."""
+        name = screened
+        while screened != key and (name in self._keys or name in self._given):
+            self._number += 1
+            number = f"*{self._number:x}"
+            name = screened[: max(len(key) - len(number), 0)] + number
+        self._given.add(name)
+        return name
+
+
 class Screening:
     """Of one request, or of one answer."""
 
     def __init__(self, rules: Rules, direction: Direction) -> None:
         self._direction = direction
         self._modes = {name: rules.mode(name, direction) for name in BUILT_IN}
+        self._flagging = self._detectors(Mode.FLAG)
+        self._acting = self._detectors(Mode.REDACT, Mode.REFUSE)
         self._found: Counter[tuple[str, str, Mode]] = Counter()
         self._violations: dict[Violation, tuple[str, str]] = {}
 
     @property
     def acts(self) -> bool:
         """Whether anything is replaced or refused: a stream is held back for nothing else."""
-        return bool(self._detectors(Mode.REDACT, Mode.REFUSE))
+        return bool(self._acting)
 
     @property
     def is_off(self) -> bool:
@@ -60,36 +84,33 @@ class Screening:
     def text(self, field: str, text: str) -> str:
         """The text with what is to be replaced; what is refused is told by `refusal`."""
         self.look(field, text)
-        if not self.acts:
+        if not may_find(self._acting, text):
             return text
         return _screened(self.stream(field), text)
 
     def look(self, field: str, text: str) -> None:
         """Looks for what is only counted."""
-        flagging = self._detectors(Mode.FLAG)
-        if flagging:
-            _screened(self._filter(field, flagging), text)
+        if may_find(self._flagging, text):
+            _screened(self._filter(field, self._flagging), text)
 
     def stream(self, field: str) -> StreamFilter:
         """A filter of a text that comes in pieces, by what is replaced or refused."""
-        return self._filter(field, self._detectors(Mode.REDACT, Mode.REFUSE))
+        return self._filter(field, self._acting)
 
     def struct(self, field: str, struct: struct_pb2.Struct) -> struct_pb2.Struct:
         """A copy in which every text and every name is screened."""
         screened = struct_pb2.Struct()
-        for key, value in struct.fields.items():
-            name = self.text(field, key)
-            while name in screened.fields or (name != key and name in struct.fields):
-                name += "*"
+        names = Names(struct.fields)
+        # In an order of its own: a repetition gets the same names, and so the same digest.
+        for key, value in sorted(struct.fields.items()):
+            name = names.name(key, self.text(field, key))
             screened.fields[name].CopyFrom(self._value(f"{field}.{name[:40]}", value))
         return screened
 
     def error(self, error: RemitError) -> RemitError:
         """The error; what it quotes is replaced, where it is refused too: it stays that error."""
         if error.quotes and self.acts:
-            error.message = _screened(
-                StreamFilter(self._detectors(Mode.REDACT, Mode.REFUSE)), error.message
-            )
+            error.message = _screened(StreamFilter(self._acting), error.message)
         return error
 
     def _value(self, field: str, value: struct_pb2.Value) -> struct_pb2.Value:

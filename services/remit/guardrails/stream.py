@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from remit.guardrails.detector import Detector, Finding, Pattern
-from remit.guardrails.reading import Reader
+from remit.guardrails.reading import Reader, is_plain
 
 
 @dataclass
@@ -193,6 +193,19 @@ class StreamFilter:
         taken, self._text = self._text[:count], self._text[count:]
         self._out += count
         return taken
+
+
+def may_find(detectors: Sequence[Detector], text: str) -> bool:
+    """Whether a filter might find anything in a whole text.
+
+    It finds nothing in most, which this tells at a fraction of the cost: a finding begins with a
+    head.
+    """
+    if not detectors:
+        return False
+    return not is_plain(text) or any(
+        pattern.head.search(text) for detector in detectors for pattern in detector.patterns
+    )
 
 
 def _mask(kind: str, length: int) -> str:

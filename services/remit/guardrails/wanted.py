@@ -143,7 +143,7 @@ def _fault(place: str, is_set: str, mode: str) -> str:
     service, detector, direction = _split(place)
     if service and service not in SERVICES:
         return f"there is no service {service}; there are {', '.join(SERVICES)}"
-    fault = fault_of(is_set, (detector, direction, mode), set(Direction))
+    fault = fault_of(is_set, (detector, direction, mode), tuple(Direction))
     if fault:
         return fault
     if mode == Mode.OFF:
