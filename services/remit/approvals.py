@@ -16,6 +16,8 @@ from typing import Final
 DIGEST_BYTES: Final = 32
 APPROVAL: Final = "approval"
 """Metadata of an error: the approval that it speaks of."""
+APPROVAL_STATE: Final = "approval_state"
+"""Metadata of an error: where that approval stands, such as `DENIED`."""
 _ACTION: Final = b"remit/approved-action/v1\n"
 _APPROVAL: Final = b"remit/approval/v1\n"
 
@@ -39,6 +41,8 @@ class ExactAction:
     arguments_digest: bytes
     cost_bound_nanos: int
     """The most that it can cost, in nano-USD."""
+    repeats_claim: str = ""
+    """The claim in doubt that it repeats, `claims/{claim}`; empty for any other effect."""
 
     def digest(self) -> bytes:
         """SHA-256 over every field, 32 bytes."""
@@ -46,6 +50,9 @@ class ExactAction:
             name: value.hex() if isinstance(value, bytes) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        if not self.repeats_claim:
+            # What repeats nothing has the digest that it had before there were repetitions.
+            del fields["repeats_claim"]
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(_ACTION + canonical.encode()).digest()
 

@@ -332,7 +332,7 @@ class Effects:
             if is_pending
             else reasons.ERROR_REASON_PERMISSION_DENIED,
             f"the effect waits for {name}" if is_pending else f"{name} is {state}",
-            metadata={"approval": name},
+            metadata={"approval": name, "approval_state": state},
         )
 
     def these(self, keys: Sequence[attempt_pb2.AttemptKey]) -> list[attempt_pb2.Attempt]:

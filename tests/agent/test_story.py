@@ -308,6 +308,25 @@ def test_a_call_that_is_asked_again_keeps_both_askings() -> None:
     assert "gave an answer" in story.entries[2].text
 
 
+def test_a_repeated_call_stands_after_the_one_that_is_in_doubt() -> None:
+    again = called(2)
+    again.tool_call_started.repeats_claim = CLAIMS[0]
+    story = a_story(
+        called(1),
+        again,
+        answered(3, CLAIMS[1]),
+        logged=[
+            logged(n, kind=INTENT, claim=claim, attempt=1, action="tools.call")
+            for n, claim in enumerate(CLAIMS[:2])
+        ],
+    )
+    first, second = story.entries
+    assert first.text == "called tools/t, and whether it took effect is unknown"
+    assert first.reason == "EFFECT_IN_DOUBT"
+    assert [each.key.claim for each in first.attempts] == [CLAIMS[0]]
+    assert [each.key.claim for each in second.attempts] == [CLAIMS[1]]
+
+
 def test_a_sub_run_is_named_with_its_bill() -> None:
     ended = {"tool": "agents/b", "run": "runs/below"}
     story = a_story(

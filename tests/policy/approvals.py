@@ -100,6 +100,7 @@ def question(
         claim=action.claim,
         attempt=attempt,
         definition_digest=action.definition_digest,
+        repeats_claim=action.repeats_claim,
         cost_bound_nanos=action.cost_bound_nanos if stated else None,
         action_digest=stated,
         **more,

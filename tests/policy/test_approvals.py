@@ -142,6 +142,7 @@ CHANGED: dict[str, st.SearchStrategy[Any]] = {
     "team": st.just(TEAM),
     "agent": st.just("agents/other"),
     "run": st.uuids(version=4).map(lambda u: f"runs/{u}"),
+    "repeats_claim": st.uuids(version=4).map(lambda u: f"claims/{u}"),
 }
 """Another value of each field; one that is missing here fails the test below."""
 

@@ -12,7 +12,7 @@ from remit.agent.approvals import ApprovalAwaited
 from remit.agent.attempts import EffectFailed
 from remit.agent.conversation import tool_key
 from remit.agent.decisions import Rest, next_action
-from remit.agent.definitions import OnDoubt
+from remit.agent.doubts import Again, again, known_by_now, what_is_left
 from remit.agent.failures import Verdict, judge_tool_failure
 from remit.agent.household import Household
 from remit.agent.journal import Progress, ToolCall
@@ -96,29 +96,44 @@ class ToolCalls:
             return None
 
         async def once(remit: str) -> tool_service_pb2.CallToolResponse:
-            return await self._work.outside.tools.CallTool(
-                self._request(step, call), metadata=remit_metadata(remit)
-            )
+            return await self._asked(step, call, remit)
 
         try:
             response = await self._work.attempts.until_final(once, judge_tool_failure)
         except ApprovalAwaited as awaited:
             self._awaited += awaited.errors
         except EffectFailed as failure:
-            if failure.verdict is Verdict.IN_DOUBT and await self._may_repeat(call):
-                return await self._begin_again(step, call)
-            work_failed(failure.error.reason_name)
-            await self._record(_failed(step, call, failure.error))
+            if failure.verdict is Verdict.IN_DOUBT:
+                repeated = await self._again(step, call, failure.error)
+                if repeated is not None:
+                    return repeated
+            error = what_is_left(call, failure.verdict, failure.error)
+            work_failed(error.reason_name)
+            await self._record(_failed(step, call, error))
         else:
             artifacts = [Content.of(made.content) for made in response.artifacts]
             await self._record(_succeeded(step, call, response), artifacts)
         return None
+
+    async def _asked(
+        self, step: int, call: ToolCall, remit: str
+    ) -> tool_service_pb2.CallToolResponse:
+        try:
+            return await self._work.outside.tools.CallTool(
+                self._request(step, call), metadata=remit_metadata(remit)
+            )
+        except RemitError as error:
+            before = known_by_now(call, error)
+            if before is None:
+                raise
+        return await self._asked(step, before, remit)
 
     def _request(self, step: int, call: ToolCall) -> tool_service_pb2.CallToolRequest:
         request = tool_service_pb2.CallToolRequest(
             tool=call.tool,
             arguments=call.arguments,
             request_id=tool_key(self._work.run, step, call),
+            repeats_claim=call.repeats_claim,
         )
         if self._work.definition.tool_timeout_s is not None:
             request.timeout.CopyFrom(
@@ -126,18 +141,30 @@ class ToolCalls:
             )
         return request
 
-    async def _may_repeat(self, call: ToolCall) -> bool:
-        if self._work.definition.on_doubt is not OnDoubt.RETRY_IDEMPOTENT:
-            return False
-        if call.attempt >= self._work.settings.max_doubt_attempts:
-            return False
+    async def _again(self, step: int, call: ToolCall, doubt: RemitError) -> ToolCall | None:
+        """The call in doubt under its next attempt; None where it is not made again."""
         # The turn that asked for the call was made under the pinned offer.
         offer, _ = await self._work.pinned_offer("")
-        return offer.is_idempotent(call.tool)
+        verdict = again(
+            self._work.definition.on_doubt,
+            call,
+            is_idempotent=offer.is_idempotent(call.tool),
+            max_attempts=self._work.settings.max_doubt_attempts,
+        )
+        claim = doubt.metadata.get("claim", "")
+        if verdict is Again.FREELY:
+            return await self._begin_again(step, call, "")
+        if verdict is Again.IF_APPROVED and claim:
+            return await self._begin_again(step, call, claim)
+        return None
 
-    async def _begin_again(self, step: int, call: ToolCall) -> ToolCall | None:
+    async def _begin_again(self, step: int, call: ToolCall, repeats_claim: str) -> ToolCall | None:
         started = run_pb2.ToolCallStarted(
-            step=step, call_id=call.call_id, tool=call.tool, arguments=call.arguments
+            step=step,
+            call_id=call.call_id,
+            tool=call.tool,
+            arguments=call.arguments,
+            repeats_claim=repeats_claim,
         )
         async with self._logbook.lock:
             draft = self._logbook.draft()

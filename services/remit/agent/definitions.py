@@ -52,6 +52,8 @@ class OnDoubt(StrEnum):
 
     FAIL = "fail"
     RETRY_IDEMPOTENT = "retry_idempotent"
+    ASK = "ask"
+    """As RETRY_IDEMPOTENT; for any other tool a person decides whether it is called again."""
 
 
 class AgentDefinition(BaseModel):

@@ -43,6 +43,8 @@ class ToolCall:
     arguments: struct_pb2.Struct
     attempt: int = 1
     """Grows only where a call in doubt is made again under a new key."""
+    repeats_claim: str = ""
+    """The claim of the attempt before, where a person must approve that it is repeated."""
     ended: run_pb2.ToolCallEnded | None = None
     run: str = ""
     """The sub-run that the call of an agent became."""
@@ -367,7 +369,9 @@ def _tool_call_started(progress: Progress, event: run_pb2.RunEvent) -> Progress:
     turn = progress.turn
     _require(turn is not None and turn.step == started.step, event, "is of another step")
     turn = cast("Turn", turn)
-    call = ToolCall(started.call_id, started.tool, started.arguments)
+    call = ToolCall(
+        started.call_id, started.tool, started.arguments, repeats_claim=started.repeats_claim
+    )
     earlier = next((c for c in turn.calls if c.call_id == started.call_id), None)
     if earlier is None:
         _require(turn.ended is not None and not turn.is_recorded, event, "was not asked for")

@@ -25,8 +25,9 @@ from remit.agent.decisions import (
     FallBack,
     next_action,
 )
-from remit.agent.definitions import AgentDefinition, OnDoubt
+from remit.agent.definitions import AgentDefinition
 from remit.agent.differences import parts_that_differ, shown, text_of
+from remit.agent.doubts import Again, again
 from remit.agent.history import Exchange
 from remit.agent.journal import Progress, ToolCall, apply, header_of
 from remit.agent.logbook import ANSWERING, THINKING, USING_TOOLS
@@ -184,12 +185,15 @@ class Replay:
         started, action = event.tool_call_started, next_action(self.progress)
         if isinstance(action, CallTools):
             call = _call_of(action, started.call_id)
-            if call is None or not self._may_repeat(call):
+            verdict = self._again(call)
+            if call is None or verdict is Again.NO:
                 yield self._differs(
                     event, "event", "call again what is in doubt", "fail: EFFECT_IN_DOUBT"
                 )
                 return
             yield from self._unequal(event, "tool_call_started.tool", started.tool, call.tool)
+            asks, asked = verdict is Again.IF_APPROVED, bool(started.repeats_claim)
+            yield from self._unequal(event, "tool_call_started.repeats_claim", asked, asks)
             yield from self._first_part(
                 event, "tool_call_started.arguments", started.arguments, call.arguments
             )
@@ -206,7 +210,8 @@ class Replay:
         if in_doubt != reasons.ERROR_REASON_EFFECT_IN_DOUBT or not isinstance(action, CallTools):
             return
         call = _call_of(action, ended.call_id)
-        if call is not None and self._may_repeat(call):
+        # A repetition that nobody approved is recorded as in doubt itself.
+        if call is not None and not call.repeats_claim and self._again(call) is not Again.NO:
             yield self._differs(
                 event, "event", "fail: EFFECT_IN_DOUBT", "call again what is in doubt"
             )
@@ -272,13 +277,15 @@ class Replay:
             request_digest(replayed).hex(),
         )
 
-    def _may_repeat(self, call: ToolCall) -> bool:
+    def _again(self, call: ToolCall | None) -> Again:
         """Whether a call in doubt would be made again."""
-        script = self.script
-        return (
-            script.definition.on_doubt is OnDoubt.RETRY_IDEMPOTENT
-            and call.attempt < script.max_doubt_attempts
-            and script.offer.is_idempotent(call.tool)
+        if call is None:
+            return Again.NO
+        return again(
+            self.script.definition.on_doubt,
+            call,
+            is_idempotent=self.script.offer.is_idempotent(call.tool),
+            max_attempts=self.script.max_doubt_attempts,
         )
 
     def _other_event(

@@ -79,7 +79,7 @@ class AgentSettings(ServiceSettings):
         default=3,
         ge=1,
         le=10,
-        description="Times that an idempotent tool call in doubt is made, the first included.",
+        description="Times that a tool call in doubt is made, the first included.",
     )
     max_history_runs: int = Field(
         default=50,

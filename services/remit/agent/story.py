@@ -20,11 +20,13 @@ from remit.agent.effect_records import EffectRecords, Effects, effects_of
 from remit.agent.journal import AGENT_PREFIX, header_of
 from remit.api.agent.v1 import explanation_pb2, run_pb2
 from remit.api.audit.v1 import audit_query_service_pb2
+from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.rpc.errors import RemitError
 
 Entry = explanation_pb2.ExplainedEntry
 LoggedEvent = audit_query_service_pb2.LoggedEvent
 Timestamp = timestamp_pb2.Timestamp
+_IN_DOUBT: Final = RemitError(reasons.ERROR_REASON_EFFECT_IN_DOUBT, "").reason_name
 UNTOLD: Final = frozenset({"text_delta", "stage_started"})
 """Events that say how far something is, and not that something happened."""
 
@@ -111,6 +113,7 @@ class _Teller:
         if kind in UNTOLD:
             return
         if kind in _BEGINS:
+            self._leave_in_doubt(event)
             self._begin(event, *_BEGINS[kind](event))
         elif kind == "sub_run_started":
             self._name_sub_run(event)
@@ -139,6 +142,15 @@ class _Teller:
         entry.step, entry.resource = place[0], resource
         self._open[place] = entry
         return entry
+
+    def _leave_in_doubt(self, event: run_pb2.RunEvent) -> None:
+        """Says of the call that this one repeats that nobody knows its end."""
+        started = event.tool_call_started
+        before = self._open.get((started.step, started.call_id))
+        if started.repeats_claim and before is not None:
+            before.text = telling.in_doubt(started.tool)
+            before.reason = _IN_DOUBT
+            self.claims.setdefault(started.repeats_claim, before)
 
     def _ended(
         self, event: run_pb2.RunEvent, place: tuple[int, str], resource: str, text: str

@@ -83,6 +83,11 @@ def tool_call(ended: run_pb2.ToolCallEnded) -> str:
     return f"{what}, which answered"
 
 
+def in_doubt(tool: str) -> str:
+    """A call whose end nobody knows, and that is asked to be repeated."""
+    return f"called {tool}, and whether it took effect is unknown"
+
+
 def unnamed_effect(resource: str, attempts: Sequence[explanation_pb2.ExplainedAttempt]) -> str:
     """An effect of the run that its journal does not name."""
     what = resource or "an effect"

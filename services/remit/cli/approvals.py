@@ -198,6 +198,7 @@ def _print(output: Output, approval: Approval) -> None:
             ("state", _state(approval)),
             ("what", f"{approval.action} {approval.resource}"),
             ("arguments", _arguments(approval)),
+            ("repeats", _repeats(approval)),
             ("costs at most", usd(approval.cost_bound_nanos)),
             ("for", " ".join(filter(None, (approval.requester, approval.team)))),
             ("agent", approval.agent),
@@ -216,6 +217,12 @@ def _arguments(approval: Approval) -> str:
     if not approval.HasField("arguments"):
         return ""
     return documents.to_line(json_format.MessageToDict(approval.arguments))
+
+
+def _repeats(approval: Approval) -> str:
+    if not approval.repeats_claim:
+        return ""
+    return f"{approval.repeats_claim}, of which nobody knows whether it took effect"
 
 
 def _said(vote: approval_pb2.ApprovalVote) -> str:

@@ -142,6 +142,10 @@ class RunView:
     def _tool_started(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         call = event.tool_call_started
         yield Line(f"  → {last_part(call.tool)}({_arguments(call.arguments)})", "magenta")
+        if call.repeats_claim:
+            yield Line(
+                "    its outcome is unknown; people are asked whether to repeat it", "yellow"
+            )
 
     def _tool_ended(self, event: run_pb2.RunEvent) -> Iterator[Line]:
         call = event.tool_call_ended

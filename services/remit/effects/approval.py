@@ -27,4 +27,5 @@ def exact_action(
         definition_digest=request.definition_digest,
         arguments_digest=request.arguments_digest,
         cost_bound_nanos=max(most, reservation.hold_nanos),
+        repeats_claim=request.repeats_claim,
     )

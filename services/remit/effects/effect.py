@@ -52,6 +52,8 @@ class EffectRequest:
     """The most that it can ever use, where `bound` is only its beginning."""
     list_item: str = ""
     """Name of the item in a public price list, or empty."""
+    repeats_claim: str = ""
+    """The claim in doubt that a person may let it repeat, `claims/{claim}`; empty for any other."""
     guardrails: Mapping[str, int] = field(default_factory=dict)
     """What guardrails found in what was asked, for the record; numbers by kind, no content."""
 

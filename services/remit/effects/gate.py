@@ -36,6 +36,7 @@ from remit.effects.endings import (
 )
 from remit.effects.holds import RollingHold
 from remit.effects.permits import Permits, PermitSource
+from remit.effects.repeating import check_doubt
 from remit.effects.sealing import refusal
 from remit.effects.settings import EffectSettings
 from remit.effects.steps import Begin, Begun, Finish, Renew, Start
@@ -244,6 +245,7 @@ class EffectGate:
         closing = Closing(request, attempt, trace_id)
         opened = self._clock.monotonic()
         try:
+            await check_doubt(self._store.database, request)
             permits = await self._permits.ask(request, attempt.claim, attempt.attempt, trace_id)
             await self._start(attempt, permits, callers)
             self._check_still_in_time(attempt, permits)

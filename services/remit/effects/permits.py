@@ -18,9 +18,14 @@ from remit import names
 from remit.api.audit.v1 import audit_service_pb2, audit_service_pb2_grpc, event_pb2
 from remit.api.cost.v1 import cost_service_pb2, cost_service_pb2_grpc, reservation_pb2
 from remit.api.errors.v1 import error_reason_pb2
-from remit.api.policy.v1 import permission_pb2, policy_service_pb2, policy_service_pb2_grpc
+from remit.api.policy.v1 import (
+    approval_pb2,
+    permission_pb2,
+    policy_service_pb2,
+    policy_service_pb2_grpc,
+)
 from remit.api.usage.v1 import usage_pb2
-from remit.approvals import APPROVAL, ExactAction
+from remit.approvals import APPROVAL, APPROVAL_STATE, ExactAction
 from remit.effects.approval import exact_action
 from remit.effects.batching import Batcher, opening_limits
 from remit.effects.effect import EffectRequest
@@ -206,6 +211,7 @@ def _check_request(
         claim=names.claim_name(claim),
         attempt=attempt,
         definition_digest=request.definition_digest,
+        repeats_claim=request.repeats_claim,
     )
 
 
@@ -241,6 +247,7 @@ def _detail(request: EffectRequest) -> dict[str, Any]:
         },
         "account": request.remit.account,
         "remit": request.remit.remit_id,
+        **({"repeats": request.repeats_claim} if request.repeats_claim else {}),
         **({"guardrails": dict(request.guardrails)} if request.guardrails else {}),
     }
 
@@ -259,7 +266,7 @@ def _allowed(
         "action": request.action,
         "resource": request.resource,
         "decision": decision.decision_id,
-        **({APPROVAL: decision.approval} if decision.approval else {}),
+        **(_approval_of(decision) if decision.approval else {}),
     }
     if decision.decision == permission_pb2.DECISION_APPROVAL_REQUIRED:
         if decision.approval:
@@ -275,6 +282,11 @@ def _allowed(
         decision.reason or f"{request.action} on {request.resource} is not permitted",
         metadata=facts,
     )
+
+
+def _approval_of(decision: policy_service_pb2.CheckPermissionResponse) -> dict[str, str]:
+    state = approval_pb2.ApprovalState.Name(decision.approval_state)
+    return {APPROVAL: decision.approval, APPROVAL_STATE: state.removeprefix("APPROVAL_STATE_")}
 
 
 def _answer(result: Any, field: str) -> Any:  # noqa: ANN401 - a oneof of the answer or an error

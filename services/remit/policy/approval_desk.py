@@ -38,6 +38,8 @@ class Verdict:
     """`approvals/{approval}`, or empty."""
     is_waiting: bool = False
     """Neither allowed nor denied: a person decides."""
+    state: State | None = None
+    """Where the approval stands; None without one."""
 
     @property
     def word(self) -> str:
@@ -124,6 +126,7 @@ def _exact(remit: Remit, request: policy_service_pb2.CheckPermissionRequest) -> 
         definition_digest=request.definition_digest,
         arguments_digest=request.arguments_digest,
         cost_bound_nanos=request.cost_bound_nanos,
+        repeats_claim=request.repeats_claim,
     )
 
 
@@ -156,10 +159,10 @@ def _asked(
 
 def _verdict(decision: Decision, row: ApprovalRow, attempt: int) -> Verdict:
     if row.state in _ALLOWING and row.used_by_attempt == attempt:
-        return Verdict(_allowed(decision, row), row.name)
+        return Verdict(_allowed(decision, row), row.name, state=row.state)
     if row.state in _WAITING and not row.is_late:
-        return Verdict(decision, row.name, is_waiting=True)
-    return Verdict(_denied(decision, _why_not(row)), row.name)
+        return Verdict(decision, row.name, is_waiting=True, state=row.state)
+    return Verdict(_denied(decision, _why_not(row)), row.name, state=row.state)
 
 
 def _why_not(row: ApprovalRow) -> str:
@@ -181,6 +184,23 @@ def _denied(decision: Decision, why: str) -> Decision:
     return replace(decision, reason=f"{decision.reason}; {why}", approval=None)
 
 
+def unapproved_repetition(
+    decision: Decision, request: policy_service_pb2.CheckPermissionRequest
+) -> Decision:
+    """The decision, but a denial where it allows without a person that a doubt is repeated.
+
+    Whoever turns the question to people off by a change of policy must not turn it into a yes. What
+    has begun goes on.
+    """
+    if not (request.repeats_claim and decision.allow) or request.continuing:
+        return decision
+    why = (
+        f"whether {request.repeats_claim} took effect is unknown, and no policy says who may"
+        " approve that it is repeated"
+    )
+    return replace(decision, allow=False, reason=why)
+
+
 def violations(request: policy_service_pb2.CheckPermissionRequest) -> list[tuple[str, str]]:
     """What is wrong with the parts of a question that are about an approval, by field."""
     found = [
@@ -192,6 +212,8 @@ def violations(request: policy_service_pb2.CheckPermissionRequest) -> list[tuple
         found.append(("cost_bound_nanos", "must be stated with `action_digest`"))
     if request.cost_bound_nanos < 0:
         found.append(("cost_bound_nanos", "must not be negative"))
+    if request.repeats_claim and not names.is_name("claim", request.repeats_claim):
+        found.append(("repeats_claim", "must be `claims/{uuid}` or empty"))
     if request.action_digest and not request.claim:
         found.append(("action_digest", "is only of a claim's effect"))
     return found

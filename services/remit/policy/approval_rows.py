@@ -41,8 +41,8 @@ OPEN: Final = frozenset({State.PENDING, State.APPROVED})
 COLUMNS: Final = (
     "approval, sequence, state, org, claim, digest, action_digest, requester, team, agent, run,"
     " action, resource, permission_class, definition_digest, arguments_digest, cost_bound_nanos,"
-    " policy_ids, policy_reason, policy_epoch, rules, arguments, create_time, expire_time,"
-    " end_time, used_by_attempt, expire_time <= clock_timestamp() AS is_late"
+    " repeats_claim, policy_ids, policy_reason, policy_epoch, rules, arguments, create_time,"
+    " expire_time, end_time, used_by_attempt, expire_time <= clock_timestamp() AS is_late"
 )
 
 
@@ -185,7 +185,7 @@ def to_message(row: ApprovalRow, *, with_arguments: bool = False) -> approval_pb
     }
     return approval_pb2.Approval(
         name=row.name,
-        state=approval_pb2.ApprovalState.Value(f"APPROVAL_STATE_{row.state}"),
+        state=state_of(row.state),
         requester=row.requester,
         arguments=(
             struct_pb2.Struct.FromString(row.arguments)
@@ -207,6 +207,13 @@ def to_message(row: ApprovalRow, *, with_arguments: bool = False) -> approval_pb
         sequence=row.sequence,
         **shared,
     )
+
+
+def state_of(state: State | None) -> approval_pb2.ApprovalState.ValueType:
+    """A state as the contract names it; UNSPECIFIED for none."""
+    if state is None:
+        return approval_pb2.APPROVAL_STATE_UNSPECIFIED
+    return approval_pb2.ApprovalState.Value(f"APPROVAL_STATE_{state}")
 
 
 def _vote(vote: Vote) -> approval_pb2.ApprovalVote:

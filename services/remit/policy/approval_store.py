@@ -373,6 +373,7 @@ def facts_of(row: ApprovalRow) -> Mapping[str, object]:
         "policy_epoch": row.policy_epoch,
         "state": row.state,
         "attempt": row.used_by_attempt,
+        **({"repeats_claim": action.repeats_claim} if action.repeats_claim else {}),
     }
 
 
@@ -384,13 +385,15 @@ _OF_ACTION: Final = tuple(
     name for name in ExactAction.__dataclass_fields__ if name not in {"claim", "subject"}
 )
 _NEXT: Final = "(SELECT coalesce(max(sequence), 0) + 1 FROM approvals)"
+_AFTER_ACTION: Final = 7 + len(_OF_ACTION)
 _INSERT: Final = f"""
 INSERT INTO approvals (approval, sequence, state, org, claim, digest, action_digest, requester,
     {", ".join(_OF_ACTION)}, policy_ids, policy_reason, policy_epoch, rules, approvers, arguments,
     expire_time)
 VALUES ($1, {_NEXT}, 'PENDING', $2, $3, $4, $5, $6,
     {", ".join(f"${7 + place}" for place in range(len(_OF_ACTION)))},
-    $16, $17, $18, $19, $20, $21, clock_timestamp() + make_interval(secs => $22::float8))
+    {", ".join(f"${_AFTER_ACTION + place}" for place in range(6))},
+    clock_timestamp() + make_interval(secs => ${_AFTER_ACTION + 6}::float8))
 RETURNING {COLUMNS}
 """  # noqa: S608 - made of constants
 _MOVE: Final = f"""

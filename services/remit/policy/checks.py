@@ -16,6 +16,7 @@ from remit import names
 from remit.api.policy.v1 import permission_pb2, policy_service_pb2
 from remit.policy.approval_desk import Verdict
 from remit.policy.approval_desk import violations as approval_violations
+from remit.policy.approval_rows import state_of
 from remit.policy.entities import reference_to
 from remit.policy.facts import facts_of
 from remit.policy.remits import principal_of
@@ -85,6 +86,7 @@ def _circumstances(
         context["tool_call"] = {
             "arguments_digest": request.arguments_digest.hex(),
             "facts": facts_of(arguments).to_cedar(),
+            **({"repeats_doubt": True} if request.repeats_claim else {}),
         }
     return context
 
@@ -132,6 +134,7 @@ def answer_of(
         policy_epoch=decision.epoch,
         valid_for=valid_for,
         approval=verdict.approval,
+        approval_state=state_of(verdict.state),
     )
 
 

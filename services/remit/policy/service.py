@@ -27,7 +27,7 @@ from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.guardrails import Wanted, wanted_of
 from remit.policy.api_keys import shown
-from remit.policy.approval_desk import ApprovalDesk, Verdict
+from remit.policy.approval_desk import ApprovalDesk, Verdict, unapproved_repetition
 from remit.policy.checks import (
     answer_of,
     decision_id,
@@ -258,6 +258,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         _check_fence(fences, remit)
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         decision = self._decide(book, fences, remit, request, name)
+        decision = unapproved_repetition(decision, request)
         verdict = Verdict(decision)
         if decision.approval is not None:
             verdict = await self._approvals.answer(decision, decision.approval, remit, request)

@@ -227,6 +227,8 @@ def _check_call(request: tool_service_pb2.CallToolRequest) -> None:
     asked_s = _asked_s(request)
     if asked_s is not None and asked_s <= 0:
         violations.append(Violation("timeout", "must be more than 0; leave it out for no limit"))
+    if request.repeats_claim and not names.is_name("claim", request.repeats_claim):
+        violations.append(Violation("repeats_claim", "must be the name of a claim, or empty"))
     if violations:
         raise invalid_request(violations)
 
@@ -262,10 +264,12 @@ def _effect_request(
         arguments=request.arguments,
         arguments_digest=arguments_digest(request.arguments),
         definition_digest=definition.digest,
+        repeats_claim=request.repeats_claim,
     )
 
 
 def _body_digest(request: tool_service_pb2.CallToolRequest) -> bytes:
+    """Over what the call does. What it repeats is not of it: a repetition is the same call."""
     body = {
         "tool": request.tool,
         "arguments": plain_struct(request.arguments),

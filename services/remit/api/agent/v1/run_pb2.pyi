@@ -826,12 +826,17 @@ class ToolCallStarted(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     TOOL_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
+    REPEATS_CLAIM_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step, from 1."""
     call_id: _builtins.str
     """Identifier of the call within the step."""
     tool: _builtins.str
     """`tools/{tool}`, or `agents/{agent}` for a sub-run."""
+    repeats_claim: _builtins.str
+    """The claim of its attempt before, `claims/{claim}`, whose outcome is unknown: a person must approve that it is
+    repeated. Empty for any other call.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The arguments."""
@@ -843,10 +848,11 @@ class ToolCallStarted(_message.Message):
         call_id: _builtins.str = ...,
         tool: _builtins.str = ...,
         arguments: _struct_pb2.Struct | None = ...,
+        repeats_claim: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call_id", b"call_id", "step", b"step", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call_id", b"call_id", "repeats_claim", b"repeats_claim", "step", b"step", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -121,6 +121,7 @@ class Approval(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     USED_BY_ATTEMPT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    REPEATS_CLAIM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`approvals/{approval}`."""
     state: Global___ApprovalState.ValueType
@@ -157,6 +158,10 @@ class Approval(_message.Message):
     """Attempt of the claim that used it; 0 while none has."""
     sequence: _builtins.int
     """Grows with every change of any approval: resume a watch after it."""
+    repeats_claim: _builtins.str
+    """The claim whose outcome is unknown and that the effect repeats, `claims/{claim}`: it may be the second time.
+    Empty for any other effect.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The exact arguments of a tool call; kept while it is PENDING or APPROVED."""
@@ -213,10 +218,11 @@ class Approval(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         used_by_attempt: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        repeats_claim: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "agent", b"agent", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "claim", b"claim", "cost_bound_nanos", b"cost_bound_nanos", "create_time", b"create_time", "definition_digest", b"definition_digest", "digest", b"digest", "end_time", b"end_time", "expire_time", b"expire_time", "name", b"name", "permission_class", b"permission_class", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "policy_reason", b"policy_reason", "requester", b"requester", "resource", b"resource", "rules", b"rules", "run", b"run", "sequence", b"sequence", "state", b"state", "team", b"team", "used_by_attempt", b"used_by_attempt", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "agent", b"agent", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "claim", b"claim", "cost_bound_nanos", b"cost_bound_nanos", "create_time", b"create_time", "definition_digest", b"definition_digest", "digest", b"digest", "end_time", b"end_time", "expire_time", b"expire_time", "name", b"name", "permission_class", b"permission_class", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "policy_reason", b"policy_reason", "repeats_claim", b"repeats_claim", "requester", b"requester", "resource", b"resource", "rules", b"rules", "run", b"run", "sequence", b"sequence", "state", b"state", "team", b"team", "used_by_attempt", b"used_by_attempt", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

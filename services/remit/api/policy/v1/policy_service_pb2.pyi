@@ -42,6 +42,7 @@ class CheckPermissionRequest(_message.Message):
     DEFINITION_DIGEST_FIELD_NUMBER: _builtins.int
     COST_BOUND_NANOS_FIELD_NUMBER: _builtins.int
     ACTION_DIGEST_FIELD_NUMBER: _builtins.int
+    REPEATS_CLAIM_FIELD_NUMBER: _builtins.int
     remit: _builtins.str
     """The remit under which the effect would start; its subject is the principal."""
     action: _builtins.str
@@ -70,6 +71,10 @@ class CheckPermissionRequest(_message.Message):
     """What the asker will execute, as it states it: the digest over every field that an approval is bound to, 32
     bytes. Policy makes the same from the remit and this question, and refuses where the two differ.
     """
+    repeats_claim: _builtins.str
+    """The claim whose outcome is unknown and that this effect repeats, `claims/{claim}`; empty for any other. A person
+    must approve it: where the policies want nobody, it is denied.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """The exact arguments of a tool call."""
@@ -89,10 +94,11 @@ class CheckPermissionRequest(_message.Message):
         definition_digest: _builtins.bytes = ...,
         cost_bound_nanos: _builtins.int | None = ...,
         action_digest: _builtins.bytes = ...,
+        repeats_claim: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos", "arguments", b"arguments", "cost_bound_nanos", b"cost_bound_nanos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos", "action", b"action", "action_digest", b"action_digest", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "continuing", b"continuing", "cost_bound_nanos", b"cost_bound_nanos", "definition_digest", b"definition_digest", "permission_class", b"permission_class", "remit", b"remit", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos", "action", b"action", "action_digest", b"action_digest", "arguments", b"arguments", "arguments_digest", b"arguments_digest", "attempt", b"attempt", "claim", b"claim", "continuing", b"continuing", "cost_bound_nanos", b"cost_bound_nanos", "definition_digest", b"definition_digest", "permission_class", b"permission_class", "remit", b"remit", "repeats_claim", b"repeats_claim", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_bound_nanos: _TypeAlias = _typing.Literal["cost_bound_nanos"]  # noqa: Y015
     _WhichOneofArgType__cost_bound_nanos: _TypeAlias = _typing.Literal["_cost_bound_nanos", b"_cost_bound_nanos"]  # noqa: Y015
@@ -113,6 +119,7 @@ class CheckPermissionResponse(_message.Message):
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     VALID_FOR_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
+    APPROVAL_STATE_FIELD_NUMBER: _builtins.int
     decision: _permission_pb2.Decision.ValueType
     """Allow, deny, or allow once a person has approved."""
     decision_id: _builtins.str
@@ -125,6 +132,8 @@ class CheckPermissionResponse(_message.Message):
     """The approval that a person must give, gave or refused, `approvals/{approval}`. Empty where none is needed, and
     where APPROVAL_REQUIRED answers a question without `action_digest`: ask again with it.
     """
+    approval_state: _approval_pb2.ApprovalState.ValueType
+    """Where that approval stands; UNSPECIFIED without one."""
     @_builtins.property
     def policy_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`@id` of each policy that determined the decision."""
@@ -143,10 +152,11 @@ class CheckPermissionResponse(_message.Message):
         policy_epoch: _builtins.int = ...,
         valid_for: _duration_pb2.Duration | None = ...,
         approval: _builtins.str = ...,
+        approval_state: _approval_pb2.ApprovalState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "decision", b"decision", "decision_id", b"decision_id", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "reason", b"reason", "valid_for", b"valid_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "approval_state", b"approval_state", "decision", b"decision", "decision_id", b"decision_id", "policy_epoch", b"policy_epoch", "policy_ids", b"policy_ids", "reason", b"reason", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

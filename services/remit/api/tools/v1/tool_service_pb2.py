@@ -33,7 +33,7 @@ from remit.api.tools.v1 import tool_pb2 as remit_dot_api_dot_tools_dot_v1_dot_to
 from remit.api.usage.v1 import usage_pb2 as remit_dot_api_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/tools/v1/tool_service.proto\x12\x12remit.api.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/effects/v1/attempt.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\x91\x01\n\x0f\x43\x61llToolRequest\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x30\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf3\x01\n\x10\x43\x61llToolResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.remit.api.tools.v1.ArtifactContent\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"X\n\x0f\x41rtifactContent\x12.\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x15\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x11ListToolsResponse\x12\'\n\x05tools\x18\x01 \x03(\x0b\x32\x18.remit.api.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x0fGetToolResponse\x12&\n\x04tool\x18\x01 \x01(\x0b\x32\x18.remit.api.tools.v1.Tool\"+\n\x19\x41\x63knowledgeResultsRequest\x12\x0e\n\x06\x63laims\x18\x01 \x03(\t\"A\n\x1a\x41\x63knowledgeResultsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"I\n\x17\x42\x61tchGetAttemptsRequest\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .remit.api.effects.v1.AttemptKey\"}\n\x18\x42\x61tchGetAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x30\n\rclosing_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x01\n\x13ListAttemptsRequest\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x31\n\x07through\x18\x02 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"\xba\x01\n\x14ListAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x30\n\rclosing_bound\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15GetWebhookKeysRequest\"-\n\x16GetWebhookKeysResponse\x12\x13\n\x0bpublic_keys\x18\x01 \x03(\t2\xf6\x08\n\x0bToolService\x12\xb7\x01\n\x08\x43\x61llTool\x12#.remit.api.tools.v1.CallToolRequest\x1a$.remit.api.tools.v1.CallToolResponse\"`\x8a\xe7\x18:\x08\x02\x10\x01\x1a\x02\x08<*\x02\x01\x02\x30\x01:\ntools.callB\x04toolJ\nrequest_idX\x01`\x80\x80\x44h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{tool=tools/*}:call:\x01*\x12\x99\x01\n\tListTools\x12$.remit.api.tools.v1.ListToolsRequest\x1a%.remit.api.tools.v1.ListToolsResponse\"?\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/tools\x12\xa1\x01\n\x07GetTool\x12\".remit.api.tools.v1.GetToolRequest\x1a#.remit.api.tools.v1.GetToolResponse\"M\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listB\x04nameX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=tools/*}\x12\x9e\x01\n\x12\x41\x63knowledgeResults\x12-.remit.api.tools.v1.AcknowledgeResultsRequest\x1a..remit.api.tools.v1.AcknowledgeResultsResponse\")\x8a\xe7\x18%\x08\x02\x10\x02\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x02\x30\x02J\x06\x63laimsX\x04`\x80\x80\x04h\x80\x80\x10p@\x12\x92\x01\n\x10\x42\x61tchGetAttempts\x12+.remit.api.tools.v1.BatchGetAttemptsRequest\x1a,.remit.api.tools.v1.BatchGetAttemptsResponse\"#\x8a\xe7\x18\x1f\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x03\x06\x02\x07\x30\x02X\x04`\x80\x80\x04h\x80\x80\x10p\x08\x12\x84\x01\n\x0cListAttempts\x12\'.remit.api.tools.v1.ListAttemptsRequest\x1a(.remit.api.tools.v1.ListAttemptsResponse\"!\x8a\xe7\x18\x1d\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x06\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x12\xaf\x01\n\x0eGetWebhookKeys\x12).remit.api.tools.v1.GetWebhookKeysRequest\x1a*.remit.api.tools.v1.GetWebhookKeysResponse\"F\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rwebhooks.keysX\x04`\x80 h\x80\x80\x04p@\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/webhookKeysb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%remit/api/tools/v1/tool_service.proto\x12\x12remit.api.tools.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\"remit/api/effects/v1/attempt.proto\x1a\"remit/api/options/v1/options.proto\x1a\x1dremit/api/tools/v1/tool.proto\x1a\x1eremit/api/usage/v1/usage.proto\"\xa8\x01\n\x0f\x43\x61llToolRequest\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12\x30\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rrepeats_claim\x18\x05 \x01(\t\"\xf3\x01\n\x10\x43\x61llToolResponse\x12-\n\x06result\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\x90\xe7\x18\x01\x12\x36\n\tartifacts\x18\x02 \x03(\x0b\x32#.remit.api.tools.v1.ArtifactContent\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.remit.api.usage.v1.Usage\x12\x12\n\ncost_nanos\x18\x04 \x01(\x03\x12\r\n\x05\x63laim\x18\x05 \x01(\t\x12\x19\n\x11intent_leaf_index\x18\x06 \x01(\x03\x12\x10\n\x08replayed\x18\x07 \x01(\x08\"X\n\x0f\x41rtifactContent\x12.\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.remit.api.tools.v1.Artifact\x12\x15\n\x07\x63ontent\x18\x02 \x01(\x0c\x42\x04\x90\xe7\x18\x01\"9\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x11ListToolsResponse\x12\'\n\x05tools\x18\x01 \x03(\x0b\x32\x18.remit.api.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x0fGetToolResponse\x12&\n\x04tool\x18\x01 \x01(\x0b\x32\x18.remit.api.tools.v1.Tool\"+\n\x19\x41\x63knowledgeResultsRequest\x12\x0e\n\x06\x63laims\x18\x01 \x03(\t\"A\n\x1a\x41\x63knowledgeResultsResponse\x12#\n\x07results\x18\x01 \x03(\x0b\x32\x12.google.rpc.Status\"I\n\x17\x42\x61tchGetAttemptsRequest\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .remit.api.effects.v1.AttemptKey\"}\n\x18\x42\x61tchGetAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x30\n\rclosing_bound\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8c\x01\n\x13ListAttemptsRequest\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x31\n\x07through\x18\x02 \x01(\x0b\x32 .remit.api.effects.v1.AttemptKey\x12\x11\n\tpage_size\x18\x03 \x01(\x05\"\xba\x01\n\x14ListAttemptsResponse\x12/\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x1d.remit.api.effects.v1.Attempt\x12\x10\n\x08has_more\x18\x02 \x01(\x08\x12\x30\n\rclosing_bound\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15GetWebhookKeysRequest\"-\n\x16GetWebhookKeysResponse\x12\x13\n\x0bpublic_keys\x18\x01 \x03(\t2\xf6\x08\n\x0bToolService\x12\xb7\x01\n\x08\x43\x61llTool\x12#.remit.api.tools.v1.CallToolRequest\x1a$.remit.api.tools.v1.CallToolResponse\"`\x8a\xe7\x18:\x08\x02\x10\x01\x1a\x02\x08<*\x02\x01\x02\x30\x01:\ntools.callB\x04toolJ\nrequest_idX\x01`\x80\x80\x44h\x80\x80\x80\x02p\x80\x02\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{tool=tools/*}:call:\x01*\x12\x99\x01\n\tListTools\x12$.remit.api.tools.v1.ListToolsRequest\x1a%.remit.api.tools.v1.ListToolsResponse\"?\x8a\xe7\x18*\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listX\x04`\x80 h\x80\x80\x80\x02p@\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/tools\x12\xa1\x01\n\x07GetTool\x12\".remit.api.tools.v1.GetToolRequest\x1a#.remit.api.tools.v1.GetToolResponse\"M\x8a\xe7\x18/\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x01\x02\x30\x01:\ntools.listB\x04nameX\x04`\x80 h\x80\x80@p@\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=tools/*}\x12\x9e\x01\n\x12\x41\x63knowledgeResults\x12-.remit.api.tools.v1.AcknowledgeResultsRequest\x1a..remit.api.tools.v1.AcknowledgeResultsResponse\")\x8a\xe7\x18%\x08\x02\x10\x02\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x02\x30\x02J\x06\x63laimsX\x04`\x80\x80\x04h\x80\x80\x10p@\x12\x92\x01\n\x10\x42\x61tchGetAttempts\x12+.remit.api.tools.v1.BatchGetAttemptsRequest\x1a,.remit.api.tools.v1.BatchGetAttemptsResponse\"#\x8a\xe7\x18\x1f\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x03\x06\x02\x07\x30\x02X\x04`\x80\x80\x04h\x80\x80\x10p\x08\x12\x84\x01\n\x0cListAttempts\x12\'.remit.api.tools.v1.ListAttemptsRequest\x1a(.remit.api.tools.v1.ListAttemptsResponse\"!\x8a\xe7\x18\x1d\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x02\x06\x07\x30\x02X\x04`\x80 h\x80\x80@p\x08\x12\xaf\x01\n\x0eGetWebhookKeys\x12).remit.api.tools.v1.GetWebhookKeysRequest\x1a*.remit.api.tools.v1.GetWebhookKeysResponse\"F\x8a\xe7\x18+\x08\x01\x10\x03\x1a\x02\x08\x05\"\x02\x08\x02*\x01\x01\x30\x01:\rwebhooks.keysX\x04`\x80 h\x80\x80\x04p@\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/webhookKeysb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,35 +61,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLSERVICE'].methods_by_name['GetWebhookKeys']._loaded_options = None
   _globals['_TOOLSERVICE'].methods_by_name['GetWebhookKeys']._serialized_options = b'\212\347\030+\010\001\020\003\032\002\010\005\"\002\010\002*\001\0010\001:\rwebhooks.keysX\004`\200 h\200\200\004p@\202\323\344\223\002\021\022\017/v1/webhookKeys'
   _globals['_CALLTOOLREQUEST']._serialized_start=347
-  _globals['_CALLTOOLREQUEST']._serialized_end=492
-  _globals['_CALLTOOLRESPONSE']._serialized_start=495
-  _globals['_CALLTOOLRESPONSE']._serialized_end=738
-  _globals['_ARTIFACTCONTENT']._serialized_start=740
-  _globals['_ARTIFACTCONTENT']._serialized_end=828
-  _globals['_LISTTOOLSREQUEST']._serialized_start=830
-  _globals['_LISTTOOLSREQUEST']._serialized_end=887
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=889
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=974
-  _globals['_GETTOOLREQUEST']._serialized_start=976
-  _globals['_GETTOOLREQUEST']._serialized_end=1006
-  _globals['_GETTOOLRESPONSE']._serialized_start=1008
-  _globals['_GETTOOLRESPONSE']._serialized_end=1065
-  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_start=1067
-  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_end=1110
-  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_start=1112
-  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_end=1177
-  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_start=1179
-  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_end=1252
-  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_start=1254
-  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_end=1379
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1382
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1522
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1525
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1711
-  _globals['_GETWEBHOOKKEYSREQUEST']._serialized_start=1713
-  _globals['_GETWEBHOOKKEYSREQUEST']._serialized_end=1736
-  _globals['_GETWEBHOOKKEYSRESPONSE']._serialized_start=1738
-  _globals['_GETWEBHOOKKEYSRESPONSE']._serialized_end=1783
-  _globals['_TOOLSERVICE']._serialized_start=1786
-  _globals['_TOOLSERVICE']._serialized_end=2928
+  _globals['_CALLTOOLREQUEST']._serialized_end=515
+  _globals['_CALLTOOLRESPONSE']._serialized_start=518
+  _globals['_CALLTOOLRESPONSE']._serialized_end=761
+  _globals['_ARTIFACTCONTENT']._serialized_start=763
+  _globals['_ARTIFACTCONTENT']._serialized_end=851
+  _globals['_LISTTOOLSREQUEST']._serialized_start=853
+  _globals['_LISTTOOLSREQUEST']._serialized_end=910
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=912
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=997
+  _globals['_GETTOOLREQUEST']._serialized_start=999
+  _globals['_GETTOOLREQUEST']._serialized_end=1029
+  _globals['_GETTOOLRESPONSE']._serialized_start=1031
+  _globals['_GETTOOLRESPONSE']._serialized_end=1088
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_start=1090
+  _globals['_ACKNOWLEDGERESULTSREQUEST']._serialized_end=1133
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_start=1135
+  _globals['_ACKNOWLEDGERESULTSRESPONSE']._serialized_end=1200
+  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_start=1202
+  _globals['_BATCHGETATTEMPTSREQUEST']._serialized_end=1275
+  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_start=1277
+  _globals['_BATCHGETATTEMPTSRESPONSE']._serialized_end=1402
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1405
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1545
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1548
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=1734
+  _globals['_GETWEBHOOKKEYSREQUEST']._serialized_start=1736
+  _globals['_GETWEBHOOKKEYSREQUEST']._serialized_end=1759
+  _globals['_GETWEBHOOKKEYSRESPONSE']._serialized_start=1761
+  _globals['_GETWEBHOOKKEYSRESPONSE']._serialized_end=1806
+  _globals['_TOOLSERVICE']._serialized_start=1809
+  _globals['_TOOLSERVICE']._serialized_end=2951
 # @@protoc_insertion_point(module_scope)

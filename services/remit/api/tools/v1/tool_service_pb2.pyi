@@ -35,10 +35,16 @@ class CallToolRequest(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    REPEATS_CLAIM_FIELD_NUMBER: _builtins.int
     tool: _builtins.str
     """`tools/{tool}`."""
     request_id: _builtins.str
     """Names this effect: the same id and body get the same answer; 1 to 128 characters."""
+    repeats_claim: _builtins.str
+    """The claim of the same call under another `request_id`, `claims/{claim}`, whose outcome is unknown: this call
+    repeats it, which may be the second time. It happens once a person has approved just that, whatever else the
+    policies permit; INVALID_STATE if the outcome is known by now. Empty for any other call.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """Arguments; they must fit the tool's schema."""
@@ -54,10 +60,11 @@ class CallToolRequest(_message.Message):
         arguments: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        repeats_claim: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "request_id", b"request_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "repeats_claim", b"repeats_claim", "request_id", b"request_id", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
