@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from remit.guardrails.wanted import SERVICES
 from remit.policy.entities import Principal
 from remit.policy.epochs import read_policies
 from remit.policy.guarding import wanted_for_client, wanted_for_run
+from remit.policy.identity_tokens import Identity
 from remit.policy.metrics import DECISIONS
 from remit.policy.registration import registration_of, sub_registration
 from remit.policy.rule_sets import PolicyFaultsError, PolicySource, compile_policies
@@ -346,6 +348,20 @@ async def test_a_client_has_it_within_the_time_that_the_edge_remembers(
     await ask(world, "PushPolicySet", pushed)
     clock.move(CACHE_S + 1)
     assert (await shown()).guardrails == REDACT
+
+
+async def test_whoever_signs_in_has_it_by_the_team_of_the_token(
+    world: World, clock: MovedClock
+) -> None:
+    await put_in_force(
+        world, policy("core", "tools.personal_data.output=redact", condition=of_team(CORE))
+    )
+    for number, (team, claim) in enumerate(((CORE, REDACT), (SUPPORT, ""))):
+        end = clock.now() + timedelta(minutes=5)
+        identity = Identity(member(team), "idp", bytes([number]) * 32, end)
+        session = await world.credentials.token_session(identity)
+        remit = await world.verifier.verify(session.token("runs.read"), audience=TOOLS)
+        assert (remit.team, remit.guardrails) == (team, claim)
 
 
 async def test_a_push_of_what_is_not_understood_names_the_policy(world: World) -> None:

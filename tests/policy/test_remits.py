@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.options.v1 import options_pb2
+from remit.guardrails import parse_wanted
 from remit.policy.entities import Principal
 from remit.policy.key_ring import KeyRing
 from remit.policy.remits import RemitIssuer, principal_of
@@ -161,6 +162,22 @@ async def test_a_remit_without_a_signature_is_refused(algorithm: str) -> None:
     header = segment({"alg": algorithm, "typ": "JWT", "kid": "k1"})
     for signature in ("", TOKEN.rpartition(".")[2]):
         await assert_refused(f"{header}.{payload}.{signature}")
+
+
+async def test_what_policy_wants_screened_cannot_be_taken_out_or_put_in() -> None:
+    issuer = issuer_and_verifier(CLOCK)[0]
+    wanted = parse_wanted("tools.personal_data.output=redact")
+    token = issuer.for_run(REGISTRATION, 1, epoch=1, guardrails=wanted).token
+    header, _, signature = token.split(".")
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["guardrails"] == wanted.claim
+    without = {name: value for name, value in claims.items() if name != "guardrails"}
+    for changed in (without, claims | {"guardrails": ""}, claims | {"guardrails": "secrets:00001"}):
+        await assert_refused(f"{header}.{segment(changed)}.{signature}")
+    await assert_refused(f"{header}.{TOKEN.split('.')[1]}.{signature}")
+    remit = await issuer_and_verifier(CLOCK)[1].verify(token, audience=TOOLS)
+    assert remit.guardrails == wanted.claim
+    assert encode_claims(remit) == claims
 
 
 async def test_the_public_key_is_no_secret_to_sign_with() -> None:
