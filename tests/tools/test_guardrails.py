@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.options.v1 import options_pb2
 from remit.api.tools.v1 import tool_service_pb2
 from remit.guardrails import Direction, Rules
+from remit.rpc.calls import remit_token
 from remit.rpc.errors import RemitError
 from remit.tools.arguments import plain_struct
 from remit.tools.screening import screening_of
 from remit.webhooks import TOOL as WEBHOOK_TOOL
 from tests.effects.world import World
+from tests.tools.calls import struct
 from tests.tools.service_world import ToolsWorld, a_run, token_of
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -163,3 +166,18 @@ async def test_what_was_done_before_a_policy_came_is_told_and_not_refused(
         await tools.call("tools/leak", {"text": KEY}, token=token, key="key-2")
     assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT
     assert lines(runs) == ["leak"]
+
+
+@configured("secrets.input=refuse")
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+async def test_what_is_no_json_is_refused_like_anything_else(
+    tools: ToolsWorld, number: float
+) -> None:
+    arguments = struct({"text": KEY})
+    arguments.fields["number"].number_value = number
+    request = tool_service_pb2.CallToolRequest(
+        tool="tools/leak", arguments=arguments, request_id="key-1"
+    )
+    with remit_token(token_of()), pytest.raises(RemitError) as caught:
+        await tools.stub().CallTool(request)
+    assert caught.value.reason == reasons.ERROR_REASON_SUSPICIOUS_INPUT

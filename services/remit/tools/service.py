@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from pydantic import BaseModel
 
 from remit import names, telemetry, webhooks
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.tools.v1 import tool_pb2, tool_service_pb2, tool_service_pb2_grpc
 from remit.effects import EffectGate, EffectOutcome, EffectRequest, Permit
-from remit.guardrails import Direction, ServiceRules
+from remit.guardrails import Direction, Screening, ServiceRules
 from remit.rpc.calls import current_call, current_remit
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError, Violation, invalid_request
 from remit.rpc.remits import Remit
-from remit.tools.arguments import arguments_digest, plain_struct, validate
+from remit.tools.arguments import NotJsonError, arguments_digest, plain_struct, validate
 from remit.tools.context import ToolContext
 from remit.tools.definition import ToolDefinition, canonical_json
 from remit.tools.effect import ONE_CALL, ToolEffect
@@ -74,11 +75,10 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         rules = self._rules.of(remit)
         screening = screening_of(rules, request.tool, Direction.INPUT)
         screened = screened_call(request, screening)
-        refusal = screening.refusal()
-        if refusal is not None:
-            asked = _asked(request, screened, definition, remit)
-            return _response(await self._gate.recorded(asked, refusal))
-        arguments = validate(definition, screened.arguments)
+        try:
+            arguments = _arguments(definition, screened, screening)
+        except RemitError as refusal:
+            return _response(await self._done_before(request, definition, remit, refusal))
         self._execution.check_room()
         effect = ToolEffect(
             definition,
@@ -150,6 +150,20 @@ class ToolService(tool_service_pb2_grpc.ToolServiceServicer):
         """Return what verifies the webhooks of the caller's org."""
         keys = self._webhook_keys.public(current_remit().org)
         return tool_service_pb2.GetWebhookKeysResponse(public_keys=keys)
+
+    async def _done_before(
+        self,
+        request: tool_service_pb2.CallToolRequest,
+        definition: ToolDefinition,
+        remit: Remit,
+        refusal: RemitError,
+    ) -> EffectOutcome:
+        """What came of a call that would be refused now: rules and tools change. Else raises."""
+        try:
+            asked = _asked(request, request, definition, remit)
+        except NotJsonError:
+            raise refusal from None  # it never was a call
+        return await self._gate.recorded(asked, refusal)
 
     def _offered(self, remit: Remit) -> list[ToolDefinition]:
         """The tools that a model or a client may call: not the one that is Remit's own."""
@@ -235,6 +249,16 @@ def _check_call(request: tool_service_pb2.CallToolRequest) -> None:
 
 def _asked_s(request: tool_service_pb2.CallToolRequest) -> float | None:
     return request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else None
+
+
+def _arguments(
+    definition: ToolDefinition, call: tool_service_pb2.CallToolRequest, screening: Screening
+) -> BaseModel:
+    """The arguments of a screened call. Raises SUSPICIOUS_INPUT, or that they do not fit."""
+    refusal = screening.refusal()
+    if refusal is not None:
+        raise refusal
+    return validate(definition, call.arguments)
 
 
 def _asked(
