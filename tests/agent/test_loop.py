@@ -194,6 +194,25 @@ async def test_a_remit_is_renewed_before_it_ends(replica: StartReplica, world: W
     assert len(world.policy.issued) >= 4
 
 
+async def test_a_run_that_gets_no_remit_any_more_ends_with_the_reason(
+    replica: StartReplica, world: World
+) -> None:
+    world.policy.lifetime_s = 0.0
+    disabled = RemitError(reasons.ERROR_REASON_PRINCIPAL_DISABLED, "bob is disabled")
+    client = (await replica()).client()
+
+    def calls(_: object) -> Turn:
+        world.policy.failures = [disabled] * 9
+        return says("", ("calculator", {"expression": "1 * 1"}))
+
+    world.inference.think = calls
+    run = await ended(client)
+    assert (run.state, reason_of(run)) == (run_pb2.RUN_STATE_FAILED, disabled.reason)
+    assert not world.tools.effects.performed
+    assert waits(await client.watch(run.name)) == 0
+    assert len(world.policy.failures) == 8, "it was asked for once"
+
+
 async def test_a_fenced_worker_stops_without_a_word(replica: StartReplica, world: World) -> None:
     world.inference.effects.failures = [fenced("runs/x")]
     made = await replica(lease_s=60)

@@ -90,6 +90,7 @@ def failure(
         (failure(final="true"), Fate.GIVEN_UP),
         (failure(reasons.ERROR_REASON_BUDGET_EXHAUSTED), Fate.AGAIN),
         (failure(reasons.ERROR_REASON_PERMISSION_DENIED), Fate.GIVEN_UP),
+        (failure(reasons.ERROR_REASON_PRINCIPAL_DISABLED), Fate.GIVEN_UP),
         (failure(reasons.ERROR_REASON_INTERNAL), Fate.AGAIN),
         (failure(reasons.ERROR_REASON_EFFECT_IN_DOUBT), Fate.AGAIN),
         (failure(reasons.ERROR_REASON_DEADLINE_EXCEEDED), Fate.AGAIN),

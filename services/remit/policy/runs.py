@@ -175,16 +175,27 @@ class RunStore:
         """Raise the run's least token to `token` unless it is higher; return what it is now."""
         return (await self._fences.submit(Claim(run, token, fence_only=True))).min_token
 
-    async def look_up(self, run: str) -> tuple[Registration | None, int]:
-        """Return what the run was registered with, and the policy epoch of now."""
+    async def look_up(
+        self, run: str, api_keys: Iterable[str] = (), principals: Iterable[str] = ()
+    ) -> tuple[Registration | None, Fences]:
+        """Return what the run was registered with, and what `fences` reads, all as of now.
+
+        No fence is among that.
+        """
         row = await self._database.fetchrow(
-            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_epochs) AS epoch"
+            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_epochs) AS epoch,"
+            " ARRAY(SELECT key_id FROM api_keys"
+            " WHERE key_id = ANY($2) AND revoke_time IS NULL) AS counting,"
+            " ARRAY(SELECT name FROM principals"
+            " WHERE name = ANY($3) AND disable_time IS NOT NULL) AS disabled"
             " FROM (SELECT $1 AS run) AS asked LEFT JOIN run_registrations AS known USING (run)",
             run,
+            sorted(set(api_keys)),
+            sorted(set(principals)),
         )
         assert row is not None  # noqa: S101 - an outer join of one row has one row
-        epoch: int = row["epoch"]
-        return (_registration(row) if row["run"] else None), epoch
+        fences = Fences(row["epoch"], {}, frozenset(row["counting"]), frozenset(row["disabled"]))
+        return (_registration(row) if row["run"] else None), fences
 
     async def fences(
         self, runs: Iterable[str], api_keys: Iterable[str] = (), principals: Iterable[str] = ()

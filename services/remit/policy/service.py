@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -17,7 +16,6 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from remit.access_recorder import AccessRecorder
 from remit.api.errors.v1.error_reason_pb2 import (
-    ERROR_REASON_FENCED,
     ERROR_REASON_PERMISSION_DENIED,
     ERROR_REASON_REMIT_INVALID,
     ERROR_REASON_RUN_NOT_FOUND,
@@ -26,7 +24,6 @@ from remit.api.options.v1 import options_pb2
 from remit.api.options.v1.options_pb2 import Caller
 from remit.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
 from remit.guardrails import Wanted, wanted_of
-from remit.policy.api_keys import shown
 from remit.policy.approval_desk import ApprovalDesk, Verdict, unapproved_repetition
 from remit.policy.checks import (
     answer_of,
@@ -54,8 +51,15 @@ from remit.policy.registration import (
 )
 from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Question, RuleBook
-from remit.policy.runs import Fences, Registration, RunStore, fenced
+from remit.policy.runs import Fences, Registration, RunStore
 from remit.policy.schema import RUN_AGENT
+from remit.policy.standing import (
+    check_counts,
+    check_fence,
+    facts_about,
+    facts_about_client,
+    lapsed,
+)
 from remit.policy.telling import DecisionTeller, Registering
 from remit.rpc.calls import current_call
 from remit.rpc.errors import RemitError, Violation, invalid_request
@@ -112,7 +116,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         with unasked_counted([request.resource]), self._teller.refusals(remit, request):
             if isinstance(remit, RemitError):
                 raise remit
-            fences = await self._runs.fences(*_facts_about([remit]))
+            fences = await self._runs.fences(*facts_about([remit]))
             book = await self._policies.at_least(fences.epoch)
             return await self._answer(book, fences, remit, request)
 
@@ -125,7 +129,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         remits = [await self._admitted_or_error(item) for item in request.requests]
         with unasked_counted(item.resource for item in request.requests):
             admitted = [remit for remit in remits if isinstance(remit, Remit)]
-            fences = await self._runs.fences(*_facts_about(admitted))
+            fences = await self._runs.fences(*facts_about(admitted))
             book = await self._policies.at_least(fences.epoch)
         response = policy_service_pb2.BatchCheckPermissionsResponse()
         for remit, item in zip(remits, request.requests, strict=True):
@@ -139,8 +143,12 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         """Issue or renew the remit of a run."""
         check_issue(request)
         with self._teller.registering(request.run, request.agent) as asked:
-            wanted, book = await self._wanted(request, asked)
+            wanted, now = await self._wanted(request, asked)
+            # A higher token fences lower ones whether or not it gets a remit.
             run = await self._runs.claim(request.run, request.fencing_token, wanted)
+            if wanted is None:
+                check_counts(now, run.principal)
+            book = await self._policies.at_least(now.epoch)
         self._remember(run)
         guardrails = wanted_for_run(book, run)
         issued = self._issued(run, request.fencing_token, book, guardrails)
@@ -255,7 +263,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         remit: Remit,
         request: policy_service_pb2.CheckPermissionRequest,
     ) -> policy_service_pb2.CheckPermissionResponse:
-        _check_fence(fences, remit)
+        check_fence(fences, remit)
         name = decision_id(request.claim, request.attempt, UUID(self._ids.uuid7()))
         decision = self._decide(book, fences, remit, request, name)
         decision = unapproved_repetition(decision, request)
@@ -278,11 +286,9 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         request: policy_service_pb2.CheckPermissionRequest,
         name: str,
     ) -> Decision:
-        if remit.api_key and remit.api_key not in fences.api_keys:
-            return refused_by_remit(f"{shown(remit.api_key)} was revoked", book.epoch)
-        for principal in (remit.subject, remit.org):
-            if principal in fences.disabled:
-                return refused_by_remit(f"{principal} is disabled", book.epoch)
+        ended = lapsed(fences, principal_of(remit), remit.api_key)
+        if ended is not None:
+            return refused_by_remit(ended.message, book.epoch)
         outside = outside_remit(remit, request.action, request.resource)
         if outside:
             return refused_by_remit(outside, book.epoch)
@@ -295,17 +301,22 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
 
     async def _wanted(
         self, request: policy_service_pb2.IssueRemitRequest, asked: Registering
-    ) -> tuple[Registration | None, RuleBook]:
+    ) -> tuple[Registration | None, Fences]:
         """Return what the run shall be registered with; None if it is registered already.
 
-        And the policies in force.
+        And where those stand for whom it acts, and the policies.
         """
-        known, book = await self._standing(request.run)
+        known = self._registered.get(request.run)
         if known is None:
-            return await self._register(request, book, asked), book
-        asked.principal = known.principal
+            client = await self._client_or_error(request)
+            known, now = await self._runs.look_up(request.run, *facts_about_client(client))
+            if known is None:
+                if isinstance(client, RemitError):
+                    raise client
+                return await self._register(request, client, now, asked), now
+        who = asked.principal = known.principal
         check_restated(known, request)
-        return None, book
+        return None, await self._runs.fences((), (), (who.user, who.org))
 
     async def _standing(self, run: str) -> tuple[Registration | None, RuleBook]:
         """Return what a run is registered with, if it is, and the policies in force.
@@ -315,27 +326,41 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         known = self._registered.get(run)
         if known is not None:
             return known, await self._policies.newest()
-        known, epoch = await self._runs.look_up(run)
-        return known, await self._policies.at_least(epoch)
+        known, now = await self._runs.look_up(run)
+        return known, await self._policies.at_least(now.epoch)
 
-    async def _register(
-        self, request: policy_service_pb2.IssueRemitRequest, book: RuleBook, asked: Registering
-    ) -> Registration:
-        """Build the registration of a new run from the client's remit, if the rules allow it."""
+    async def _client_or_error(
+        self, request: policy_service_pb2.IssueRemitRequest
+    ) -> Remit | RemitError:
+        """The client's remit, verified; needed and looked at where the run is new alone."""
         if not request.client_remit:
-            raise RemitError(
+            return RemitError(
                 ERROR_REASON_RUN_NOT_FOUND,
                 f"{request.run} is not registered; its first remit needs the client's own",
             )
-        client = await self._verifier.verify(
-            request.client_remit,
-            audience=options_pb2.CALLER_POLICY,
-            presenter=options_pb2.CALLER_PUBLIC,
-        )
-        _check_party(client, current_call().caller)
+        try:
+            client = await self._verifier.verify(
+                request.client_remit,
+                audience=options_pb2.CALLER_POLICY,
+                presenter=options_pb2.CALLER_PUBLIC,
+            )
+            _check_party(client, current_call().caller)
+        except RemitError as error:
+            return error
+        return client
+
+    async def _register(
+        self,
+        request: policy_service_pb2.IssueRemitRequest,
+        client: Remit,
+        now: Fences,
+        asked: Registering,
+    ) -> Registration:
+        """Build the registration of a new run from the client's remit, if the rules allow it."""
         check_starts_runs(client)
-        principal = principal_of(client)
-        _require_allowed(book, principal, asked)
+        principal = asked.principal = principal_of(client)
+        check_counts(now, principal, client.api_key)
+        _require_allowed(await self._policies.at_least(now.epoch), principal, asked)
         return registration_of(principal, request)
 
     async def _delegating(self, parent_remit: str) -> tuple[Registration, Wanted]:
@@ -348,7 +373,9 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             audience=options_pb2.CALLER_POLICY,
             presenter=options_pb2.CALLER_AGENT,
         )
-        _check_fence(await self._runs.fences([remit.run]), remit)
+        fences = await self._runs.fences(*facts_about([remit]))
+        check_fence(fences, remit)
+        check_counts(fences, principal_of(remit))
         known = self._registered.get(remit.run) or (await self._runs.look_up(remit.run))[0]
         if known is None:
             raise RemitError(
@@ -367,24 +394,6 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self._registered.move_to_end(run.run)
         if len(self._registered) > _KNOWN_RUNS:
             self._registered.popitem(last=False)
-
-
-def _facts_about(remits: Sequence[Remit]) -> tuple[list[str], list[str], list[str]]:
-    """Of which runs, API keys and principals a decision must know where they stand."""
-    runs = [remit.run for remit in remits if remit.is_run]
-    keys = [remit.api_key for remit in remits if remit.api_key]
-    return runs, keys, [each for remit in remits for each in (remit.subject, remit.org)]
-
-
-def _check_fence(fences: Fences, remit: Remit) -> None:
-    """Refuse the remit of a worker that lost its run; a run without a fence is not known here."""
-    if not remit.is_run:
-        return
-    min_token = fences.min_tokens.get(remit.run)
-    if min_token is None:
-        raise RemitError(ERROR_REASON_FENCED, f"{remit.run} is not registered with policy")
-    if remit.fencing_token < min_token:
-        raise fenced(remit.run, remit.fencing_token, min_token)
 
 
 def _check_party(remit: Remit, caller: Caller.ValueType) -> None:

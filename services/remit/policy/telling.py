@@ -25,6 +25,8 @@ _REFUSALS: Final = frozenset(
         error_reason_pb2.ERROR_REASON_REMIT_INVALID,
         error_reason_pb2.ERROR_REASON_FENCED,
         error_reason_pb2.ERROR_REASON_PERMISSION_DENIED,
+        error_reason_pb2.ERROR_REASON_PRINCIPAL_DISABLED,
+        error_reason_pb2.ERROR_REASON_CREDENTIAL_REVOKED,
     }
 )
 """Errors that answer a question with no. Others leave it open: a malformed one, no database."""

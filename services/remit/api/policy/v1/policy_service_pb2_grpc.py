@@ -100,7 +100,7 @@ class PolicyServiceServicer:
     def IssueRemit(self, request, context):
         """Issues or renews the remit of a run. The first call carries the client's own remit and registers
         the run; later ones need only a fencing token that is not lower than any seen before. A higher
-        token fences all earlier ones.
+        token fences all earlier ones. No remit is issued while the run's user or org is disabled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

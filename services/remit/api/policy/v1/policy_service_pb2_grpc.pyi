@@ -25,7 +25,7 @@ class PolicyServiceStub:
     IssueRemit: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.IssueRemitRequest, _policy_service_pb2.IssueRemitResponse]
     """Issues or renews the remit of a run. The first call carries the client's own remit and registers
     the run; later ones need only a fencing token that is not lower than any seen before. A higher
-    token fences all earlier ones.
+    token fences all earlier ones. No remit is issued while the run's user or org is disabled.
     """
     DelegateRemit: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.DelegateRemitRequest, _policy_service_pb2.DelegateRemitResponse]
     """Issues or renews the remit of a sub-run, which another run starts as one of its steps. It acts for the
@@ -72,7 +72,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_policy_service_pb2.IssueRemitResponse]:
         """Issues or renews the remit of a run. The first call carries the client's own remit and registers
         the run; later ones need only a fencing token that is not lower than any seen before. A higher
-        token fences all earlier ones.
+        token fences all earlier ones. No remit is issued while the run's user or org is disabled.
         """
 
     @_abc_1.abstractmethod
