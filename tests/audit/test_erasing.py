@@ -120,6 +120,21 @@ async def test_a_request_that_comes_twice_at_once_is_one(log: Log, destroyer: Da
     assert await log.store.size() == 2
 
 
+async def test_a_request_that_another_replica_finished_meanwhile_is_answered(
+    log: Log, destroyer: Database
+) -> None:
+    await log.append(make_event("e-1"))
+    asked = request(log)
+    behind = make_eraser(make_log(log.database, log.keys_database, log.clock), destroyer)
+    done = await make_eraser(log, destroyer).erase(asked)
+    # It looked for the request before the other one was done, and for the key after.
+    found = await behind._recorded(asked, PSEUDONYM)
+    assert found.leaf_index == done.leaf_index
+    unknown = replace(asked, request_id="another")
+    with pytest.raises(RemitError, match="has no key"):
+        await behind.erase(unknown)
+
+
 async def test_what_the_entry_says_becomes_true_though_its_writer_died(
     log: Log, destroyer: Database
 ) -> None:

@@ -57,6 +57,8 @@ async def followed(
                     events += [response.event] if response.HasField("event") else []
             except grpc.aio.AioRpcError as error:
                 if error.code() not in {
+                    # Of a stream that the edge reset: nobody here cancels one.
+                    grpc.StatusCode.CANCELLED,
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.INTERNAL,
                     grpc.StatusCode.DEADLINE_EXCEEDED,

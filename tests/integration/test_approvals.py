@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +16,8 @@ from remit.api.audit.v1 import audit_query_service_pb2, audit_query_service_pb2_
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
 from remit.cli import exit_codes
+from remit.policy.epochs import read_policies
+from remit.policy.rule_sets import compile_policies
 from remit.policy.schema import SHIPPED_POLICIES
 from tests.integration.approving import approving_mesh, waiting_run
 from tests.integration.clients import a_run, bearer, channel, followed, reason_of
@@ -151,8 +152,10 @@ async def test_a_run_that_needs_nobody_waits_for_nobody(
     assert not [event for event in events if event.HasField("waiting")]
 
 
-def test_the_shipped_policies_ask_nobody() -> None:
-    assert "@approval" not in Path(SHIPPED_POLICIES / "default.cedar").read_text("utf-8")
+def test_the_shipped_policies_ask_about_doubts_alone() -> None:
+    shipped = compile_policies(read_policies(SHIPPED_POLICIES)).policies
+    asking = {policy.identifier for policy in shipped if policy.approval is not None}
+    assert asking == {"doubts-ask-an-admin"}
 
 
 ADDRESS = "alice@example.com"

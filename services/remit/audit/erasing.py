@@ -153,6 +153,10 @@ class Eraser:
         self._keyring.forget(pseudonym)  # another replica may have erased and renewed it
         key = (await self._keyring.for_reading([pseudonym])).get(pseudonym)
         if key is None:
+            # The same request may have come to another replica, which is done by now.
+            done = await self._log.store.find(request.event_id)
+            if done is not None:
+                return done
             raise RemitError(
                 error_reason_pb2.ERROR_REASON_RESOURCE_NOT_FOUND,
                 f"{request.subject} has no key: nothing of it is in the log, or it was erased",
