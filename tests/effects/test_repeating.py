@@ -71,7 +71,7 @@ async def test_what_has_an_outcome_is_not_repeated(one: Replica, world: World) -
         done = await one.gate.perform(a_request(), world.effect)
     error = await refused(one, world, repetition(done.claim))
     assert error.reason == reasons.ERROR_REASON_INVALID_STATE
-    assert "ask for it under its own key" in error.message
+    assert "its own request_id tells its outcome" in error.message
     assert sum(world.touched.values()) == 1
     assert not any(question.repeats_claim for question in world.questions), "nobody was asked"
 

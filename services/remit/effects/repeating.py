@@ -49,5 +49,5 @@ async def check_doubt(database: Database, request: EffectRequest) -> None:
     if row["state"] != State.IN_DOUBT and row["outcome"] != Outcome.IN_DOUBT:
         raise RemitError(
             error_reason_pb2.ERROR_REASON_INVALID_STATE,
-            f"{request.repeats_claim} is in doubt no more; ask for it under its own key",
+            f"{request.repeats_claim} is not in doubt; its own request_id tells its outcome",
         )

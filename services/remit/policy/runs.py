@@ -30,6 +30,8 @@ from remit.rpc.errors import RemitError
 _EPOCH_ROW: Final = ""
 _DISABLED: Final = -1
 """Where a fencing token would be, for a principal; no run has this one."""
+_KEYS_THAT_COUNT: Final = "FROM api_keys WHERE key_id = ANY($2) AND revoke_time IS NULL"
+_WHO_IS_DISABLED: Final = "FROM principals WHERE name = ANY($3) AND disable_time IS NOT NULL"
 _LOWEST_TOKEN: Final = 1
 _COLUMNS: Final = (
     "run, subject, team, roles, agent, tools, models, account, max_cost_nanos,"
@@ -183,11 +185,9 @@ class RunStore:
         No fence is among that.
         """
         row = await self._database.fetchrow(
-            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_epochs) AS epoch,"
-            " ARRAY(SELECT key_id FROM api_keys"
-            " WHERE key_id = ANY($2) AND revoke_time IS NULL) AS counting,"
-            " ARRAY(SELECT name FROM principals"
-            " WHERE name = ANY($3) AND disable_time IS NOT NULL) AS disabled"
+            "SELECT known.*, (SELECT coalesce(max(epoch), 0) FROM policy_epochs) AS epoch,"  # noqa: S608 - constants
+            f" ARRAY(SELECT key_id {_KEYS_THAT_COUNT}) AS counting,"
+            f" ARRAY(SELECT name {_WHO_IS_DISABLED}) AS disabled"
             " FROM (SELECT $1 AS run) AS asked LEFT JOIN run_registrations AS known USING (run)",
             run,
             sorted(set(api_keys)),
@@ -332,12 +332,10 @@ async def _fences(
     principals: Sequence[str] = (),
 ) -> Fences:
     rows = await connection.fetch(
-        "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"
+        "SELECT run, min_fencing_token FROM run_fences WHERE run = ANY($1)"  # noqa: S608 - constants
         " UNION ALL SELECT '', coalesce(max(epoch), 0) FROM policy_epochs"
-        " UNION ALL SELECT key_id, NULL FROM api_keys"
-        " WHERE key_id = ANY($2) AND revoke_time IS NULL"
-        " UNION ALL SELECT name, -1 FROM principals"
-        " WHERE name = ANY($3) AND disable_time IS NOT NULL",
+        f" UNION ALL SELECT key_id, NULL {_KEYS_THAT_COUNT}"
+        f" UNION ALL SELECT name, {_DISABLED} {_WHO_IS_DISABLED}",
         runs,
         api_keys,
         principals,
