@@ -7,6 +7,11 @@ Nothing is written: the figures are of the machine that runs it. Decisions are m
 the CPU, so that whoever else uses the machine does not count; previews in time that passes. Where
 1,000 policies are for 1,000 tools, a question meets those of its own tool alone; "as one set" is
 what Cedar does without slices, and "kept" what a book remembers of questions alike.
+
+Previews are of three kinds. "alike": 100 questions, asked again and again. "different": each is by
+one of 1,000 users about one of 1,000 tools with a path, a host and a recipient of its own, all of
+which policies for every tool test. "told apart": the same, and a policy compares two facts with
+each other, so that every decision is put to Cedar.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from remit.policy.decision_record import Page, Place
 from remit.policy.entities import Principal, reference_to
 from remit.policy.epochs import read_policies
 from remit.policy.facts import facts_of
-from remit.policy.recorded import Recorded
+from remit.policy.recorded import Recorded, question_json
 from remit.policy.replay import Candidate, process_pool, replay
 from remit.policy.rule_sets import PolicySource, RuleSet, compile_policies
 from remit.policy.rules import Question, RuleBook
@@ -36,6 +41,28 @@ SHIPPED: Final = read_policies(SHIPPED_POLICIES)
 TOOLS: Final = 1_000
 PAGE: Final = 2_000
 PROCESSES: Final = 2
+NOW: Final = datetime(2026, 11, 29, tzinfo=UTC)
+
+_TEST: Final = (
+    '@id("{name}") forbid (principal, action == Action::"tools.call", resource is Tool)'
+    " when {{ context has tool_call && {condition} }};"
+)
+_FACTS: Final = "context.tool_call.facts"
+TESTS: Final = "\n".join(
+    _TEST.format(name=name, condition=condition)
+    for name, condition in {
+        "secret": f'{_FACTS}.common_path like "/secret/*"',
+        "drafts": f'{_FACTS}.path_prefixes.contains("/reports/drafts")',
+        "hosts": f'{_FACTS}.hosts.containsAny(["h7.example.com", "h77.example.com"])',
+        "mails": f'{_FACTS}.mail_domains.contains("d777.example.com")',
+    }.items()
+)
+"""Policies for every tool that test what the arguments touch."""
+APART: Final = _TEST.format(
+    name="apart",
+    condition=f"{_FACTS}.hosts.contains({_FACTS}.common_path)",
+)
+"""A policy that compares facts with each other."""
 
 
 class OneSet(Slices):
@@ -65,18 +92,23 @@ def rules_with(more: int) -> RuleSet:
 
 
 def question(number: int, *, distinct: bool) -> Question:
-    """A call of a tool; distinct ones touch a path of their own."""
-    path = f"/reports/{number}/a.txt" if distinct else "/reports/a.txt"
+    """A call of a tool; distinct ones touch a path, a host and a mailbox of their own."""
+    own = {
+        "path": f"/reports/{number}/a.txt",
+        "url": f"https://h{number}.example.com",
+        "recipient": f"x@d{number}.example.com",
+    }
     context = {
         "agent": reference_to("agents/clerk"),
         "tool_call": {
             "arguments_digest": f"{number:064}",
-            "facts": facts_of({"path": path}).to_cedar(),
+            "facts": facts_of(own if distinct else {"path": "/reports/a.txt"}).to_cedar(),
         },
     }
-    who = Principal(f"orgs/acme/users/u{number % 50}", "orgs/acme", "", ("member",))
-    tool = f"tools/t{number % TOOLS if distinct else number % 20}"
-    return Question(who, "tools.call", tool, 2, context, datetime(2026, 11, 29, tzinfo=UTC))
+    user = number * 7919 % 1_000 if distinct else number % 50
+    who = Principal(f"orgs/acme/users/u{user}", "orgs/acme", "", ("member",))
+    tool = f"tools/t{number // 7 % TOOLS if distinct else number % 20}"
+    return Question(who, "tools.call", tool, 2, context, NOW)
 
 
 def measured(book: RuleBook, asked: Sequence[Question]) -> str:
@@ -108,14 +140,16 @@ def decisions() -> None:
             print(f"{len(rules.policies):>6,} policies, {name:<10}  {measured(book, questions)}")
 
 
-async def preview(count: int, *, distinct: bool) -> str:
+async def preview(count: int, *, distinct: bool, policies: str = "") -> str:
     """Show how long a candidate takes that would change some of `count` decisions."""
     rules = rules_with(10)
-    candidate = Candidate.of(rules, ())
+    files = {**rules.source.files, "facts.cedar": TESTS + policies} if distinct else SHIPPED.files
+    candidate = Candidate(PolicySource(files, SHIPPED.schema), ())
     made = [
         Recorded(
             decision_id=f"decisions/{number}",
-            question=replace(question(number, distinct=distinct)),
+            stated=question_json(question(number, distinct=distinct)),
+            time=NOW,
             allowed=number % 100 != 0,
             policy_ids=("members-call-tools",),
             epoch=1,
@@ -145,8 +179,9 @@ def main() -> int:
     parser.add_argument("--decisions", type=int, default=100_000, help="of the previews")
     count = parser.parse_args().decisions
     decisions()
-    for distinct in (False, True):
-        print(asyncio.run(preview(count, distinct=distinct)))
+    print("alike      ", asyncio.run(preview(count, distinct=False)))
+    print("different  ", asyncio.run(preview(count, distinct=True)))
+    print("told apart ", asyncio.run(preview(count, distinct=True, policies=APART)))
     return 0
 
 

@@ -146,6 +146,34 @@ def test_what_cannot_be_evaluated_is_asked_again() -> None:
     assert answers.get(key) is None
 
 
+@pytest.mark.parametrize(
+    ("condition", "facts"),
+    [
+        ("context has agent", set()),
+        ("context has run", {"run"}),
+        ('context has run && context["run"] == context.run', {"run"}),
+        ('context.now > datetime("2026-01-01")', {"now"}),
+        (
+            'context has tool_call && context.tool_call.arguments_digest == "x"',
+            {"arguments_digest"},
+        ),
+        ("context has tool_call && context.tool_call.facts.incomplete", set()),
+        ("[context].contains(context)", {"run", "now", "arguments_digest"}),
+        (
+            "context has tool_call && [context.tool_call].contains(context.tool_call)",
+            {"run", "now", "arguments_digest"},
+        ),
+    ],
+)
+def test_what_a_policy_looks_at_is_never_missed(condition: str, facts: set[str]) -> None:
+    call_of_a_tool = 'principal, action == Action::"tools.call", resource is Tool'
+    text = f'@id("x") @reason("run now") forbid ({call_of_a_tool}) when {{ {condition} }};'
+    rules = book(text).rules
+    assert {fact for policy in rules.policies for fact in policy.looked_at} == facts
+    one, other = (key_of(call(*told), frozenset(facts)) for told in ((RUN_A, "00"), (RUN_B, "01")))
+    assert (one is not None and one == other) is not bool(facts)
+
+
 def test_memory_is_bounded() -> None:
     answers, decision = Answers(most=2), Decision(allow=True, policy_ids=(), reason="", epoch=1)
     keys = [key_of(call(path=path), frozenset()) for path in ("a", "b", "c")]

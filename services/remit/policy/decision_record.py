@@ -11,15 +11,15 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 
 from remit import telemetry
 from remit.policy.metrics import DECISIONS_DROPPED, DECISIONS_RECORDED
-from remit.policy.recorded import Recorded, question_json, question_of
+from remit.policy.recorded import Recorded, question_json
 from remit.policy.rules import Decision, Question
 from remit.postgres import Database
 from remit.rpc.clock import Clock
@@ -54,6 +54,15 @@ class Page:
     place: Place
 
 
+class _Noted(NamedTuple):
+    """A decision that waits to be stored."""
+
+    decision_id: str
+    question: Question
+    time: datetime
+    decision: Decision
+
+
 class DecisionRecord:
     """Takes decisions down, gives them back, and forgets them."""
 
@@ -75,7 +84,7 @@ class DecisionRecord:
         self._retention_days = retention_days
         self._max_queue = max_queue
         self._interval_s = interval_s
-        self._waiting: deque[Recorded] = deque()
+        self._waiting: deque[_Noted] = deque()
         self._swept: float | None = None
 
     def note(self, name: str, question: Question, decision: Decision) -> None:
@@ -85,10 +94,8 @@ class DecisionRecord:
         if len(self._waiting) >= self._max_queue:
             DECISIONS_DROPPED.labels("QUEUE_FULL").inc()
             return
-        asked = replace(question, time=question.time or self._clock.now())
-        self._waiting.append(
-            Recorded(name, asked, decision.allow, decision.policy_ids, decision.epoch)
-        )
+        time = question.time or self._clock.now()
+        self._waiting.append(_Noted(name, question, time, decision))
 
     async def run(self) -> None:
         """Store what waits and empty what is too old, until cancelled."""
@@ -113,14 +120,14 @@ class DecisionRecord:
                 for each in batch:
                     await self._keep_or_drop(each)
 
-    async def _keep_or_drop(self, each: Recorded) -> None:
+    async def _keep_or_drop(self, each: _Noted) -> None:
         try:
             await self._keep([each])
         except _NOT_STORABLE:
             DECISIONS_DROPPED.labels("INTERNAL").inc()
             log.exception("decision_not_storable", decision=each.decision_id)
 
-    async def _keep(self, batch: Sequence[Recorded]) -> None:
+    async def _keep(self, batch: Sequence[_Noted]) -> None:
         try:
             await self._store(batch)
         except RemitError as error:
@@ -128,7 +135,7 @@ class DecisionRecord:
             raise
         DECISIONS_RECORDED.inc(len(batch))
 
-    async def _store(self, batch: Sequence[Recorded]) -> None:
+    async def _store(self, batch: Sequence[_Noted]) -> None:
         rows = [await self._row(each) for each in batch]
         await self._database.execute(
             "INSERT INTO decisions (slot, decision_time, decision_id, subject, epoch, allowed,"
@@ -141,7 +148,7 @@ class DecisionRecord:
             *(list(column) for column in zip(*rows, strict=True)),
         )
 
-    async def _row(self, each: Recorded) -> tuple[object, ...]:
+    async def _row(self, each: _Noted) -> tuple[object, ...]:
         subject = each.question.principal.user
         key = await self._keys.for_writing(subject)
         sealed = key.seal(
@@ -154,9 +161,9 @@ class DecisionRecord:
             each.time,
             each.decision_id,
             subject,
-            each.epoch,
-            each.allowed,
-            json.dumps(each.policy_ids),
+            each.decision.epoch,
+            each.decision.allow,
+            json.dumps(each.decision.policy_ids),
             sealed,
         )
 
@@ -196,7 +203,8 @@ class DecisionRecord:
             raise
         return Recorded(
             row["decision_id"],
-            question_of(stated, row["decision_time"]),
+            stated,
+            row["decision_time"],
             row["allowed"],
             tuple(row["policy_ids"]),
             row["epoch"],

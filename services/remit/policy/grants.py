@@ -103,8 +103,9 @@ class Grants:
     """The grants in force, by principal."""
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
+        self.every = tuple(grants)
         self._by_principal: defaultdict[str, list[Grant]] = defaultdict(list)
-        for grant in grants:
+        for grant in self.every:
             self._by_principal[grant.principal].append(grant)
         self._parsed: OrderedDict[tuple[str, ...], cedarpy.PolicySet] = OrderedDict()
 

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from remit.policy.answers import looked_at_of
 from remit.policy.entities import Principal
 from remit.policy.rules import Question
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A decision that was made."""
+    """A decision that was made, as it was read; its question is parsed when it is looked at."""
 
     decision_id: str
-    question: Question
-    """With its time."""
+    stated: bytes
+    """The question without its time, as `question_json` writes it."""
+    time: datetime
+    """When it was made."""
     allowed: bool
     policy_ids: tuple[str, ...]
     epoch: int
 
-    @property
-    def time(self) -> datetime:
-        """When it was made."""
-        if self.question.time is None:
-            message = "a recorded question has its time"
-            raise AssertionError(message)
-        return self.question.time
+    @cached_property
+    def question(self) -> Question:
+        """What was asked, with its time."""
+        return question_of(self.stated, self.time)
 
 
 def question_json(question: Question) -> bytes:
@@ -57,10 +56,3 @@ def question_of(stated: bytes, time: datetime | None = None) -> Question:
         parts["context"],
         time,
     )
-
-
-def reduced(question: Question, looked_at: frozenset[str]) -> Question:
-    """The question without what no policy looks at, so that questions alike are asked once."""
-    context = looked_at_of(question.context, looked_at)
-    time = question.time if "now" in looked_at else None
-    return replace(question, context=context, time=time)

@@ -1,30 +1,37 @@
 """What would change: recorded decisions asked again of policies that are not in force.
 
-Questions that no policy can tell apart are asked once. They are asked in processes of their own, so
-that a preview takes nothing from those who wait for a decision but a share of the machine.
+Questions that no policy can tell apart are asked once (likeness.py). They are read and asked in
+processes of their own, so that a preview takes nothing from those who wait for a decision but a
+share of the machine; the next page is read meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import multiprocessing
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from remit.api.errors.v1.error_reason_pb2 import ERROR_REASON_INTERNAL
 from remit.policy.decision_record import Page, Place
 from remit.policy.grants import Grant, Grants
-from remit.policy.recorded import Recorded, question_json, question_of, reduced
-from remit.policy.rule_sets import PolicySource, RuleSet, compile_policies
-from remit.policy.rules import RuleBook
+from remit.policy.likeness import Likeness, Likenesses
+from remit.policy.recorded import Recorded, question_of
+from remit.policy.rule_sets import PolicySource, compile_policies
+from remit.policy.rules import Question, RuleBook, default_denial
 from remit.rpc.errors import RemitError
 
 _CHUNK: Final = 500
-"""Questions that one process is given at once."""
+"""Decisions that one process is given at once."""
 _MOST_DISTINCT: Final = 200_000
+_DIGEST_BYTES: Final = 16
+
+Asked: TypeAlias = tuple[bytes, datetime, bool]
+"""A question without its time, its time, and whether it was allowed."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,6 @@ class Candidate:
 
     source: PolicySource
     grants: tuple[Grant, ...]
-    looked_at: frozenset[str]
-    """Facts of each call that some policy or grant may look at."""
-
-    @classmethod
-    def of(cls, rules: RuleSet, grants: tuple[Grant, ...]) -> Candidate:
-        """The candidate of checked policies, with the grants in force."""
-        facts = {fact for policy in rules.policies for fact in policy.looked_at}
-        if any(grant.expire_time for grant in grants):
-            facts.add("now")
-        return cls(rules.source, grants, frozenset(facts))
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,18 @@ class Step:
     """Those that were not told before; `count` is of this step."""
 
 
+@dataclass
+class Found:
+    """What a process found in its decisions."""
+
+    new: list[bytes] = field(default_factory=list)
+    """Digests of the likenesses that it had not asked about."""
+    changed: list[tuple[int, bytes]] = field(default_factory=list)
+    """Which decisions the candidate would make otherwise, and what they have alike."""
+    answers: dict[bytes, Answer] = field(default_factory=dict)
+    """What the candidate says to those of `changed`."""
+
+
 PoolOf = Callable[[Candidate], Executor]
 """Makes the pool in which a candidate is asked; each of its workers was prepared for it."""
 
@@ -97,94 +106,126 @@ async def replay(
 ) -> AsyncIterator[Step]:
     """Ask the candidate about each page of decisions and tell what would change."""
     pool = pool_of(candidate)
+    asked: _Asking | None = None
+    known: set[bytes] = set()
     try:
-        asking = _Asking(pool, candidate.looked_at)
         async for page in pages:
-            yield await asking.step(page)
+            # Read and given away while the page before is being looked at.
+            before, asked = asked, _Asking(pool, page)
+            if before is not None:
+                yield await before.step(known)
+        if asked is not None:
+            yield await asked.step(known)
     finally:
         # Whoever went away waits for nothing: what is being asked is not wanted any more.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Asking:
-    """Remembers the answers of this preview."""
+    """A page in the hands of the pool."""
 
-    def __init__(self, pool: Executor, looked_at: frozenset[str]) -> None:
-        self._pool = pool
-        self._looked_at = looked_at
-        self._answers: dict[tuple[bytes, datetime | None], Answer] = {}
-
-    async def step(self, page: Page) -> Step:
-        """Answer a page."""
-        known = [each for each in page.decisions if each is not None]
-        keys = []
-        for each in known:
-            question = reduced(each.question, self._looked_at)
-            keys.append((question_json(question), question.time))
-        new = list(dict.fromkeys(key for key in keys if key not in self._answers))
-        if len(self._answers) + len(new) > _MOST_DISTINCT:
-            self._answers.clear()
-            new = list(dict.fromkeys(keys))
-        await self._ask(new)
-        looked_at = len(page.decisions)
-        step = Step(page.place, looked_at, len(new), erased=looked_at - len(known))
-        changes: dict[tuple[tuple[bytes, datetime | None], bool], Change] = {}
-        for each, key in zip(known, keys, strict=True):
-            answer = self._answers[key]
-            if answer.allowed != each.allowed:
-                _add(step, changes, (key, each.allowed), each, answer)
-        step.changes = list(changes.values())
-        return step
-
-    async def _ask(self, keys: Sequence[tuple[bytes, datetime | None]]) -> None:
+    def __init__(self, pool: Executor, page: Page) -> None:
+        self._page = page
+        self._known = [each for each in page.decisions if each is not None]
         loop = asyncio.get_running_loop()
-        chunks = [keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK)]
-        try:
-            answered = await asyncio.gather(
-                *(loop.run_in_executor(self._pool, _answers, chunk) for chunk in chunks)
+        self._chunks = [
+            loop.run_in_executor(
+                pool,
+                look_at,
+                [(each.stated, each.time, each.allowed) for each in self._known[start:][:_CHUNK]],
             )
+            for start in range(0, len(self._known), _CHUNK)
+        ]
+
+    async def step(self, known: set[bytes]) -> Step:
+        """What was found; `known` are the likenesses that were asked about before."""
+        try:
+            found = await asyncio.gather(*self._chunks)
         except BrokenExecutor as error:
             raise RemitError(
                 ERROR_REASON_INTERNAL, "a process that tries the policies ended"
             ) from error
-        for chunk, answers in zip(chunks, answered, strict=True):
-            self._answers.update(zip(chunk, answers, strict=True))
+        new = {digest for each in found for digest in each.new} - known
+        known |= new
+        looked_at = len(self._page.decisions)
+        erased = looked_at - len(self._known)
+        step = Step(self._page.place, looked_at, len(new), erased)
+        changes: dict[bytes, Change] = {}
+        for number, each in enumerate(found):
+            for index, alike in each.changed:
+                recorded = self._known[number * _CHUNK + index]
+                _add(step, changes, alike, recorded, each.answers[alike])
+        step.changes = list(changes.values())
+        return step
 
 
 def _add(
-    step: Step,
-    changes: dict[tuple[tuple[bytes, datetime | None], bool], Change],
-    key: tuple[tuple[bytes, datetime | None], bool],
-    each: Recorded,
-    answer: Answer,
+    step: Step, changes: dict[bytes, Change], alike: bytes, each: Recorded, answer: Answer
 ) -> None:
     step.newly_allowed += answer.allowed
     step.newly_denied += not answer.allowed
-    known = changes.get(key)
+    known = changes.get(alike)
     if known is None:
-        changes[key] = Change(each, answer, earliest=each.time)
+        changes[alike] = Change(each, answer, earliest=each.time)
     else:
         known.count += 1
         known.earliest = min(known.earliest or each.time, each.time)
 
 
-_BOOK: RuleBook | None = None
+class Trial:
+    """A candidate that remembers its answers."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        rules = compile_policies(candidate.source)
+        self._book = RuleBook(rules, 0, grants=Grants(candidate.grants))
+        self._likenesses = Likenesses(self._book)
+        self._answers: dict[Likeness, Answer] = {}
+
+    def answer(self, question: Question) -> tuple[Likeness, Answer, bool]:
+        """What the question is like, what the candidate says to it, and whether it was asked."""
+        likeness = self._likenesses.of(question)
+        known = self._answers.get(likeness)
+        if known is not None:
+            return likeness, known, False
+        if len(self._answers) >= _MOST_DISTINCT:
+            self._answers.clear()
+        decision = self._book.decide(question)
+        # The denial of what no policy permits names who asked for what: that of the others differs.
+        reason = "" if decision.reason == default_denial(question) else decision.reason
+        answer = Answer(decision.allow, decision.policy_ids, reason)
+        self._answers[likeness] = answer
+        return likeness, answer, True
+
+
+_TRIAL: Trial | None = None
 """The candidate, in a process of the pool."""
 
 
 def prepare(candidate: Candidate) -> None:
     """Prepare a worker of a pool for the questions about a candidate."""
-    global _BOOK  # noqa: PLW0603 - the one thing that a process of the pool is for
-    rules = compile_policies(candidate.source)
-    _BOOK = RuleBook(rules, 0, grants=Grants(candidate.grants))
+    global _TRIAL  # noqa: PLW0603 - the one thing that a process of the pool is for
+    _TRIAL = Trial(candidate)
 
 
-def _answers(keys: Sequence[tuple[bytes, datetime | None]]) -> list[Answer]:
-    if _BOOK is None:  # pragma: no cover - the pool's initializer set it
+def look_at(decisions: Sequence[Asked]) -> Found:
+    """Ask the candidate of this process what it says to decisions that were made."""
+    if _TRIAL is None:  # pragma: no cover - the pool's initializer set it
         message = "the process was not prepared"
         raise AssertionError(message)
-    answers = []
-    for stated, time in keys:
-        decision = _BOOK.decide(question_of(stated, time))
-        answers.append(Answer(decision.allow, decision.policy_ids, decision.reason))
-    return answers
+    found = Found()
+    for index, (stated, time, allowed) in enumerate(decisions):
+        question = question_of(stated, time)
+        likeness, answer, is_new = _TRIAL.answer(question)
+        if is_new:
+            found.new.append(_digest(likeness))
+        if answer.allowed != allowed:
+            who, what = question.principal.user, question.resource
+            alike = _digest((*likeness, who, what))
+            found.changed.append((index, alike))
+            reason = answer.reason or default_denial(question)
+            found.answers.setdefault(alike, Answer(answer.allowed, answer.policy_ids, reason))
+    return found
+
+
+def _digest(likeness: Likeness) -> bytes:
+    return hashlib.blake2b(ascii(likeness).encode(), digest_size=_DIGEST_BYTES).digest()

@@ -90,7 +90,7 @@ class RuleBook:
     ) -> None:
         self.rules = rules
         self.epoch = epoch
-        self._grants = grants or Grants()
+        self.grants = grants or Grants()
         self.clock = clock or SystemClock()
         self._slices = slices or Slices(rules)
         self._reasons = {policy.identifier: policy.reason for policy in rules.policies}
@@ -125,11 +125,15 @@ class RuleBook:
             self._slices.of(action, "")
         _ = self._slices.guarding
 
+    def slice_of(self, question: Question) -> Slice:
+        """The policies that can matter for a question."""
+        return self._slices.of(question.action, question.resource)
+
     def decide(self, question: Question) -> Decision:
         """Answer one question. Never raises for a question: what cannot be decided is denied."""
-        policies = self._slices.of(question.action, question.resource)
+        policies = self.slice_of(question)
         # What rests on a grant ends with it.
-        key = None if self._grants_for(question) else key_of(question, policies.looked_at)
+        key = None if self.grants_for(question) else key_of(question, policies.looked_at)
         kept = self._answers.get(key)
         return kept or self._answers.keep(key, self._decide(question, policies))
 
@@ -214,10 +218,10 @@ class RuleBook:
         self, question: Question, request: dict[str, object], entities: cedarpy.Entities
     ) -> Decision:
         """Ask the grants where the policies neither permit nor forbid: they only permit."""
-        grants = self._grants_for(question)
+        grants = self.grants_for(question)
         if not grants:
             return self._denied_by_default(question)
-        answer = self._ask(request, self._grants.parsed(grants), entities)
+        answer = self._ask(request, self.grants.parsed(grants), entities)
         if isinstance(answer, tuple):
             return self._undecided(answer, lambda _: "a grant")
         by_name = {grant.name: grant for grant in grants}
@@ -227,14 +231,14 @@ class RuleBook:
         end = None if None in ends else max(filter(None, ends), default=None)
         return replace(told, end=end)
 
-    def _grants_for(self, question: Question) -> list[Grant]:
+    def grants_for(self, question: Question) -> list[Grant]:
         """The grants that may apply to a question."""
         if question.action != CALL:
             return []
         who = question.principal
         agent = question.context.get("agent")
         asking = [who.user, who.team, agent["__entity"]["id"] if isinstance(agent, dict) else ""]
-        return self._grants.of(filter(None, asking), question.resource)
+        return self.grants.of(filter(None, asking), question.resource)
 
     def _ask(
         self, request: dict[str, object], policies: cedarpy.PolicySet, entities: cedarpy.Entities
@@ -276,7 +280,7 @@ class RuleBook:
 
     def _denied_by_default(self, question: Question) -> Decision:
         return Decision(
-            allow=False, policy_ids=(), reason=_default_denial(question), epoch=self.epoch
+            allow=False, policy_ids=(), reason=default_denial(question), epoch=self.epoch
         )
 
 
@@ -299,7 +303,8 @@ def _awaiting(decision: Decision, terms: Terms) -> Decision:
     return replace(decision, allow=False, reason=f"needs approval: {told}", approval=terms)
 
 
-def _default_denial(question: Question) -> str:
+def default_denial(question: Question) -> str:
+    """Why a question is denied that no policy permits or forbids."""
     roles = ", ".join(question.principal.roles) or "none"
     return (
         f"no policy permits {question.action} on {question.resource} "

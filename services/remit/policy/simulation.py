@@ -35,7 +35,7 @@ class Simulator:
     async def run(self, rules: RuleSet, request: _Request) -> AsyncIterator[_Response]:
         """Yield what would change, step by step; the last message says that it is the last."""
         await self.record.flush()
-        candidate = Candidate.of(rules, (await self.sets.in_force()).grants)
+        candidate = Candidate(rules.source, (await self.sets.in_force()).grants)
         start = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else _BEGINNING
         place = _place(request) or Place(
             request.end_time.ToDatetime(UTC) if request.HasField("end_time") else self.clock.now(),

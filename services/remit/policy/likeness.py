@@ -1,0 +1,195 @@
+"""Which questions no policy can tell apart, so that one answer is that of all. Pure.
+
+A likeness is made of whatever policies could look at: the action, roles, class, which entities
+there are and which of them are the same, and what the tests of the policies tell of the arguments
+(sight.py). A name that no policy and no grant says is replaced by its place: Cedar compares names
+and does nothing else with them, so an answer stays the same if they are exchanged throughout
+a question. What has not exactly the form that Remit states is like itself alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, TypeAlias
+
+import cedarpy
+
+from remit import names
+from remit.policy.entities import TOOL_CLASSES, reference
+from remit.policy.grants import Grants
+from remit.policy.recorded import question_json
+from remit.policy.rules import Question, RuleBook
+from remit.policy.sight import DIGEST, NOW, SETS, STRINGS, Sight, tells_of_set, tells_of_text
+from remit.policy.slices import Slice
+
+Likeness: TypeAlias = tuple[object, ...]
+
+_FACTS: Final = frozenset({*STRINGS, *SETS, "path_escapes", "incomplete"})
+_IN_ORG: Final = frozenset({"Team", "User", "ApiKey"})
+_NAMES_REMEMBERED: Final = 65_536
+_MOST_SLICES: Final = 2_048
+
+
+class Likenesses:
+    """Tells which questions a book answers alike."""
+
+    def __init__(self, book: RuleBook) -> None:
+        self._book = book
+        self._granted = _names_in(book.grants)
+        self._eyes: dict[int, tuple[Slice, _Eyes]] = {}
+
+    def of(self, question: Question) -> Likeness:
+        """What the book can tell of a question whose time is stated."""
+        policies = self._book.slice_of(question)
+        known = self._eyes.get(id(policies))
+        if known is None:
+            if len(self._eyes) >= _MOST_SLICES:
+                self._eyes.clear()
+            # The slice is kept with it, so that no other gets its id.
+            known = self._eyes[id(policies)] = (policies, _Eyes(policies, self._granted))
+        try:
+            return (*known[1].likeness(question), self._grants_tell(question))
+        except _OddError:
+            return ("odd", question_json(question), question.requester, question.time)
+
+    def _grants_tell(self, question: Question) -> tuple[bool, ...]:
+        """Which of the grants that may apply have ended when it is asked."""
+        grants = self._book.grants_for(question)
+        return tuple(
+            _milliseconds(question.time) < _milliseconds(grant.expire_time)
+            for grant in grants
+            if grant.expire_time is not None
+        )
+
+
+class _OddError(Exception):
+    """A question is not of the form that Remit states."""
+
+
+class _Eyes:
+    """What the policies of one slice can tell."""
+
+    def __init__(self, policies: Slice, granted: frozenset[str]) -> None:
+        sight = Sight(policies.parsed.to_pst().static_policies.values())
+        self._names = sight.names | granted
+        self._now = sight.tests[NOW].whole
+        self._texts = [(name, tells_of_text(sight.tests[name])) for name in STRINGS]
+        self._sets = [(name, tells_of_set(sight.tests[name])) for name in SETS]
+        self._digest = tells_of_text(sight.tests[DIGEST])
+
+    def likeness(self, question: Question) -> Likeness:
+        """Raise _OddError for what has another form."""
+        who, context = question.principal, question.context
+        if not context.keys() <= {"agent", "run", "tool_call"} or not (who.user and who.org):
+            raise _OddError
+        kind = _type_of(question.resource)
+        if kind == "Tool" and question.permission_class not in TOOL_CLASSES:
+            raise _OddError
+        involved = [who.user, who.org, who.team, question.resource]
+        if kind in _IN_ORG:
+            involved.append(_org_of(question.resource))
+        elif kind == "Approval":
+            involved += [question.requester, _org_of(question.requester)]
+        agent, run = _entity(context, "agent", "Agent"), _entity(context, "run", "Run")
+        return (
+            question.action,
+            who.roles,
+            question.permission_class if kind == "Tool" else 0,
+            *self._pattern([*involved, agent, run]),
+            self._call(context["tool_call"]) if "tool_call" in context else None,
+            _milliseconds(question.time) if self._now else None,
+        )
+
+    def _pattern(self, involved: list[str]) -> list[object]:
+        """Names that policies say, and for each other its type and where it stands first."""
+        places: dict[str, int] = {}
+        pattern: list[object] = []
+        for name in involved:
+            if not name or name in self._names:
+                pattern.append(name)
+            else:
+                pattern.append((_type_of(name), places.setdefault(name, len(places))))
+        return pattern
+
+    def _call(self, call: object) -> Likeness:
+        if type(call) is not dict or call.keys() != {DIGEST, "facts"}:
+            raise _OddError
+        facts = call["facts"]
+        if type(facts) is not dict or facts.keys() != _FACTS:
+            raise _OddError
+        return (
+            _flag(facts["path_escapes"]),
+            _flag(facts["incomplete"]),
+            self._digest(_text(call[DIGEST])),
+            *(tell(_text(facts[name])) for name, tell in self._texts),
+            *(tell(_listed(facts[name])) for name, tell in self._sets),
+        )
+
+
+def _names_in(grants: Grants) -> frozenset[str]:
+    text = "\n".join(grant.policy for grant in grants.every)
+    said = Sight(cedarpy.PolicySet.from_str(text).to_pst().static_policies.values()).names
+    return said.union(*({grant.principal, grant.tool} for grant in grants.every))
+
+
+def _entity(context: Mapping[str, object], name: str, entity_type: str) -> str:
+    stated = context.get(name)
+    if stated is None and name not in context:
+        return ""
+    if type(stated) is not dict or stated.keys() != {"__entity"}:
+        raise _OddError
+    named = stated["__entity"]
+    if type(named) is not dict or named.keys() != {"type", "id"} or named["type"] != entity_type:
+        raise _OddError
+    if type(named["id"]) is not str or _type_of(named["id"]) != entity_type:
+        raise _OddError
+    return named["id"]
+
+
+@lru_cache(_NAMES_REMEMBERED)
+def _type_of(name: str) -> str:
+    try:
+        return reference(name)["type"]
+    except ValueError:
+        raise _OddError from None
+
+
+@lru_cache(_NAMES_REMEMBERED)
+def _org_of(name: str) -> str:
+    try:
+        return names.org_of(name)
+    except ValueError:
+        raise _OddError from None
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise _OddError
+    return value
+
+
+def _text(value: object) -> str:
+    """A text that Cedar can read: half a surrogate pair is none."""
+    if type(value) is not str or not (value.isascii() or _is_unicode(value)):
+        raise _OddError
+    return value
+
+
+def _listed(value: object) -> list[str]:
+    if type(value) is not list:
+        raise _OddError
+    return [_text(each) for each in value]
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _milliseconds(time: datetime | None) -> datetime:
+    """A time as Cedar is told it."""
+    if time is None:
+        message = "a question that is compared with others has its time"
+        raise AssertionError(message)
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
