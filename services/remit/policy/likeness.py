@@ -21,7 +21,7 @@ from remit.policy.entities import TOOL_CLASSES, reference
 from remit.policy.grants import Grants
 from remit.policy.recorded import question_json
 from remit.policy.rules import Question, RuleBook
-from remit.policy.sight import DIGEST, NOW, SETS, STRINGS, Sight, tells_of_set, tells_of_text
+from remit.policy.sight import DIGEST, DOUBT, NOW, SETS, STRINGS, Sight, tells_of_set, tells_of_text
 from remit.policy.slices import Slice
 
 Likeness: TypeAlias = tuple[object, ...]
@@ -114,12 +114,13 @@ class _Eyes:
         return pattern
 
     def _call(self, call: object) -> Likeness:
-        if type(call) is not dict or call.keys() != {DIGEST, "facts"}:
+        if type(call) is not dict or call.keys() - {DOUBT} != {DIGEST, "facts"}:
             raise _OddError
         facts = call["facts"]
         if type(facts) is not dict or facts.keys() != _FACTS:
             raise _OddError
         return (
+            _flag(call[DOUBT]) if DOUBT in call else None,
             _flag(facts["path_escapes"]),
             _flag(facts["incomplete"]),
             self._digest(_text(call[DIGEST])),

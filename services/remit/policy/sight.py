@@ -22,6 +22,7 @@ _RECORDS: Final = frozenset({_CONTEXT, _CALL, _FACTS})
 STRINGS: Final = ("common_path",)
 SETS: Final = ("path_prefixes", "hosts", "mail_domains")
 DIGEST: Final = "arguments_digest"
+DOUBT: Final = "repeats_doubt"
 NOW: Final = "now"
 _FACT_OF: Final = {
     pst.GetAttr(_CONTEXT, NOW): NOW,
