@@ -164,6 +164,14 @@ RUNS: Final = (
         "{{ $value | humanize }} webhooks were given up within an hour",
         "The ends of these runs were told to nobody; `Run.webhook` of each says why.",
     ),
+    Alert(
+        "RemitApprovalsLapse",
+        "max(remit_approvals_waited_ratio) > 0.8",
+        "5m",
+        WARNING,
+        "an approval has waited for people for {{ $value | humanizePercentage }} of its time",
+        "Nobody has decided about it. At the end of its time it expires, and its run is told no.",
+    ),
 )
 
 EFFECTS: Final = (
@@ -301,13 +309,14 @@ RECORD_KEEPING: Final = (
     ),
     Alert(
         "RemitUndecided",
-        'sum by (decision) (rate(remit_policy_decisions_total{decision!~"ALLOW|DENY|FENCED"}[5m]))'
-        " > 0",
+        "sum by (decision) (rate(remit_policy_decisions_total{"
+        'decision!~"ALLOW|DENY|APPROVAL_REQUIRED|FENCED"}[5m])) > 0',
         "5m",
         WARNING,
         "policy cannot decide: {{ $labels.decision }}",
-        "What is not decided is refused. UNDECIDED: a policy failed. FENCED is ordinary and is left"
-        " out: a run's old worker was stopped.",
+        "What is not decided is refused. UNDECIDED: a policy failed. What is ordinary is left"
+        " out: APPROVAL_REQUIRED, where people decide, and FENCED, where a run's old worker was"
+        " stopped.",
     ),
     Alert(
         "RemitEdgeLogDropped",

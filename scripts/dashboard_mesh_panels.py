@@ -21,6 +21,7 @@ from scripts.dashboard_panels import (
     quantiles,
     rate,
 )
+from scripts.dashboard_people_panels import APPROVALS
 from scripts.dashboard_service_panels import GATEWAY, SERVICES
 
 _RATE: Final = "[$__rate_interval]"
@@ -274,8 +275,9 @@ AUDIT: Final = Row(
         ),
         Panel(
             "Decisions of policy",
-            "ALLOW and DENY are answers. UNDECIDED: a policy failed, see `decision_failed` in"
-            " policy's log. Any other name is why the policies were not asked.",
+            "ALLOW and DENY are answers, and APPROVAL_REQUIRED where people decide. UNDECIDED: a"
+            " policy failed, see `decision_failed` in policy's log. Any other name is why the"
+            " policies were not asked.",
             OPERATIONS_PER_S,
             (
                 Query(
@@ -347,5 +349,5 @@ AUDIT: Final = Row(
     ),
 )
 
-ROWS: Final = (RUNS, INPUT, PROCESSING, OUTPUT, EFFECTS, MONEY, AUDIT, SERVICES, GATEWAY)
+ROWS: Final = (RUNS, INPUT, PROCESSING, OUTPUT, EFFECTS, APPROVALS, MONEY, AUDIT, SERVICES, GATEWAY)
 """The dashboard, from top to bottom."""

@@ -191,7 +191,8 @@ PROCESSING: Final = Row(
         Panel(
             "Waiting runs by reason",
             "Runs that wait to try a step again, by the reason that made them wait. An outage of a"
-            " provider or a service shows here. Nobody waits for a person here.",
+            " provider or a service shows here. Runs that wait for people are under `Approvals that"
+            " wait`.",
             COUNT,
             (Query("sum by (reason) (agent_runs_waiting)", "{{reason}}"),),
         ),

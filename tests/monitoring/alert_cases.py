@@ -133,6 +133,17 @@ CASES: Final = (
         },
     ),
     Case(
+        "RemitApprovalsLapse",
+        # Both replicas see the same.
+        fires={
+            f'remit_approvals_waited_ratio{{instance="{replica}"}}': "0.8+0.001x60"
+            for replica in ("h:1", "h:2")
+        },
+        says="an approval has waited for people for 84% of its time",
+        # Half of its time is a person's; and one that has minutes is late before anybody reads it.
+        quiet={"remit_approvals_waited_ratio": "0.5+0x36 0.9+0x10"},
+    ),
+    Case(
         "RemitEffectsInDoubt",
         # The series appears with its first event.
         fires={'remit_effects_total{action="tools.call",outcome="IN_DOUBT"}': "_x35 1+0x5"},
@@ -292,6 +303,7 @@ CASES: Final = (
             'remit_policy_decisions_total{kind="tool",decision="DENY"}': "0+1x60",
             'remit_policy_decisions_total{kind="tool",decision="ALLOW"}': "0+1x60",
             'remit_policy_decisions_total{kind="tool",decision="FENCED"}': "0+1x60",
+            'remit_policy_decisions_total{kind="tool",decision="APPROVAL_REQUIRED"}': "0+1x60",
         },
     ),
     Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from typing import Any, Final
 
@@ -11,7 +12,15 @@ from google.protobuf import struct_pb2
 
 from remit.api.agent.v1 import agent_service_pb2_grpc, run_pb2
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
-from tests.integration.clients import a_run, bearer, channel, followed, result_of
+from remit.rpc.contracts import AREAS
+from tests.integration.clients import (
+    a_run,
+    bearer,
+    channel,
+    followed,
+    reason_of,
+    result_of,
+)
 from tests.integration.conftest import RunningMesh
 from tests.monitoring.prometheus import Prometheus
 from tests.tools.receiver import answer, receiving
@@ -36,8 +45,21 @@ async def stall() -> str:
 async def stumble() -> str:
     """Fail."""
     raise ToolError("it stumbled")
+
+
+@tool(permission_class="none", idempotent=True)
+async def sign() -> str:
+    """Do what people have to approve."""
+    return "signed"
 '''
 """The module `going_wrong`, which the tools service loads."""
+
+POLICY: Final = """
+@id("signed-with-approval")
+@approval("role:admin; expires=1h")
+forbid (principal, action == Action::"tools.call", resource == Tool::"tools/sign");
+"""
+"""Stands beside the shipped policies."""
 
 PRICES: Final = "prices: {tools/stall: {call_nanos: 7_000}}"
 """So that the tool at which a service dies holds money."""
@@ -53,7 +75,7 @@ ENVIRONMENT: Final = {
     "REMIT_AGENT_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
     "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
     "REMIT_AGENT_WEBHOOK_RETRY_BASE_S": "0.1",
-    **{f"REMIT_{area}_OBSERVE_S": "0.5" for area in ("AGENT", "INFERENCE", "TOOLS", "COST")},
+    **{f"REMIT_{area.upper()}_OBSERVE_S": "0.5" for area in AREAS},
 }
 PATIENT_RUNS: Final = 12
 
@@ -63,6 +85,7 @@ async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> No
     await _runs(mesh, 8)
     await _refusals(mesh)
     await _failures(mesh)
+    await _people(mesh)
     await _webhooks(mesh, prometheus)
     await _disaster(mesh, prometheus)
     await _runs(mesh, 8)
@@ -100,6 +123,35 @@ async def _failures(mesh: RunningMesh) -> None:
     await _fails(call(mesh, "read_file", str(uuid.uuid4()), path="../../etc/passwd"))
 
 
+async def _people(mesh: RunningMesh) -> None:
+    """What people approve, what they deny, and what still waits for them."""
+    ran = ("keys", "create", "bob", "--user", f"{mesh.org}/users/bob", "--json")
+    bob = str(json.loads(await _told(mesh, *ran))["secret"])
+    approved, denied, _ = wanted = [str(uuid.uuid4()) for _ in range(3)]
+    asked = [await _approval(mesh, bob, request) for request in wanted]
+    await _told(mesh, "approvals", "approve", asked[0])
+    await _told(mesh, "approvals", "deny", asked[1], "--reason", "not today")
+    await call(mesh, "sign", approved, api_key=bob)
+    await _fails(call(mesh, "sign", denied, api_key=bob))
+
+
+async def _approval(mesh: RunningMesh, api_key: str, request: str) -> str:
+    """The approval that a call asks for."""
+    try:
+        await call(mesh, "sign", request, api_key=api_key)
+    except grpc.aio.AioRpcError as error:
+        return reason_of(error).metadata["approval"]
+    message = "people were to be asked"
+    raise AssertionError(message)
+
+
+async def _told(mesh: RunningMesh, *arguments: str) -> str:
+    """What a command of an admin prints."""
+    done = await asyncio.to_thread(mesh.run, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 async def _webhooks(mesh: RunningMesh, prometheus: Prometheus) -> None:
     """A receiver that confirms at the second try, and one that wants no more."""
     async with receiving() as late, receiving() as gone:
@@ -130,8 +182,10 @@ async def _disaster(mesh: RunningMesh, prometheus: Prometheus) -> None:
     await asyncio.gather(stalling, return_exceptions=True)
 
 
-async def call(mesh: RunningMesh, tool: str, key: str, **arguments: Any) -> Any:
-    """Calls a tool at the edge."""
+async def call(
+    mesh: RunningMesh, tool: str, key: str, *, api_key: str = "", **arguments: Any
+) -> Any:
+    """Calls a tool at the edge, as the admin unless another API key is given."""
     given = struct_pb2.Struct()
     given.update(arguments)
     async with channel(mesh.address) as edge:
@@ -139,7 +193,8 @@ async def call(mesh: RunningMesh, tool: str, key: str, **arguments: Any) -> Any:
             tool=f"tools/{tool}", arguments=given, request_id=key
         )
         tools = tool_service_pb2_grpc.ToolServiceStub(edge)
-        return await tools.CallTool(request, metadata=bearer(mesh.api_key), timeout=60 * PATIENCE)
+        who = bearer(api_key or mesh.api_key)
+        return await tools.CallTool(request, metadata=who, timeout=60 * PATIENCE)
 
 
 async def _fails(answer: Any) -> None:

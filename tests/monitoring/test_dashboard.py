@@ -22,8 +22,10 @@ FEATURES = {
     "Token consumption by type": {"agent_tokens_total"},
     "Errors by type": {"agent_errors_total"},
     "Queue and runs at work": {"agent_queue_length", "agent_running"},
-    # Runs that wait for approval are not among them: docs/MONITORING.md says where they show.
     "Waiting runs by reason": {"agent_runs_waiting"},
+    "Approvals that wait": {"remit_approvals_open"},
+    "Approvals by what they became": {"remit_approvals_total"},
+    "Time until people decide": {"remit_approval_decision_seconds_bucket"},
     "Time to first chunk": {"gen_ai_client_operation_time_to_first_chunk_seconds_bucket"},
     "Effects in doubt": {"remit_effects_total", "remit_claims_lapsed_total"},
     "Open holds": {"remit_holds_open"},

@@ -15,11 +15,12 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from remit.policy.schema import SHIPPED_POLICIES
 from scripts import alerts
 from scripts.dashboard_mesh_panels import ROWS
 from scripts.dashboard_panels import Panel, Query
 from tests.integration.conftest import RunningMesh, started_mesh
-from tests.monitoring.load import ENVIRONMENT, PRICES, TOOLS, go_through_everything
+from tests.monitoring.load import ENVIRONMENT, POLICY, PRICES, TOOLS, go_through_everything
 from tests.monitoring.moved import moves
 from tests.monitoring.prometheus import Prometheus, scraping
 from tests.monitoring.registry import full_name, names_in, own_metrics, own_series, series_of
@@ -102,9 +103,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("monitoring")
     (folder / "going_wrong.py").write_text(TOOLS)
     (folder / "prices.yaml").write_text(PRICES)
+    (folder / "policies").mkdir()
+    (folder / "policies" / "sign.cedar").write_text(POLICY)
+    for shipped in SHIPPED_POLICIES.glob("*.cedar"):
+        (folder / "policies" / shipped.name).write_text(shipped.read_text())
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     replicas = {"agent": 2, "policy": 2}
-    files = {"PYTHONPATH": path, "REMIT_COST_PRICES_FILE": str(folder / "prices.yaml")}
+    files = {
+        "PYTHONPATH": path,
+        "REMIT_COST_PRICES_FILE": str(folder / "prices.yaml"),
+        "REMIT_POLICY_POLICIES_DIR": str(folder / "policies"),
+    }
     with (
         started_mesh(replicas, environment=ENVIRONMENT | files) as mesh,
         scraping(mesh.topology, folder) as prometheus,
@@ -201,6 +210,15 @@ def test_shared_state_is_the_same_on_each_replica(watched: Prometheus) -> None:
     assert _values(watched, "count(agent_queue_length)") == [2.0]
     assert _values(watched, "max(agent_queue_length) - min(agent_queue_length)") == [0.0]
     assert _values(watched, 'count(remit_ready{area="policy"})') == [2.0]
+
+
+def test_what_waits_for_people_is_counted_once(watched: Prometheus) -> None:
+    """Two replicas of policy read one approval that nobody decided, beside two that ended."""
+    assert _values(watched, 'count(remit_approvals_open{state="PENDING"})') == [2.0]
+    assert _values(watched, 'max(remit_approvals_open{state="PENDING"})') == [1.0]
+    ended = {"PENDING": 3.0, "APPROVED": 1.0, "DENIED": 1.0, "USED": 1.0, "EXPIRED": 0.0}
+    for state, count in ended.items():
+        assert _values(watched, f'sum(remit_approvals_total{{state="{state}"}})') == [count], state
 
 
 def test_what_is_counted_twice_agrees(watched: Prometheus) -> None:

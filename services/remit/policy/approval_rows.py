@@ -42,7 +42,8 @@ COLUMNS: Final = (
     "approval, sequence, state, org, claim, digest, action_digest, requester, team, agent, run,"
     " action, resource, permission_class, definition_digest, arguments_digest, cost_bound_nanos,"
     " repeats_claim, policy_ids, policy_reason, policy_epoch, rules, arguments, create_time,"
-    " expire_time, end_time, used_by_attempt, expire_time <= clock_timestamp() AS is_late"
+    " expire_time, end_time, used_by_attempt, expire_time <= clock_timestamp() AS is_late,"
+    " extract(epoch FROM clock_timestamp() - create_time)::float8 AS age_s"
 )
 
 
@@ -99,6 +100,8 @@ class ApprovalRow:
     used_by_attempt: int | None
     is_late: bool
     """Whether its time had gone by when it was read."""
+    age_s: float
+    """Seconds since it was asked for, when it was read."""
     votes: tuple[Vote, ...] = ()
 
     @property
@@ -163,6 +166,7 @@ _PLAIN: Final = (
     "end_time",
     "used_by_attempt",
     "is_late",
+    "age_s",
 )
 
 

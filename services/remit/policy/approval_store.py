@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from remit import names
 from remit.api.errors.v1 import error_reason_pb2 as reasons
 from remit.approvals import ExactAction
 from remit.idempotency import AdminRequest, known_change, remember
+from remit.policy.approval_metrics import count_change
 from remit.policy.approval_rows import (
     COLUMNS,
     OPEN,
@@ -60,15 +62,15 @@ class ApprovalStore:
         claim. What the claim asked before, with another digest, is withdrawn.
         Raises OVERLOADED if too many of the org are open.
         """
-        async with self._change() as connection:
-            row = await self._of_digest(connection, asked)
+        async with self._change() as change:
+            row = await self._of_digest(change.connection, asked)
             if row is None:
-                await self._withdraw(connection, _OTHERS_OF_CLAIM, _uuid(asked), asked.digest)
-                return await self._insert(connection, asked)
+                await self._withdraw(change, _OTHERS_OF_CLAIM, _uuid(asked), asked.digest)
+                return await self._insert(change, asked)
             if row.state in OPEN and row.is_late:
-                return await self._move(connection, row, State.EXPIRED, EXPIRED)
+                return await self._move(change, row, State.EXPIRED, EXPIRED)
             if _may_use(row, asked.attempt):
-                return await self._use(connection, row, asked)
+                return await self._use(change, row, asked)
             return row
 
     async def continues(self, claim: str, attempt: int, action_digest: bytes) -> bool:
@@ -85,8 +87,8 @@ class ApprovalStore:
 
     async def withdraw_of_run(self, run: str) -> int:
         """Withdraws what a run still asks for; returns how many there were."""
-        async with self._change() as connection:
-            return await self._withdraw(connection, _OPEN_OF_RUN, run)
+        async with self._change() as change:
+            return await self._withdraw(change, _OPEN_OF_RUN, run)
 
     # ------------------------------------------------------------------------------- of people
 
@@ -102,7 +104,8 @@ class ApprovalStore:
         Raises what `refusal` says of the approval as it is now, APPROVAL_ALREADY_GIVEN if they
         said something before, KEY_REUSED.
         """
-        async with self._change() as connection:
+        async with self._change() as change:
+            connection = change.connection
             if await known_change(connection, request) is not None:
                 return
             error = refusal(await _locked(connection, approval))
@@ -124,21 +127,21 @@ class ApprovalStore:
 
     async def settle(self, approval: str) -> ApprovalRow:
         """What becomes of an approval by the votes that are recorded, and by its time."""
-        async with self._change() as connection:
-            row = await _locked(connection, approval)
+        async with self._change() as change:
+            row = await _locked(change.connection, approval)
             if row.state in OPEN and row.is_late:
-                return await self._move(connection, row, State.EXPIRED, EXPIRED)
+                return await self._move(change, row, State.EXPIRED, EXPIRED)
             if row.state is not State.PENDING:
                 return row
             if row.denial is not None:
-                return await self._move(connection, row, State.DENIED, "")
-            return await self._move(connection, row, State.APPROVED, "") if row.is_met else row
+                return await self._move(change, row, State.DENIED, "")
+            return await self._move(change, row, State.APPROVED, "") if row.is_met else row
 
     async def keep_refusal(self, request: AdminRequest) -> None:
         """Notes for the audit log that a decision was refused."""
-        async with self._change() as connection:
-            if await known_change(connection, request) is None:
-                await remember(connection, request, b"")
+        async with self._change() as change:
+            if await known_change(change.connection, request) is None:
+                await remember(change.connection, request, b"")
 
     async def unsettled(self) -> list[str]:
         """Open approvals whose time has gone by, and pending ones that somebody voted about."""
@@ -203,11 +206,14 @@ class ApprovalStore:
     # --------------------------------------------------------------------------------- changing
 
     @contextlib.asynccontextmanager
-    async def _change(self) -> AsyncIterator[Connection]:
+    async def _change(self) -> AsyncIterator[_Change]:
         """A transaction in which nobody else changes an approval: sequences commit in order."""
         async with self.database.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            yield connection
+            change = _Change(connection)
+            yield change
+        for row in change.came_to:
+            count_change(row)
 
     async def _of_digest(self, connection: Connection, asked: Asked) -> ApprovalRow | None:
         rows = await connection.fetch(
@@ -218,7 +224,8 @@ class ApprovalStore:
         found = await _with_votes(connection, rows)
         return found[0] if found else None
 
-    async def _insert(self, connection: Connection, asked: Asked) -> ApprovalRow:
+    async def _insert(self, change: _Change, asked: Asked) -> ApprovalRow:
+        connection = change.connection
         count = await connection.fetchval(
             "SELECT count(*) FROM approvals WHERE org = $1 AND state IN ('PENDING', 'APPROVED')",
             asked.org,
@@ -248,32 +255,42 @@ class ApprovalStore:
         )
         assert row is not None  # noqa: S101 - an insert of one row returns it
         made = row_of(row)
+        change.came_to.append(made)
         await _record(connection, made, ASKED, trace_id=asked.trace_id)
         return made
 
-    async def _use(self, connection: Connection, row: ApprovalRow, asked: Asked) -> ApprovalRow:
+    async def _use(self, change: _Change, row: ApprovalRow, asked: Asked) -> ApprovalRow:
         if row.used_by_attempt == asked.attempt:
             return row
-        used = await _moved(connection, row, State.USED, asked.attempt)
-        await _record(connection, used, USED, key=f"{asked.attempt}", trace_id=asked.trace_id)
+        used = await _moved(change, row, State.USED, asked.attempt)
+        key, trace_id = f"{asked.attempt}", asked.trace_id
+        await _record(change.connection, used, USED, key=key, trace_id=trace_id)
         return used
 
     async def _move(
-        self, connection: Connection, row: ApprovalRow, state: State, method: str
+        self, change: _Change, row: ApprovalRow, state: State, method: str
     ) -> ApprovalRow:
-        moved = await _moved(connection, row, state, None)
+        moved = await _moved(change, row, state, None)
         if method:
-            await _record(connection, moved, method)
+            await _record(change.connection, moved, method)
         return moved
 
-    async def _withdraw(self, connection: Connection, where: str, *parameters: object) -> int:
-        rows = await connection.fetch(
+    async def _withdraw(self, change: _Change, where: str, *parameters: object) -> int:
+        rows = await change.connection.fetch(
             f"SELECT {COLUMNS} FROM approvals WHERE {where}",  # noqa: S608 - constants below
             *parameters,
         )
-        for row in await _with_votes(connection, rows):
-            await self._move(connection, row, State.WITHDRAWN, WITHDRAWN)
+        for row in await _with_votes(change.connection, rows):
+            await self._move(change, row, State.WITHDRAWN, WITHDRAWN)
         return len(rows)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A transaction, and the approvals that come to another state with it."""
+
+    connection: Connection
+    came_to: list[ApprovalRow] = field(default_factory=list)
 
 
 class Seer:
@@ -329,11 +346,16 @@ async def _with_votes(connection: Connection, rows: Sequence[asyncpg.Record]) ->
 
 
 async def _moved(
-    connection: Connection, row: ApprovalRow, state: State, attempt: int | None
+    change: _Change, row: ApprovalRow, state: State, attempt: int | None
 ) -> ApprovalRow:
-    moved = await connection.fetchrow(_MOVE, UUID(row.approval), row.sequence, state, attempt)
-    assert moved is not None  # noqa: S101 - nobody else changes one under the lock
-    return row_of(moved, row.votes)
+    found = await change.connection.fetchrow(
+        _MOVE, UUID(row.approval), row.sequence, state, attempt
+    )
+    assert found is not None  # noqa: S101 - nobody else changes one under the lock
+    moved = row_of(found, row.votes)
+    if moved.state is not row.state:
+        change.came_to.append(moved)
+    return moved
 
 
 async def _record(

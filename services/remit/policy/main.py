@@ -29,6 +29,7 @@ from remit.policy.api_keys import Pepper
 from remit.policy.approval_arguments import ApprovalArguments
 from remit.policy.approval_desk import ApprovalDesk
 from remit.policy.approval_keeper import ApprovalKeeper
+from remit.policy.approval_metrics import open_approvals
 from remit.policy.approval_service import ApprovalService
 from remit.policy.approval_store import ApprovalStore
 from remit.policy.authority import Authority
@@ -270,6 +271,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             lambda: _follow(keys.refresh, settings.refresh_s),
             lambda: _follow(policies.refresh, settings.policies_refresh_s),
             keeper.run,
+            open_approvals(database, every_s=settings.observe_s),
         ),
         ready=(database.ping,),
         drain=(keeper.close,),
