@@ -35,7 +35,7 @@ PYTEST_WORKERS ?= --numprocesses=$(shell $(PYTHON) -c 'import os; \
 .PHONY: help
 help: ## List the targets
 	@$(PYTHON) -c 'import re; text = open("Makefile").read(); \
-	[print(f"  make {name:12} {why}") for name, why in \
+	[print(f"  make {name:16} {why}") for name, why in \
 	re.findall(r"^([a-z-]+):.*?## (.*)$$", text, re.M)]'
 
 .uv/$(UV_VERSION)/bin/uv:
@@ -133,6 +133,10 @@ bench-ledger: $(UV_INSTALLED) ## Measure the ledger, batched and one by one; wri
 .PHONY: bench-policy
 bench-policy: $(UV_INSTALLED) ## Measure decisions of policy and a preview of 100,000; show them
 	$(RUN) python -m tests.bench.policy $(ARGS)
+
+.PHONY: bench-revocation
+bench-revocation: $(UV_INSTALLED) ## Measure how soon what is taken away stops; write docs/BENCHMARKS.md
+	$(RUN) python -m tests.bench.revocation $(ARGS)
 
 .PHONY: bench-log
 bench-log: $(UV_INSTALLED) ## Measure the audit log: appends, verification, bytes; write docs/BENCHMARKS.md

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import ledger_tables, log_tables, storage, tables
+from tests.bench import ledger_tables, log_tables, revocation_tables, storage, tables
 from tests.bench.figures import BASELINE, LATEST, STEPS, Result, rounded
 from tests.bench.stats import UNLIKELY, Spread, by_metric, chance_of_signs, ratios
 from tests.bench.trees import REPOSITORY
@@ -58,6 +58,7 @@ def rendered(document: str, before: Result, after: Result) -> str:
     blocks["storage"] = storage.shown(storage.load())
     blocks |= ledger_tables.blocks(Result.load(ledger_tables.LEDGER))
     blocks |= log_tables.kept()
+    blocks |= revocation_tables.kept()
     return replaced(document, blocks)
 
 
