@@ -107,7 +107,10 @@ def area_section(area: str, found: Sequence[Rpc]) -> str:
         [meaning_row(rpc) for rpc in found],
     )
     limits = table(
-        ("RPC", "Phase", "Repeat", "Deadline", "One try", "Request", "Response", "In flight"),
+        (
+            *("RPC", "Phase", "Repeat", "Deadline", "One try", "Request", "Response", "In flight"),
+            "Rate limit",
+        ),
         [limits_row(rpc) for rpc in found],
     )
     return f"## {area}\n\n{meaning}\n\n{limits}"
@@ -141,6 +144,9 @@ def limits_row(rpc: Rpc) -> tuple[str, ...]:
         size(stated.max_request_bytes),
         size(stated.max_response_bytes),
         str(stated.max_in_flight),
+        word(options_pb2.RateLimit.Name(stated.rate_limit), "RATE_LIMIT_")
+        if stated.rate_limit
+        else "-",
     )
 
 

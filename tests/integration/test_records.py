@@ -38,7 +38,11 @@ RECORDED: Final = {
     for contract in all_contracts().values()
     if contract.is_public and contract.audit in KINDS
 }
-OWN_ACTIONS: Final = {"ForkRun": "runs.fork", "RollbackPolicySet": "policies.rollback"}
+OWN_ACTIONS: Final = {
+    "ForkRun": "runs.fork",
+    "RollbackPolicySet": "policies.rollback",
+    "SimulatePolicy": "policies.simulate",
+}
 """Of RPCs that share their permission with another one; of the rest it is the permission."""
 BOB: Final = "orgs/local/users/bob"
 ITEM: Final = "tools/calculator"
@@ -198,6 +202,8 @@ async def _rights(world: World) -> None:
     now = pushed.policy_set.version
     back = {"version": 1, "expected_version": now, "message": "back"}
     await world.is_recorded("RollbackPolicySet", back)
+    candidate = {"files": [{"name": "default.cedar", "text": text}]}
+    await world.is_recorded("SimulatePolicy", candidate)
 
 
 async def _reading(world: World) -> None:

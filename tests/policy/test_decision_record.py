@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remit.api.audit.v1 import event_pb2
 from remit.api.errors.v1 import error_reason_pb2
 from remit.api.policy.v1 import (
     permission_pb2,
@@ -245,6 +247,33 @@ async def test_a_preview_is_the_operators_and_its_candidate_must_pass(world: Wor
         with remit_token(world.client_token(**who)), pytest.raises(RemitError) as refused:
             _ = [step async for step in world.policy_sets().SimulatePolicy(request)]
         assert refused.value.reason == error_reason_pb2.ERROR_REASON_PERMISSION_DENIED
+
+
+def reads_of(world: World) -> list[event_pb2.Event]:
+    events = world.audit.events.values()
+    return [event for event in events if event.kind == event_pb2.EVENT_KIND_READ]
+
+
+async def test_a_preview_is_in_the_log_before_anything_is_read(world: World) -> None:
+    await world.admin_secret()
+    with pytest.raises(RemitError):
+        await simulate(world, max_decisions=-1)
+    assert not reads_of(world), "what is refused reads nothing"
+    await simulate(world, max_decisions=7)
+    [event] = reads_of(world)
+    assert (event.subject, event.org, event.action) == (ALICE, "orgs/acme", "policies.simulate")
+    detail = json.loads(event.detail_json)
+    assert (detail["max_decisions"], detail["resumes"]) == (7, False)
+    assert FORBID not in event.detail_json, "a digest says which policies"
+
+
+@pytest.mark.parametrize("what", ["away", "refusing"])
+async def test_without_the_log_no_preview_reads(world: World, what: str) -> None:
+    await world.admin_secret()
+    await decide(world, path="/reports/x")
+    setattr(world.audit, what, True)
+    with pytest.raises(RemitError):
+        await simulate(world)
 
 
 def call(user: str, number: int) -> Question:

@@ -61,6 +61,7 @@ from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
 from remit.policy.principal_store import PrincipalStore
 from remit.policy.rate_limits import EdgeLimits
+from remit.policy.read_log import ReadLog
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import Candidate, prepare
 from remit.policy.runs import RunStore
@@ -232,6 +233,12 @@ class World:
         self.arguments = ApprovalArguments(self._subject_keys(), self.ids)
         self._add_policy()
 
+    def _reads(self) -> ReadLog:
+        stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
+            audit_service_pb2_grpc.AuditServiceStub
+        )
+        return ReadLog(stub, self.clock, self.ids)
+
     def _subject_keys(self) -> SubjectKeys:
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
             subject_key_service_pb2_grpc.SubjectKeyServiceStub
@@ -329,7 +336,7 @@ class World:
                 policies=self.policies,
                 authority=self.authority,
                 recorder=self.recorder,
-                simulator=Simulator(self.sets, self.record, self.clock, in_a_thread),
+                simulator=Simulator(self.sets, self.record, self._reads(), self.clock, in_a_thread),
             ),
         )
         self.mesh.add(

@@ -50,6 +50,7 @@ from remit.policy.policy_set_service import PolicySetService
 from remit.policy.principal_service import PrincipalService
 from remit.policy.principal_store import PrincipalStore
 from remit.policy.rate_limits import EdgeLimits
+from remit.policy.read_log import ReadLog
 from remit.policy.remits import RemitIssuer
 from remit.policy.replay import process_pool
 from remit.policy.runs import RunStore
@@ -184,6 +185,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
     approvals = ApprovalStore(database, ids, max_open=settings.max_open_approvals)
     arguments = ApprovalArguments(subjects, ids)
     keeper = ApprovalKeeper(approvals, every_s=settings.approval_look_s)
+    reads = ReadLog(mesh.stub(audit_service_pb2_grpc.AuditServiceStub), clock, ids)
     hot = PolicyService(
         policies=policies,
         runs=RunStore(database, max_batch=settings.max_batch, max_queue=settings.max_queue),
@@ -213,7 +215,11 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         authority=authority,
         recorder=recorder,
         simulator=Simulator(
-            sets, record, clock, partial(process_pool, processes=settings.simulation_processes)
+            sets,
+            record,
+            reads,
+            clock,
+            partial(process_pool, processes=settings.simulation_processes),
         ),
     )
     grants = GrantService(

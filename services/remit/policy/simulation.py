@@ -9,6 +9,7 @@ from typing import Final
 
 from remit.api.policy.v1 import permission_pb2, policy_set_service_pb2
 from remit.policy.decision_record import DecisionRecord, Place
+from remit.policy.read_log import ReadLog
 from remit.policy.replay import Candidate, Change, PoolOf, Step, replay
 from remit.policy.rule_sets import RuleSet
 from remit.policy.set_messages import timestamp_of
@@ -20,6 +21,7 @@ _Request = policy_set_service_pb2.SimulatePolicyRequest
 _Response = policy_set_service_pb2.SimulatePolicyResponse
 _DEFAULT: Final = 100_000
 _MOST: Final = 1_000_000
+_ACTION: Final = "policies.simulate"
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -29,11 +31,16 @@ class Simulator:
 
     sets: SetStore
     record: DecisionRecord
+    reads: ReadLog
     clock: Clock
     pool_of: PoolOf
 
     async def run(self, rules: RuleSet, request: _Request) -> AsyncIterator[_Response]:
-        """Yield what would change, step by step; the last message says that it is the last."""
+        """Yield what would change, step by step; the last message says that it is the last.
+
+        Raises RemitError before anything is read if the log does not take who reads.
+        """
+        await self.reads.record(_ACTION, _detail(rules, request))
         await self.record.flush()
         candidate = Candidate(rules.source, (await self.sets.in_force()).grants)
         start = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else _BEGINNING
@@ -48,6 +55,21 @@ class Simulator:
             sequence += 1
             yield _step(sequence, step)
         yield _Response(sequence=sequence + 1, done=True)
+
+
+def _detail(rules: RuleSet, request: _Request) -> dict[str, object]:
+    """What was read, as the log tells it: a digest says which policies, not their text."""
+    times = {
+        name: getattr(request, name).ToJsonString()
+        for name in ("start_time", "end_time")
+        if request.HasField(name)
+    }
+    return {
+        "digest": rules.source.digest.hex(),
+        "max_decisions": min(request.max_decisions or _DEFAULT, _MOST),
+        "resumes": bool(request.resume_token),
+        **times,
+    }
 
 
 def _place(request: _Request) -> Place | None:

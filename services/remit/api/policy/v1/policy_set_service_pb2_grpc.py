@@ -101,6 +101,7 @@ class PolicySetServiceServicer:
     def SimulatePolicy(self, request, context):
         """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
         The policies are checked as by a push. Decisions that no policy can tell apart are told together.
+        Who asks is in the log before anything is read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,6 +33,7 @@ class PolicySetServiceStub:
     SimulatePolicy: _aio.UnaryStreamMultiCallable[_policy_set_service_pb2.SimulatePolicyRequest, _policy_set_service_pb2.SimulatePolicyResponse]
     """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
     The policies are checked as by a push. Decisions that no policy can tell apart are told together.
+    Who asks is in the log before anything is read.
     """
 
 class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -84,6 +85,7 @@ class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_policy_set_service_pb2.SimulatePolicyResponse]:
         """Asks recorded decisions of all orgs again, of policies that are not in force, and tells which would change.
         The policies are checked as by a push. Decisions that no policy can tell apart are told together.
+        Who asks is in the log before anything is read.
         """
 
 def add_PolicySetServiceServicer_to_server(servicer: PolicySetServiceServicer, server: _aio.Server) -> None: ...
