@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from remit import telemetry
 from remit.access_recorder import AccessRecorder, by_rpc
@@ -72,6 +73,9 @@ from remit.rpc.permission import StreamPermissions
 from remit.rpc.remits import RemitVerifier
 from remit.secret_files import read_secret
 from remit.subject_keys import SubjectKeys
+
+_LOOKS: Final = 2
+"""For newer policies within the time in which the edge follows them: they must be loaded, too."""
 
 log = telemetry.logger(__name__)
 
@@ -275,7 +279,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             record.run,
             accesses.run,
             lambda: _follow(keys.refresh, settings.refresh_s),
-            lambda: _follow(policies.refresh, settings.policies_refresh_s),
+            lambda: _follow(policies.refresh, settings.policies_refresh_s / _LOOKS),
             keeper.run,
             open_approvals(database, every_s=settings.observe_s),
         ),

@@ -55,8 +55,10 @@ class PolicySettings(ServiceSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="Seconds between looks for policies and grants that another replica accepted:"
-        " the bound within which the edge follows. Decisions about effects follow at once.",
+        description="Seconds within which the edge follows policies and grants that another"
+        " replica accepted. It looks twice in them, so that half is left to load what is new; what"
+        " takes longer is late by that, but never later than EDGE_CACHE_S. Decisions about effects"
+        " follow at once.",
     )
     edge_cache_s: float = Field(
         default=5.0,
