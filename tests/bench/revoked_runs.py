@@ -97,8 +97,8 @@ class Walkers:
         metadata = bearer(secret)
         await agents.CancelRun(request, metadata=metadata, timeout=TIMEOUT_S)
 
-    async def ended_at(self, run: str) -> float:
-        """When a run ended that cannot be asked for by its owner; waits for it."""
+    async def ended_at(self, run: str) -> float | None:
+        """When a run ended that cannot be asked for by its owner; None if it goes on."""
         query = (
             "SELECT state, (SELECT max(event_time) FROM run_events e WHERE e.run = r.run) AS last"
             " FROM runs r WHERE run = $1"
@@ -114,7 +114,7 @@ class Walkers:
                 await asyncio.sleep(_LOOK_S)
         finally:
             await connection.close()
-        raise MeasuringError(f"{run} goes on")
+        return None
 
     async def late(self, run: str, limit: float, areas: tuple[str, ...]) -> int:
         """Effects that began after `limit`, by what claims tell."""
@@ -153,7 +153,9 @@ async def run_of_a_disabled_user(
     ended = await walkers.ended_at(run)
     # Each question to the model is an effect. What would come after the end counts, too.
     seen = [Seen(each, each, worked=True) for each in walkers.model.asked_at[task]]
-    last = Seen(ended, max(ended, seen[-1].answered), worked=False)
+    last = Seen.now(worked=True)
+    if ended is not None:
+        last = Seen(ended, max(ended, seen[-1].answered), worked=False)
     limit = disabled + bound_s
     late = await walkers.late(run, limit, ("tools", "inference"))
     return _with(found([*seen, last], disabled, bound_s), late)
@@ -215,7 +217,8 @@ async def open_stream(walkers: Walkers, task: str, before_s: float, bound_s: flo
         await asyncio.wait({following}, timeout=before_s)
         await walkers.world.revoke_key(name)
         revoked = time.time()
-        await asyncio.wait({following}, timeout=bound_s + AFTER_S)
+        _, still_open = await asyncio.wait({following}, timeout=bound_s + AFTER_S)
+        seen += [Seen.now(worked=True) for _ in still_open]
     finally:
         following.cancel()
         ended = await asyncio.gather(following, return_exceptions=True)

@@ -65,7 +65,8 @@ class Found:
     """How long something worked after it was taken away; seconds from the admin's answer on."""
 
     refused_s: float
-    """When the first refusal came after which nothing worked any more."""
+    """When the first refusal came after which nothing worked any more; or, if nothing was refused
+    to the end, when that was."""
     worked_s: float
     """When the last try began that worked; zero if none did."""
     late: int
@@ -73,19 +74,21 @@ class Found:
 
 
 def found(seen: Sequence[Seen], revoked: float, bound_s: float) -> Found:
-    """What tries show that were made one after another. Pure.
+    """What tries show that were made one after another, until well after the bound. Pure.
+
+    What still works at the end is told like anything that works too long: to try it again would
+    hide it.
 
     Raises:
-        MeasuringError: nothing worked before, or nothing was refused after.
+        MeasuringError: nothing worked before.
 
     """
     if not any(each.worked and each.answered <= revoked for each in seen):
         raise MeasuringError("it did not work before it was taken away")
     last = max(number for number, each in enumerate(seen) if each.worked)
-    if last + 1 == len(seen):
-        raise MeasuringError("it still works")
+    refused = seen[min(last + 1, len(seen) - 1)]
     return Found(
-        max(seen[last + 1].answered - revoked, 0.0),
+        max(refused.answered - revoked, 0.0),
         max(seen[last].asked - revoked, 0.0),
         sum(each.worked and each.asked > revoked + bound_s for each in seen),
     )

@@ -39,6 +39,11 @@ def test_what_works_after_the_bound_is_late() -> None:
     assert found(tries, 10.0, 5.0) == Found(7.25, 6.0, 2)
 
 
+def test_what_works_to_the_end_is_late_and_not_tried_again() -> None:
+    tries = seen((1, True), (11, False), (16, True))
+    assert found(tries, 10.0, 5.0) == Found(6.25, 6.0, 1)
+
+
 def test_what_is_refused_before_the_answer_of_the_admin_was_in_no_time() -> None:
     assert found(seen((1, True), (9, False), (11, False)), 10.0, 5.0) == Found(0.0, 0.0, 0)
 
@@ -48,10 +53,9 @@ def test_what_is_refused_before_the_answer_of_the_admin_was_in_no_time() -> None
     [
         (seen((1, False), (11, False)), "did not work before"),
         (seen((11, True), (12, False)), "did not work before"),
-        (seen((1, True), (11, False), (12, True)), "still works"),
         ([], "did not work before"),
     ],
-    ids=["never", "only after", "again", "nothing"],
+    ids=["never", "only after", "nothing"],
 )
 def test_tries_that_show_nothing_are_no_measurement(tries: list[Seen], told: str) -> None:
     with pytest.raises(MeasuringError, match=told):
