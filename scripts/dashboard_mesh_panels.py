@@ -299,6 +299,14 @@ AUDIT: Final = Row(
             ),
         ),
         Panel(
+            "Policies in shadow",
+            "Decisions that a candidate saw, by how it compares. FAILED: a policy of it could not"
+            " be evaluated. DROPPED: there were too many at once. `remit policy shadow show` tells"
+            " which differ.",
+            OPERATIONS_PER_S,
+            (Query(rate("remit_policy_shadow_decisions_total", "outcome"), "{{outcome}}"),),
+        ),
+        Panel(
             "Policy epoch",
             "What the replicas of policy have loaded. They differ for a second after a change of"
             " policies or grants; for longer, one has lost its database.",

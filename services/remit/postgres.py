@@ -50,6 +50,8 @@ _CONNECT_RETRY_S: Final = 0.1
 _MIGRATIONS_POLL_S: Final = 0.5
 _LOCK_TIMEOUT_S: Final = 3.0
 _RERUNS: Final = 5
+NOT_STORABLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, TypeError, ValueError)
+"""What a row meets that no later try would store. A database that is away is a RemitError."""
 _GONE: Final = (
     OSError,
     TimeoutError,

@@ -235,3 +235,68 @@ def test_a_preview_shows_what_would_change_and_ends_only_at_its_end(
     assert (document["decisions"], document["newly_denied"]) == (12, 3)
     edge.answers["SimulatePolicy"] = lambda _: iter(())
     assert remit("policy", "simulate", str(folder)).code == exit_codes.UNHEALTHY
+
+
+def a_shadow(**fields: Any) -> policy_set_service_pb2.PolicyShadow:
+    given: dict[str, Any] = {
+        "policy_count": 12,
+        "author": "orgs/local/users/alice",
+        "agreed": 1_000,
+        "newly_denied": 3,
+    }
+    return policy_set_service_pb2.PolicyShadow(**given | fields)
+
+
+def test_a_candidate_is_started_for_a_time_and_its_end_is_told(
+    remit: Remit, edge: EdgeServer, folder: Path
+) -> None:
+    edge.answers["StartPolicyShadow"] = lambda _: policy_set_service_pb2.StartPolicyShadowResponse(
+        shadow=a_shadow(agreed=0, newly_denied=0)
+    )
+    out = remit("policy", "shadow", "start", str(folder), "--for", "24h", "-m", "why").out
+    assert "12 policies by orgs/local/users/alice" in out
+    assert "sees decisions until" in out
+    assert "of 0 decisions 0 would be denied" in out
+    remit("policy", "shadow", "start", str(folder), "--request-id", "mine")
+    first, second = edge.requests("StartPolicyShadow")
+    assert (first.lifetime.seconds, first.message, first.files[0].text) == (86_400, "why", TEXT)
+    assert first.request_id
+    assert (second.HasField("lifetime"), second.request_id) == (False, "mine")
+    edge.answers["StopPolicyShadow"] = lambda _: policy_set_service_pb2.StopPolicyShadowResponse(
+        shadow=a_shadow(end=policy_set_service_pb2.PolicyShadow.END_STOPPED)
+    )
+    assert "stopped" in remit("policy", "shadow", "stop").out
+    assert remit("policy", "shadow", "start", str(folder), "--for", "x").code == exit_codes.USAGE
+
+
+def test_what_a_candidate_would_decide_is_shown(remit: Remit, edge: EdgeServer) -> None:
+    change = policy_set_service_pb2.DecisionChange(
+        count=3,
+        action="tools.call",
+        resource="tools/mail",
+        before=permission_pb2.DECISION_ALLOW,
+        after=permission_pb2.DECISION_APPROVAL_REQUIRED,
+        policy_id="no-mail",
+    )
+    shadow = a_shadow(changes=[change], failed=2, dropped=7, unlisted=1)
+    edge.answers["GetPolicyShadow"] = lambda _: policy_set_service_pb2.GetPolicyShadowResponse(
+        shadow=shadow
+    )
+    out = remit("policy", "shadow", "show").out
+    assert re.search(r"3 +allow +ask +tools.call +no-mail +tools/mail", out)
+    assert "of 1,005 decisions 3 would be denied, 0 allowed and 0 asked about" in out
+    for told in ("1 more, of other kinds", "2 could not be decided", "7 were too many"):
+        assert told in out
+    (document,) = remit("policy", "shadow", "show", "--json").documents
+    assert (document["shadow"]["newly_denied"], document["shadow"]["failed"]) == (3, 2)
+
+
+@pytest.mark.parametrize("end", policy_set_service_pb2.PolicyShadow.End.values()[1:])
+def test_every_end_of_a_candidate_has_words(
+    remit: Remit, edge: EdgeServer, end: policy_set_service_pb2.PolicyShadow.End.ValueType
+) -> None:
+    edge.answers["GetPolicyShadow"] = lambda _: policy_set_service_pb2.GetPolicyShadowResponse(
+        shadow=a_shadow(end=end)
+    )
+    assert not remit("policy", "shadow", "show").out.endswith(": ended\n")
+    assert ": ended" not in remit("policy", "shadow", "show").out

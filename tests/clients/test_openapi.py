@@ -94,7 +94,7 @@ CHANGES = {
 OF_POLICIES = {
     f"{POLICY_SETS}/{name}PolicySet{plural}"
     for name, plural in (("Push", ""), ("Diff", "s"), ("Rollback", ""))
-}
+} | {f"{POLICY_SETS}/{verb}PolicyShadow" for verb in ("Start", "Get", "Stop")}
 OF_APPROVALS = {
     f"{APPROVALS}/{name}"
     for name in ("ListApprovals", "GetApproval", "WatchApprovals", "DecideApproval")
@@ -304,6 +304,13 @@ async def test_policies_are_compared_pushed_and_rolled_back(rest: Rest) -> None:
     assert (difference["policyId"], difference["kind"]) == ("rest", "KIND_ADDED")
     simulated = await rest(f"{POLICY_SETS}/SimulatePolicy", body={"files": files})
     assert messages(f"{POLICY_SETS}/SimulatePolicy", simulated)[-1]["done"] is True
+    shadow = {"files": files, "lifetime": "3600s", "requestId": new_id()}
+    begun = await rest(f"{POLICY_SETS}/StartPolicyShadow", body=shadow)
+    begun_at = fits(f"{POLICY_SETS}/StartPolicyShadow", begun)["shadow"]["createTime"]
+    told = await rest(f"{POLICY_SETS}/GetPolicyShadow")
+    assert fits(f"{POLICY_SETS}/GetPolicyShadow", told)["shadow"]["createTime"] == begun_at
+    ended = await rest(f"{POLICY_SETS}/StopPolicyShadow", body={"requestId": new_id()})
+    assert fits(f"{POLICY_SETS}/StopPolicyShadow", ended)["shadow"]["end"] == "END_STOPPED"
     change = {"expectedVersion": version, "requestId": new_id()}
     made = await rest(f"{POLICY_SETS}/PushPolicySet", body=change | {"files": files})
     pushed = fits(f"{POLICY_SETS}/PushPolicySet", made)["policySet"]["version"]

@@ -42,6 +42,8 @@ OWN_ACTIONS: Final = {
     "ForkRun": "runs.fork",
     "RollbackPolicySet": "policies.rollback",
     "SimulatePolicy": "policies.simulate",
+    "StartPolicyShadow": "policies.shadow",
+    "StopPolicyShadow": "policies.stop_shadow",
 }
 """Of RPCs that share their permission with another one; of the rest it is the permission."""
 BOB: Final = "orgs/local/users/bob"
@@ -204,6 +206,8 @@ async def _rights(world: World) -> None:
     await world.is_recorded("RollbackPolicySet", back)
     candidate = {"files": [{"name": "default.cedar", "text": text}]}
     await world.is_recorded("SimulatePolicy", candidate)
+    await world.is_recorded("StartPolicyShadow", candidate)
+    await world.is_recorded("StopPolicyShadow", {})
 
 
 async def _reading(world: World) -> None:

@@ -36,6 +36,7 @@ LATER: Final = {
     "PolicySetService/DiffPolicySets": {"files"},
     "PolicySetService/PushPolicySet": {"files"},
     "PolicySetService/SimulatePolicy": {"files"},
+    "PolicySetService/StartPolicyShadow": {"files"},
     # It is of an item, and is looked at when that is one.
     "PriceService/ListPrices": {"list_item"},
 }

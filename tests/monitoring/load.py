@@ -12,6 +12,7 @@ from google.protobuf import struct_pb2
 
 from remit.api.agent.v1 import agent_service_pb2_grpc, run_pb2
 from remit.api.tools.v1 import tool_service_pb2, tool_service_pb2_grpc
+from remit.policy.schema import SHIPPED_POLICIES
 from remit.rpc.contracts import AREAS
 from tests.integration.clients import (
     a_run,
@@ -82,6 +83,7 @@ PATIENT_RUNS: Final = 12
 
 async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> None:
     """All of it, in an order in which nothing hides another."""
+    _shadow(mesh)
     await _runs(mesh, 8)
     await _refusals(mesh)
     await _failures(mesh)
@@ -89,6 +91,12 @@ async def go_through_everything(mesh: RunningMesh, prometheus: Prometheus) -> No
     await _webhooks(mesh, prometheus)
     await _disaster(mesh, prometheus)
     await _runs(mesh, 8)
+
+
+def _shadow(mesh: RunningMesh) -> None:
+    """Policies that see all that follows, and agree."""
+    started = mesh.run("policy", "shadow", "start", str(SHIPPED_POLICIES))
+    assert started.returncode == 0, started.stderr
 
 
 async def _runs(mesh: RunningMesh, count: int) -> None:

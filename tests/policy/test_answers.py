@@ -193,6 +193,7 @@ def test_what_is_no_json_has_no_key_and_is_denied(value: object) -> None:
     assert not book().decide(question).allow
 
 
-def test_a_replay_is_asked_at_its_own_time() -> None:
+def test_a_replay_is_asked_at_its_own_time_where_a_policy_looks_at_it() -> None:
     question = replace(call(), time=MovedClock().now())
-    assert key_of(question, frozenset()) is None
+    assert key_of(question, frozenset({"now"})) is None
+    assert key_of(question, frozenset()) == key_of(call(), frozenset()) is not None

@@ -68,6 +68,8 @@ from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
 from remit.policy.set_store import SetStore
+from remit.policy.shadow import Shadow
+from remit.policy.shadow_store import ShadowStore
 from remit.policy.signing import Seal
 from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
@@ -94,6 +96,8 @@ INTERVAL_S = 60.0
 MAX_ENTRIES = 64
 LIFETIME_S = 600
 MOST_WAITING = 50
+SHADOW_LOOK_S = 60.0
+"""Long, so that a candidate sees all that waits at each look; tests look themselves."""
 
 
 class MovedClock:
@@ -230,6 +234,10 @@ class World:
             cache_size=CACHE_SIZE,
         )
         self.record = self._decision_record()
+        self.shadows = ShadowStore(database, self.ids)
+        self.shadow = Shadow(
+            self.shadows, policies, clock, max_queue=MOST_WAITING, every_s=SHADOW_LOOK_S
+        )
         self.arguments = ApprovalArguments(self._subject_keys(), self.ids)
         self._add_policy()
 
@@ -309,6 +317,7 @@ class World:
                 verifier=self.verifier,
                 ids=self.ids,
                 record=self.record,
+                shadow=self.shadow,
                 accesses=self.accesses,
                 limits=self.limits,
                 decision_valid_s=10,
@@ -337,6 +346,7 @@ class World:
                 authority=self.authority,
                 recorder=self.recorder,
                 simulator=Simulator(self.sets, self.record, self._reads(), self.clock, in_a_thread),
+                shadows=self.shadows,
             ),
         )
         self.mesh.add(

@@ -21,6 +21,7 @@ from remit.cli.output import Column, Output
 from remit.cli.parameters import limit_option
 from remit.cli.policy_cases import test_cases
 from remit.cli.policy_files import policy_files
+from remit.cli.policy_shadow import shadow
 from remit.cli.policy_simulate import simulate
 from remit.cli.wording import local_time
 
@@ -75,10 +76,11 @@ _request_id = click.option(
 @click.group(
     epilog="\b\nExamples:\n  remit policy show > before.cedar\n"
     "  remit policy test policies cases.yaml\n  remit policy diff policies\n"
-    "  remit policy push policies -m 'mail for the core team'\n  remit policy rollback 3"
+    "  remit policy push policies -m 'mail for the core team'\n  remit policy rollback 3\n"
+    "  remit policy shadow start policies"
 )
 def command() -> None:
-    """Show, test, compare, push and roll back the policies.
+    """Show, test, compare, try, push and roll back the policies.
 
     They hold for every org of the mesh; admins of the org that operates it change them.
     """
@@ -86,6 +88,7 @@ def command() -> None:
 
 command.add_command(test_cases)
 command.add_command(simulate)
+command.add_command(shadow)
 
 
 @command.command(

@@ -40,7 +40,7 @@ def looked_at_of(context: Mapping[str, object], looked_at: frozenset[str]) -> di
 
 def key_of(question: Question, looked_at: frozenset[str]) -> Key | None:
     """What questions share that are alike; None for one whose answer may not be kept."""
-    if question.time is not None or "now" in looked_at:
+    if "now" in looked_at:
         return None
     context = looked_at_of(question.context, looked_at)
     try:

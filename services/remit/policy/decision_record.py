@@ -21,7 +21,7 @@ from remit import telemetry
 from remit.policy.metrics import DECISIONS_DROPPED, DECISIONS_RECORDED
 from remit.policy.recorded import Recorded, question_json
 from remit.policy.rules import Decision, Question
-from remit.postgres import Database
+from remit.postgres import NOT_STORABLE, Database
 from remit.rpc.clock import Clock
 from remit.rpc.errors import RemitError
 from remit.rpc.ids import IdSource
@@ -31,8 +31,6 @@ SLOTS: Final = 32
 _BATCH: Final = 1_000
 _PAGE: Final = 2_000
 _LOOK_S: Final = 3_600.0
-_NOT_STORABLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, TypeError, ValueError)
-"""What a row meets that no later try would store. A database that is away is a RemitError."""
 
 log = telemetry.logger(__name__)
 
@@ -116,14 +114,14 @@ class DecisionRecord:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             try:
                 await self._keep(batch)
-            except _NOT_STORABLE:
+            except NOT_STORABLE:
                 for each in batch:
                     await self._keep_or_drop(each)
 
     async def _keep_or_drop(self, each: _Noted) -> None:
         try:
             await self._keep([each])
-        except _NOT_STORABLE:
+        except NOT_STORABLE:
             DECISIONS_DROPPED.labels("INTERNAL").inc()
             log.exception("decision_not_storable", decision=each.decision_id)
 

@@ -59,6 +59,8 @@ from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
 from remit.policy.set_store import SetStore
 from remit.policy.settings import PolicySettings
+from remit.policy.shadow import Shadow
+from remit.policy.shadow_store import ShadowStore
 from remit.policy.signing import Seal
 from remit.policy.simulation import Simulator
 from remit.policy.store import PolicyStore
@@ -186,6 +188,14 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         max_queue=settings.decision_queue,
         interval_s=settings.decision_interval_s,
     )
+    shadows = ShadowStore(database, ids)
+    shadow = Shadow(
+        shadows,
+        policies,
+        clock,
+        max_queue=settings.shadow_queue,
+        every_s=settings.decision_interval_s,
+    )
     approvals = ApprovalStore(database, ids, max_open=settings.max_open_approvals)
     arguments = ApprovalArguments(subjects, ids)
     keeper = ApprovalKeeper(approvals, every_s=settings.approval_look_s)
@@ -199,6 +209,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         verifier=verifier,
         ids=ids,
         record=record,
+        shadow=shadow,
         accesses=accesses,
         limits=book,
         decision_valid_s=settings.decision_valid_s,
@@ -225,6 +236,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
             clock,
             partial(process_pool, processes=settings.simulation_processes),
         ),
+        shadows=shadows,
     )
     grants = GrantService(
         store=store,
@@ -277,6 +289,7 @@ def _service(  # noqa: PLR0913, PLR0917 - everything that was opened
         background=(
             recorder.run,
             record.run,
+            shadow.run,
             accesses.run,
             lambda: _follow(keys.refresh, settings.refresh_s),
             lambda: _follow(policies.refresh, settings.policies_refresh_s / _LOOKS),

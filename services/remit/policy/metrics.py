@@ -39,6 +39,13 @@ DECISIONS_DROPPED: Final = Counter(
     " takes, or what kept the batch from being stored. A decision never waits for its record.",
     ["reason"],
 )
+SHADOWED: Final = Counter(
+    "remit_policy_shadow_decisions_total",
+    "Decisions that a candidate in shadow was to see, by outcome: AGREED, NEWLY_DENIED,"
+    " NEWLY_ALLOWED, NEWLY_ASKED where it would have asked people, FAILED where a policy of it did,"
+    " DROPPED where there were too many at once.",
+    ["outcome"],
+)
 EPOCH: Final = Gauge(
     "remit_policy_epoch",
     "The policy epoch that this replica last loaded: replicas that differ for longer than the look"

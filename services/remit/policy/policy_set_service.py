@@ -44,6 +44,8 @@ from remit.policy.rules import RuleBook
 from remit.policy.schema import schema_text
 from remit.policy.set_messages import differences, files_of, version_message
 from remit.policy.set_store import NewSet, SetStore, StoredSet, Version
+from remit.policy.shadow_messages import lifetime_s_of, lifetime_violations, shadow_message
+from remit.policy.shadow_store import NewShadow, ShadowRow, ShadowStore
 from remit.policy.simulation import Simulator, violations
 from remit.policy.store import PolicyStore
 from remit.rpc.calls import current_remit
@@ -54,6 +56,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _READ: Final = "policies.read"
 _ROLLBACK: Final = "policies.rollback"
+_SHADOW: Final = "policies.shadow"
+_UNSHADOW: Final = "policies.stop_shadow"
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 _MAX_MESSAGE_CHARS: Final = 500
@@ -62,7 +66,7 @@ _MAX_MESSAGE_CHARS: Final = 500
 class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
     """Changes the policies of the mesh and shows how they changed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, each used
         self,
         *,
         store: PolicyStore,
@@ -71,6 +75,7 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
         authority: Authority,
         recorder: AdminRecorder,
         simulator: Simulator,
+        shadows: ShadowStore,
     ) -> None:
         self._store = store
         self._sets = sets
@@ -78,6 +83,7 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
         self._authority = authority
         self._recorder = recorder
         self._simulator = simulator
+        self._shadows = shadows
 
     async def PushPolicySet(
         self, request: policy_set_service_pb2.PushPolicySetRequest, context: Context
@@ -160,6 +166,55 @@ class PolicySetService(policy_set_service_pb2_grpc.PolicySetServiceServicer):
         async for step in self._simulator.run(rules, request):
             yield step
 
+    async def StartPolicyShadow(
+        self, request: policy_set_service_pb2.StartPolicyShadowRequest, context: Context
+    ) -> policy_set_service_pb2.StartPolicyShadowResponse:
+        """Let a candidate see every decision from now on."""
+        caller = current_remit()
+        check_all(
+            partial(_require, _shadow_violations(request)), partial(_candidate, request.files)
+        )
+        source = _candidate(request.files)
+        await self._authority.require_operator(caller, PUSH)
+        lifetime_s = lifetime_s_of(request)
+        facts = {"message": request.message, "lifetime_s": lifetime_s}
+        asked = _admin_request(caller, _SHADOW, request.request_id, source, facts)
+        change = await self._store.known_change(asked)
+        if change is None:
+            rules = await self._checked(source)
+            new = NewShadow(
+                source, len(rules.policies), caller.subject, request.message, lifetime_s
+            )
+            change = await self._shadows.start(asked, new, _shadow_answer)
+        await self._recorder.record(change)
+        return policy_set_service_pb2.StartPolicyShadowResponse(shadow=_shadow_answered(change))
+
+    async def GetPolicyShadow(
+        self, request: policy_set_service_pb2.GetPolicyShadowRequest, context: Context
+    ) -> policy_set_service_pb2.GetPolicyShadowResponse:
+        """Tell what the newest candidate would have decided otherwise."""
+        await self._authority.require_operator(current_remit(), PUSH)
+        found = await self._shadows.newest()
+        if found is None:
+            raise RemitError(
+                ERROR_REASON_RESOURCE_NOT_FOUND, "no policies have ever been in shadow"
+            )
+        return policy_set_service_pb2.GetPolicyShadowResponse(shadow=shadow_message(found))
+
+    async def StopPolicyShadow(
+        self, request: policy_set_service_pb2.StopPolicyShadowRequest, context: Context
+    ) -> policy_set_service_pb2.StopPolicyShadowResponse:
+        """End the candidate that sees decisions."""
+        caller = current_remit()
+        _require(request_id_violations(request.request_id))
+        await self._authority.require_operator(caller, PUSH)
+        asked = asked_by(caller, _UNSHADOW, request.request_id, "policyShadow", detail="{}")
+        change = await self._store.known_change(asked)
+        if change is None:
+            change = await self._shadows.stop(asked, _shadow_answer)
+        await self._recorder.record(change)
+        return policy_set_service_pb2.StopPolicyShadowResponse(shadow=_shadow_answered(change))
+
     async def _change(self, asked: AdminRequest, new: NewSet, expected: int) -> AdminChange:
         change = await self._store.known_change(asked)
         if change is None:
@@ -238,6 +293,28 @@ def _answered(change: AdminChange) -> policy_set_pb2.PolicySet:
     return policy_set_pb2.PolicySet.FromString(change.response)
 
 
+def _shadow_answer(row: ShadowRow) -> bytes:
+    return shadow_message(row).SerializeToString()
+
+
+def _shadow_answered(change: AdminChange) -> policy_set_service_pb2.PolicyShadow:
+    return policy_set_service_pb2.PolicyShadow.FromString(change.response)
+
+
+def _shadow_violations(
+    request: policy_set_service_pb2.StartPolicyShadowRequest,
+) -> list[Violation]:
+    found = request_id_violations(request.request_id)
+    return found + lifetime_violations(request) + _message_violations(request.message)
+
+
+def _message_violations(message: str) -> list[Violation]:
+    if len(message) <= _MAX_MESSAGE_CHARS and message.isprintable():
+        return []
+    fault = f"must have at most {_MAX_MESSAGE_CHARS} printable characters"
+    return [Violation("message", fault)]
+
+
 def _change_violations(
     request: policy_set_service_pb2.PushPolicySetRequest
     | policy_set_service_pb2.RollbackPolicySetRequest,
@@ -245,9 +322,7 @@ def _change_violations(
     found = request_id_violations(request.request_id)
     if request.expected_version < 1:
         found.append(Violation("expected_version", "must name the version in force"))
-    if len(request.message) > _MAX_MESSAGE_CHARS or not request.message.isprintable():
-        fault = f"must have at most {_MAX_MESSAGE_CHARS} printable characters"
-        found.append(Violation("message", fault))
+    found += _message_violations(request.message)
     if isinstance(request, policy_set_service_pb2.RollbackPolicySetRequest) and request.version < 1:
         found.append(Violation("version", "must name a version"))
     return found

@@ -53,6 +53,7 @@ from remit.policy.remits import Issued, RemitIssuer, principal_of
 from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.runs import Fences, Registration, RunStore
 from remit.policy.schema import RUN_AGENT
+from remit.policy.shadow import Shadow
 from remit.policy.standing import (
     check_counts,
     check_fence,
@@ -91,6 +92,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         verifier: RemitVerifier,
         ids: IdSource,
         record: DecisionRecord,
+        shadow: Shadow,
         accesses: AccessRecorder,
         limits: LimitBook,
         decision_valid_s: float,
@@ -103,6 +105,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self._verifier = verifier
         self._ids = ids
         self._record = record
+        self._shadow = shadow
         self._teller = DecisionTeller(accesses)
         self._limits = limits
         self._decision_valid_s = decision_valid_s
@@ -295,6 +298,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         question = question_of(remit, request)
         decision = book.decide(question)
         self._record.note(name, question, decision)
+        self._shadow.note(name, question, decision)
         return decision
 
     # ----------------------------------------------------------------------------------- runs

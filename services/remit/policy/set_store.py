@@ -166,7 +166,17 @@ class SetStore:
                 raise _conflict(newest, expected)
             if newest.digest != new.source.digest:
                 newest = await _insert(connection, new)
+            await end_shadow_of(connection, new.source.digest)
             return await remember(connection, request, answer(newest))
+
+
+async def end_shadow_of(connection: Connection, digest: bytes) -> None:
+    """End the candidate in shadow if it is what was put in force just now."""
+    await connection.execute(
+        "UPDATE policy_shadows SET ended = 'PUSHED', end_time = clock_timestamp()"
+        " WHERE end_time IS NULL AND digest = $1",
+        digest,
+    )
 
 
 async def lock_epoch(connection: Connection) -> None:

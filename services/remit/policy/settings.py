@@ -173,6 +173,11 @@ class PolicySettings(ServiceSettings):
     decision_interval_s: float = Field(
         default=0.5, gt=0, le=60, description="Seconds between two stores of decisions."
     )
+    shadow_queue: int = Field(
+        default=20_000,
+        ge=1,
+        description="Decisions that wait to be shown to policies in shadow at most; more are not.",
+    )
     simulation_processes: int = Field(
         default=2, ge=1, le=16, description="Processes that try policies on recorded decisions."
     )

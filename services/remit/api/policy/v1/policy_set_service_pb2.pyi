@@ -5,9 +5,11 @@ Changing the policies: versions that are checked before they are in force."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from remit.api.policy.v1 import permission_pb2 as _permission_pb2
 from remit.api.policy.v1 import policy_set_pb2 as _policy_set_pb2
 import builtins as _builtins
@@ -430,3 +432,280 @@ class DecisionChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecisionChange: _TypeAlias = DecisionChange  # noqa: Y015
+
+@_typing.final
+class StartPolicyShadowRequest(_message.Message):
+    """StartPolicyShadowRequest is a candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """Why, for people; at most 500 characters."""
+    request_id: _builtins.str
+    """Names this request: the same id and body get the same answer; 1 to 64 characters."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_policy_set_pb2.PolicyFile]:
+        """All files of the candidate. At most 200 files of 512 KiB together."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long it sees decisions: a minute to 30 days; unset: 7 days."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_policy_set_pb2.PolicyFile] | None = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        message: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "lifetime", b"lifetime", "message", b"message", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPolicyShadowRequest: _TypeAlias = StartPolicyShadowRequest  # noqa: Y015
+
+@_typing.final
+class StartPolicyShadowResponse(_message.Message):
+    """StartPolicyShadowResponse is the candidate, which has seen nothing yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHADOW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shadow(self) -> Global___PolicyShadow:
+        """The candidate."""
+
+    def __init__(
+        self,
+        *,
+        shadow: Global___PolicyShadow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPolicyShadowResponse: _TypeAlias = StartPolicyShadowResponse  # noqa: Y015
+
+@_typing.final
+class GetPolicyShadowRequest(_message.Message):
+    """GetPolicyShadowRequest asks for the newest candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyShadowRequest: _TypeAlias = GetPolicyShadowRequest  # noqa: Y015
+
+@_typing.final
+class GetPolicyShadowResponse(_message.Message):
+    """GetPolicyShadowResponse is what it would have decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHADOW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shadow(self) -> Global___PolicyShadow:
+        """The candidate."""
+
+    def __init__(
+        self,
+        *,
+        shadow: Global___PolicyShadow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyShadowResponse: _TypeAlias = GetPolicyShadowResponse  # noqa: Y015
+
+@_typing.final
+class StopPolicyShadowRequest(_message.Message):
+    """StopPolicyShadowRequest ends the candidate that sees decisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names this request: the same id gets the same answer; 1 to 64 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPolicyShadowRequest: _TypeAlias = StopPolicyShadowRequest  # noqa: Y015
+
+@_typing.final
+class StopPolicyShadowResponse(_message.Message):
+    """StopPolicyShadowResponse is the candidate at its end; what other replicas saw last may come to it later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHADOW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shadow(self) -> Global___PolicyShadow:
+        """The candidate."""
+
+    def __init__(
+        self,
+        *,
+        shadow: Global___PolicyShadow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPolicyShadowResponse: _TypeAlias = StopPolicyShadowResponse  # noqa: Y015
+
+@_typing.final
+class PolicyShadow(_message.Message):
+    """PolicyShadow is a candidate beside the policies in force, and what it would have decided otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _End:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PolicyShadow._End.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        END_UNSPECIFIED: PolicyShadow._End.ValueType  # 0
+        """It sees them."""
+        END_STOPPED: PolicyShadow._End.ValueType  # 1
+        """Somebody stopped it."""
+        END_EXPIRED: PolicyShadow._End.ValueType  # 2
+        """Its time is over."""
+        END_PUSHED: PolicyShadow._End.ValueType  # 3
+        """It was put in force."""
+        END_REPLACED: PolicyShadow._End.ValueType  # 4
+        """Another candidate took its place."""
+        END_BROKEN: PolicyShadow._End.ValueType  # 5
+        """It does not fit the schema of a newer Remit."""
+
+    class End(_End, metaclass=_EndEnumTypeWrapper):
+        """Why it sees no decisions any more."""
+
+    END_UNSPECIFIED: PolicyShadow.End.ValueType  # 0
+    """It sees them."""
+    END_STOPPED: PolicyShadow.End.ValueType  # 1
+    """Somebody stopped it."""
+    END_EXPIRED: PolicyShadow.End.ValueType  # 2
+    """Its time is over."""
+    END_PUSHED: PolicyShadow.End.ValueType  # 3
+    """It was put in force."""
+    END_REPLACED: PolicyShadow.End.ValueType  # 4
+    """Another candidate took its place."""
+    END_BROKEN: PolicyShadow.End.ValueType  # 5
+    """It does not fit the schema of a newer Remit."""
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    POLICY_COUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    AGREED_FIELD_NUMBER: _builtins.int
+    NEWLY_DENIED_FIELD_NUMBER: _builtins.int
+    NEWLY_ALLOWED_FIELD_NUMBER: _builtins.int
+    NEWLY_ASKED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    UNLISTED_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over files and schema; 32 bytes."""
+    author: _builtins.str
+    """User who started it."""
+    message: _builtins.str
+    """What they said about it."""
+    policy_count: _builtins.int
+    """How many policies it has."""
+    end: Global___PolicyShadow.End.ValueType
+    """Why it ended."""
+    agreed: _builtins.int
+    """Decisions that it would have made alike."""
+    newly_denied: _builtins.int
+    """Decisions that it would have denied, and nobody did."""
+    newly_allowed: _builtins.int
+    """Decisions that it would have allowed, and nobody did."""
+    newly_asked: _builtins.int
+    """Decisions about which it would have asked people, and nobody did."""
+    failed: _builtins.int
+    """Decisions that it could not make: a policy of it failed, which denies."""
+    dropped: _builtins.int
+    """Decisions that it did not see because there were too many at once."""
+    unlisted: _builtins.int
+    """Decisions that it would have made otherwise, of kinds that `changes` has no room for."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it sees decisions."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when, at most."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; unset while it sees decisions."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionChange]:
+        """What it would have decided otherwise, the most frequent first: 100 kinds at most. Decisions of the same
+        action, first rule that differs and answers are of one kind, told by the latest. It names no subject, four
+        policies of a side at most, and its reason is cut after 400 characters.
+        """
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        author: _builtins.str = ...,
+        message: _builtins.str = ...,
+        policy_count: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        end: Global___PolicyShadow.End.ValueType = ...,
+        agreed: _builtins.int = ...,
+        newly_denied: _builtins.int = ...,
+        newly_allowed: _builtins.int = ...,
+        newly_asked: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        changes: _abc.Iterable[Global___DecisionChange] | None = ...,
+        unlisted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "author", b"author", "changes", b"changes", "create_time", b"create_time", "digest", b"digest", "dropped", b"dropped", "end", b"end", "end_time", b"end_time", "expire_time", b"expire_time", "failed", b"failed", "message", b"message", "newly_allowed", b"newly_allowed", "newly_asked", b"newly_asked", "newly_denied", b"newly_denied", "policy_count", b"policy_count", "unlisted", b"unlisted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyShadow: _TypeAlias = PolicyShadow  # noqa: Y015

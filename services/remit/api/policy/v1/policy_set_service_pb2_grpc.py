@@ -61,6 +61,21 @@ class PolicySetServiceStub:
                 request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.SerializeToString,
                 response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.FromString,
                 _registered_method=True)
+        self.StartPolicyShadow = channel.unary_unary(
+                '/remit.api.policy.v1.PolicySetService/StartPolicyShadow',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowResponse.FromString,
+                _registered_method=True)
+        self.GetPolicyShadow = channel.unary_unary(
+                '/remit.api.policy.v1.PolicySetService/GetPolicyShadow',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowResponse.FromString,
+                _registered_method=True)
+        self.StopPolicyShadow = channel.unary_unary(
+                '/remit.api.policy.v1.PolicySetService/StopPolicyShadow',
+                request_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowRequest.SerializeToString,
+                response_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowResponse.FromString,
+                _registered_method=True)
 
 
 class PolicySetServiceServicer:
@@ -107,6 +122,29 @@ class PolicySetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartPolicyShadow(self, request, context):
+        """Lets a candidate see every decision about an effect from now on, of all orgs: it is asked the same after the
+        answer was given, and decides nothing. Checked as by a push. A candidate that is there already is replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicyShadow(self, request, context):
+        """Tells what the newest candidate would have decided otherwise, whether it still sees decisions or not.
+        RESOURCE_NOT_FOUND before the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopPolicyShadow(self, request, context):
+        """Ends the candidate; what it would have decided is kept. INVALID_STATE where none is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicySetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +172,21 @@ def add_PolicySetServiceServicer_to_server(servicer, server):
                     servicer.SimulatePolicy,
                     request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.FromString,
                     response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.SerializeToString,
+            ),
+            'StartPolicyShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPolicyShadow,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowResponse.SerializeToString,
+            ),
+            'GetPolicyShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicyShadow,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowResponse.SerializeToString,
+            ),
+            'StopPolicyShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopPolicyShadow,
+                    request_deserializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowRequest.FromString,
+                    response_serializer=remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +326,87 @@ class PolicySetService:
             '/remit.api.policy.v1.PolicySetService/SimulatePolicy',
             remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyRequest.SerializeToString,
             remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.SimulatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPolicyShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicySetService/StartPolicyShadow',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StartPolicyShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicyShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicySetService/GetPolicyShadow',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.GetPolicyShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopPolicyShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/remit.api.policy.v1.PolicySetService/StopPolicyShadow',
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowRequest.SerializeToString,
+            remit_dot_api_dot_policy_dot_v1_dot_policy__set__service__pb2.StopPolicyShadowResponse.FromString,
             options,
             channel_credentials,
             insecure,

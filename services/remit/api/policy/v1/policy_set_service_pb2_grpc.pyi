@@ -35,6 +35,16 @@ class PolicySetServiceStub:
     The policies are checked as by a push. Decisions that no policy can tell apart are told together.
     Who asks is in the log before anything is read.
     """
+    StartPolicyShadow: _aio.UnaryUnaryMultiCallable[_policy_set_service_pb2.StartPolicyShadowRequest, _policy_set_service_pb2.StartPolicyShadowResponse]
+    """Lets a candidate see every decision about an effect from now on, of all orgs: it is asked the same after the
+    answer was given, and decides nothing. Checked as by a push. A candidate that is there already is replaced.
+    """
+    GetPolicyShadow: _aio.UnaryUnaryMultiCallable[_policy_set_service_pb2.GetPolicyShadowRequest, _policy_set_service_pb2.GetPolicyShadowResponse]
+    """Tells what the newest candidate would have decided otherwise, whether it still sees decisions or not.
+    RESOURCE_NOT_FOUND before the first.
+    """
+    StopPolicyShadow: _aio.UnaryUnaryMultiCallable[_policy_set_service_pb2.StopPolicyShadowRequest, _policy_set_service_pb2.StopPolicyShadowResponse]
+    """Ends the candidate; what it would have decided is kept. INVALID_STATE where none is there."""
 
 class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
     """PolicySetService changes the policies and shows how they changed. They hold for every org of the mesh, so
@@ -87,5 +97,33 @@ class PolicySetServiceServicer(metaclass=_abc_1.ABCMeta):
         The policies are checked as by a push. Decisions that no policy can tell apart are told together.
         Who asks is in the log before anything is read.
         """
+
+    @_abc_1.abstractmethod
+    def StartPolicyShadow(
+        self,
+        request: _policy_set_service_pb2.StartPolicyShadowRequest,
+        context: _aio.ServicerContext[_policy_set_service_pb2.StartPolicyShadowRequest, _abc.Awaitable[_policy_set_service_pb2.StartPolicyShadowResponse]],
+    ) -> _abc.Awaitable[_policy_set_service_pb2.StartPolicyShadowResponse]:
+        """Lets a candidate see every decision about an effect from now on, of all orgs: it is asked the same after the
+        answer was given, and decides nothing. Checked as by a push. A candidate that is there already is replaced.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPolicyShadow(
+        self,
+        request: _policy_set_service_pb2.GetPolicyShadowRequest,
+        context: _aio.ServicerContext[_policy_set_service_pb2.GetPolicyShadowRequest, _abc.Awaitable[_policy_set_service_pb2.GetPolicyShadowResponse]],
+    ) -> _abc.Awaitable[_policy_set_service_pb2.GetPolicyShadowResponse]:
+        """Tells what the newest candidate would have decided otherwise, whether it still sees decisions or not.
+        RESOURCE_NOT_FOUND before the first.
+        """
+
+    @_abc_1.abstractmethod
+    def StopPolicyShadow(
+        self,
+        request: _policy_set_service_pb2.StopPolicyShadowRequest,
+        context: _aio.ServicerContext[_policy_set_service_pb2.StopPolicyShadowRequest, _abc.Awaitable[_policy_set_service_pb2.StopPolicyShadowResponse]],
+    ) -> _abc.Awaitable[_policy_set_service_pb2.StopPolicyShadowResponse]:
+        """Ends the candidate; what it would have decided is kept. INVALID_STATE where none is there."""
 
 def add_PolicySetServiceServicer_to_server(servicer: PolicySetServiceServicer, server: _aio.Server) -> None: ...
