@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -408,6 +408,7 @@ class Kept:
         self.current = running
         self.total = Tally()
         self.away = False
+        self.meanwhile: Callable[[], None] = lambda: None
 
     async def running(self) -> Running | None:
         return self.current
@@ -418,12 +419,8 @@ class Kept:
     async def add(self, shadow: UUID, tally: Tally) -> None:
         if self.away:
             raise RemitError(error_reason_pb2.ERROR_REASON_DEPENDENCY_UNAVAILABLE, "away")
-        for outcome, number in tally.outcomes.items():
-            self.total.count(outcome, number)
-        self.total.unlisted += tally.unlisted
-        for key, (count, example) in tally.changes.items():
-            for _ in range(count):
-                self.total.differs(key, example)
+        self.total.take(tally)
+        self.meanwhile()
 
 
 class HurriedClock(MovedClock):
@@ -434,9 +431,11 @@ class HurriedClock(MovedClock):
         return super().monotonic()
 
 
-def shadow_of(world: World, kept: Kept, clock: MovedClock, every_s: float = 60) -> Shadow:
+def shadow_of(
+    world: World, kept: Kept, clock: MovedClock, every_s: float = 60, max_queue: int = 1_000
+) -> Shadow:
     store: Any = kept
-    return Shadow(store, world.policies, clock, max_queue=1_000, every_s=every_s)
+    return Shadow(store, world.policies, clock, max_queue=max_queue, every_s=every_s)
 
 
 def running(text: str, number: int = 1) -> Running:
@@ -449,6 +448,17 @@ def mail(world: World, user: str = BOB) -> tuple[Question, Decision]:
     decision = world.policies.book.decide(question)
     assert decision.allow
     return question, decision
+
+
+def two_meanwhile(world: World, kept: Kept, shadow: Shadow) -> None:
+    """While counts are stored next, two decisions are made, one more than there is room for."""
+
+    def note() -> None:
+        kept.meanwhile = lambda: None
+        for number in range(2):
+            shadow.note(f"decisions/{number}", *mail(world))
+
+    kept.meanwhile = note
 
 
 async def test_counts_survive_a_database_that_is_away(world: World, clock: MovedClock) -> None:
@@ -464,6 +474,38 @@ async def test_counts_survive_a_database_that_is_away(world: World, clock: Moved
     await shadow.look()
     await shadow.look()
     assert kept.total.outcomes == {Outcome.NEWLY_DENIED: 3}
+
+
+async def test_what_is_counted_while_counts_are_stored_is_stored_with_the_next(
+    world: World, clock: MovedClock
+) -> None:
+    kept = Kept(running(FORBID))
+    shadow = shadow_of(world, kept, clock, max_queue=1)
+
+    await shadow.look()
+    shadow.note("decisions/first", *mail(world))
+    two_meanwhile(world, kept, shadow)
+    await shadow.look()
+    await shadow.look()
+    assert kept.total.outcomes == {Outcome.NEWLY_DENIED: 2, Outcome.DROPPED: 1}
+
+
+async def test_nothing_that_one_candidate_saw_is_counted_for_the_next(
+    world: World, clock: MovedClock
+) -> None:
+    kept = Kept(running(FORBID))
+    shadow = shadow_of(world, kept, clock, max_queue=1)
+
+    await shadow.look()
+    shadow.note("decisions/first", *mail(world))
+    two_meanwhile(world, kept, shadow)
+    await shadow.look()
+    kept.current, kept.total = running(MAY, 2), Tally()
+    await shadow.look()
+    assert kept.total.outcomes == {Outcome.DROPPED: 1}, "of the first, at its end"
+    kept.total = Tally()
+    await shadow.look()
+    assert kept.total.outcomes == {}
 
 
 async def test_a_candidate_takes_its_share_and_the_others_wait_for_the_next_look(

@@ -106,6 +106,7 @@ class Shadow:
         await self._store_tally()
         self._shadow = self._book = None
         self._queue.clear()
+        self._tally = Tally()
         if running is None:
             return
         try:
@@ -149,14 +150,18 @@ class Shadow:
         """Store what was counted; if the database is away, with the next."""
         if self._shadow is None or self._tally.is_empty:
             return
+        # Counting goes on meanwhile.
+        tally, self._tally = self._tally, Tally()
         try:
-            await self._store.add(self._shadow, self._tally)
+            await self._store.add(self._shadow, tally)
         except NOT_STORABLE:
             # Policy does not end of what a caller named; the counts are stored with the next.
             log.exception("policy_shadow_not_storable", shadow=str(self._shadow))
-            self._tally.unlist()
-        else:
-            self._tally = Tally()
+            tally.unlist()
+            self._tally.take(tally)
+        except RemitError:
+            self._tally.take(tally)
+            raise
 
 
 def _with_newest_grants(candidate: RuleBook, in_force: RuleBook) -> RuleBook:

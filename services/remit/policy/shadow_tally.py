@@ -83,13 +83,21 @@ class Tally:
         """Counts decisions alike."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
 
-    def differs(self, key: ChangeKey, example: Example) -> None:
-        """Counts a decision that differs under its kind, if there is room for the kind."""
+    def differs(self, key: ChangeKey, example: Example, number: int = 1) -> None:
+        """Counts decisions that differ under their kind, if there is room for the kind."""
         known = self.changes.get(key)
         if known is None and len(self.changes) >= MOST_CHANGES:
-            self.unlisted += 1
+            self.unlisted += number
             return
-        self.changes[key] = ((known[0] if known else 0) + 1, example)
+        self.changes[key] = ((known[0] if known else 0) + number, example)
+
+    def take(self, other: Tally) -> None:
+        """Count what another counted too."""
+        for outcome, number in other.outcomes.items():
+            self.count(outcome, number)
+        for key, (number, example) in other.changes.items():
+            self.differs(key, example, number)
+        self.unlisted += other.unlisted
 
     def unlist(self) -> None:
         """Keep the counts alone: what is listed could not be stored."""
