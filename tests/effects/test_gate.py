@@ -19,10 +19,14 @@ from remit.effects.statements import INSERT_NEXT
 from remit.effects.steps import Begun, Change, Finish
 from remit.effects.store import ClaimStore
 from remit.postgres import Database
+from remit.rpc.clock import SystemClock
 from remit.rpc.errors import RemitError
 from tests.conftest import OpenDatabase
 from tests.effects.world import LEASE_S, Replica, World, a_call, a_request, replica, settled_down
 from tests.waiting import eventually
+
+DECISION_HOLDS_S = 8.0
+"""Of the ten seconds that the world's policy gives; a lease is longer."""
 
 
 @pytest.fixture
@@ -264,6 +268,25 @@ async def test_a_lapsed_owner_starts_nothing(one: Replica, world: World, claims:
     # Either the thief came first and nothing was done, or it came too late to change a fact.
     if isinstance(results[0], RemitError):
         assert not world.touched
+
+
+class Ahead(SystemClock):
+    """The clock of a process that stood still after it had asked for its permits."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() + DECISION_HOLDS_S
+
+
+async def test_a_decision_that_ran_out_meanwhile_is_not_acted_on(
+    one: Replica, world: World, claims: Database
+) -> None:
+    one.gate._clock = Ahead()
+    with a_call(), pytest.raises(RemitError) as caught:
+        await one.gate.perform(a_request(), world.effect)
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_EFFECT_IN_PROGRESS
+    await settled_down(one)
+    assert await state_of(claims) == [(1, "REFUSED", True)]
+    assert (sum(world.touched.values()), world.open_holds()) == (0, [])
 
 
 async def cut_off(one: Replica, *, idempotent: bool) -> None:
