@@ -1,17 +1,16 @@
-"""`make bench-policy`: decisions by few and many policies, and a preview of many decisions.
+"""`make bench-policy`: decisions by few and many policies, and previews of many decisions.
 
 python -m tests.bench.policy                   measure and show
-python -m tests.bench.policy --decisions 5000  a smaller preview
+python -m tests.bench.policy --decisions 5000  smaller previews
 
 Nothing is written: the figures are of the machine that runs it. Decisions are measured in time of
 the CPU, so that whoever else uses the machine does not count; previews in time that passes. Where
 1,000 policies are for 1,000 tools, a question meets those of its own tool alone; "as one set" is
 what Cedar does without slices, and "kept" what a book remembers of questions alike.
 
-Previews are of three kinds. "alike": 100 questions, asked again and again. "different": each is by
-one of 1,000 users about one of 1,000 tools with a path, a host and a recipient of its own, all of
-which policies for every tool test. "told apart": the same, and a policy compares two facts with
-each other, so that every decision is put to Cedar.
+A preview is all that SimulatePolicy does: decisions are read from a real PostgreSQL and opened with
+their subjects' keys, and processes that are started for it ask the candidate. "read" is the reading
+and opening alone. PREVIEWS says which decisions are tried on which candidates.
 """
 
 from __future__ import annotations
@@ -20,49 +19,85 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from remit.policy.decision_record import Page, Place
+from remit import telemetry
+from remit.api.policy.v1 import policy_set_service_pb2
+from remit.policy.decision_record import DecisionRecord, Place
 from remit.policy.entities import Principal, reference_to
 from remit.policy.epochs import read_policies
 from remit.policy.facts import facts_of
-from remit.policy.recorded import Recorded, question_json
-from remit.policy.replay import Candidate, process_pool, replay
+from remit.policy.replay import process_pool
 from remit.policy.rule_sets import PolicySource, RuleSet, compile_policies
-from remit.policy.rules import Question, RuleBook
+from remit.policy.rules import Decision, Question, RuleBook
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.slices import Slice, Slices
+from remit.postgres import Database
+from remit.rpc.calls import remit_token
+from tests.conftest import PostgresCluster, running_postgres
+from tests.policy.world import ALICE, MovedClock, World
 
 SHIPPED: Final = read_policies(SHIPPED_POLICIES)
 TOOLS: Final = 1_000
-PAGE: Final = 2_000
 PROCESSES: Final = 2
 NOW: Final = datetime(2026, 11, 29, tzinfo=UTC)
 
 _TEST: Final = (
     '@id("{name}") forbid (principal, action == Action::"tools.call", resource is Tool)'
-    " when {{ context has tool_call && {condition} }};"
+    " when {{ {condition} }};"
 )
+_CALLED: Final = "context has tool_call && "
 _FACTS: Final = "context.tool_call.facts"
 TESTS: Final = "\n".join(
     _TEST.format(name=name, condition=condition)
     for name, condition in {
-        "secret": f'{_FACTS}.common_path like "/secret/*"',
-        "drafts": f'{_FACTS}.path_prefixes.contains("/reports/drafts")',
-        "hosts": f'{_FACTS}.hosts.containsAny(["h7.example.com", "h77.example.com"])',
-        "mails": f'{_FACTS}.mail_domains.contains("d777.example.com")',
+        "secret": f'{_CALLED}{_FACTS}.common_path like "/secret/*"',
+        "drafts": f'{_CALLED}{_FACTS}.path_prefixes.contains("/reports/drafts")',
+        "hosts": f'{_CALLED}{_FACTS}.hosts.containsAny(["h7.example.com", "h77.example.com"])',
+        "mails": f'{_CALLED}{_FACTS}.mail_domains.contains("d777.example.com")',
+        "compared": f"{_CALLED}{_FACTS}.hosts.contains({_FACTS}.common_path)",
+        "night": 'context.now.toTime() < duration("6h")',
+        "ended": 'context.now > datetime("2026-12-31T00:00:00Z")',
     }.items()
 )
-"""Policies for every tool that test what the arguments touch."""
-APART: Final = _TEST.format(
-    name="apart",
-    condition=f"{_FACTS}.hosts.contains({_FACTS}.common_path)",
+"""Policies for every tool that test what the arguments touch, and the time."""
+USERS: Final = "\n".join(
+    f'@id("u{n}") forbid (principal == User::"orgs/acme/users/u{n}",'
+    ' action == Action::"tools.call", resource is Tool)'
+    f' when {{ {_CALLED}{_FACTS}.common_path like "/secret/{n}/*" }};'
+    for n in range(1_000)
 )
-"""A policy that compares facts with each other."""
+"""A policy for each of 1,000 users, for every tool."""
+APART: Final = _TEST.format(
+    name="apart", condition=f"{_CALLED}principal.roles.contains(context.tool_call.arguments_digest)"
+)
+"""A policy that compares what differs from call to call with what is no fact of the call."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Decisions, and the candidate that is tried on them."""
+
+    name: str
+    tools: int
+    """Of which the candidate has a policy each."""
+    more: str
+    """Policies that the candidate has besides."""
+    distinct: bool = True
+    """Each by one of 1,000 users about one of 1,000 tools, with arguments of its own."""
+
+
+PREVIEWS: Final = (
+    Preview("alike", 0, "", distinct=False),
+    Preview("tests of arguments and time", 10, TESTS),
+    Preview("and a policy for each tool", TOOLS, TESTS),
+    Preview("and a policy for each user", 10, TESTS + USERS),
+    Preview("a policy that tells all apart", 10, TESTS + APART),
+)
 
 
 class OneSet(Slices):
@@ -78,17 +113,17 @@ class OneSet(Slices):
         return self._all
 
 
-def rules_with(more: int) -> RuleSet:
-    """What Remit ships, and `more` policies, each for a tool of its own."""
+def rules_with(tools: int, more: str = "") -> RuleSet:
+    """What Remit ships, a policy for each of `tools` tools, and `more`."""
     text = "\n".join(
         f'@id("t{n}") forbid (principal, action == Action::"tools.call",'
         f' resource == Tool::"tools/t{n}")'
         " when { context has tool_call && context.tool_call.facts.common_path like"
         f' "/secret/{n}/*" }};'
-        for n in range(more)
+        for n in range(tools)
     )
-    files = SHIPPED.files if not more else {**SHIPPED.files, "tools.cedar": text}
-    return compile_policies(PolicySource(files, SHIPPED.schema))
+    added = {name: text for name, text in (("tools.cedar", text), ("more.cedar", more)) if text}
+    return compile_policies(PolicySource({**SHIPPED.files, **added}, SHIPPED.schema))
 
 
 def question(number: int, *, distinct: bool) -> Question:
@@ -140,37 +175,62 @@ def decisions() -> None:
             print(f"{len(rules.policies):>6,} policies, {name:<10}  {measured(book, questions)}")
 
 
-async def preview(count: int, *, distinct: bool, policies: str = "") -> str:
-    """Show how long a candidate takes that would change some of `count` decisions."""
-    rules = rules_with(10)
-    files = {**rules.source.files, "facts.cedar": TESTS + policies} if distinct else SHIPPED.files
-    candidate = Candidate(PolicySource(files, SHIPPED.schema), ())
-    made = [
-        Recorded(
-            decision_id=f"decisions/{number}",
-            stated=question_json(question(number, distinct=distinct)),
-            time=NOW,
-            allowed=number % 100 != 0,
-            policy_ids=("members-call-tools",),
-            epoch=1,
+async def kept(world: World, count: int, *, distinct: bool) -> DecisionRecord:
+    """A record of `count` decisions, of which every hundredth was a denial."""
+    record = world.decision_record(max_queue=count)
+    for number in range(count):
+        allow = number % 100 != 0
+        when = world.clock.now() - timedelta(milliseconds=400 * number)
+        asked = replace(question(number, distinct=distinct), time=when)
+        record.note(
+            f"decisions/{number:032x}", asked, Decision(allow, ("members-call-tools",), "", 1)
         )
-        for number in range(count)
-    ]
+    await record.flush()
+    return record
 
-    async def pages() -> AsyncIterator[Page]:
-        for start in range(0, count, PAGE):
-            yield Page(list(made[start : start + PAGE]), Place(datetime.now(UTC), "", 1))
 
+async def read(record: DecisionRecord, world: World, count: int) -> str:
+    """Show how long the database's part takes."""
     began = time.perf_counter()
-    asked = changed = 0
-    async for step in replay(pages(), candidate, partial(process_pool, processes=PROCESSES)):
-        asked += step.distinct
-        changed += step.newly_allowed + step.newly_denied
+    place = Place(world.clock.now() + timedelta(seconds=1), "", count)
+    start = world.clock.now() - timedelta(days=7)
+    found = sum([len(page.decisions) async for page in record.read(start, place)])
+    took_s = time.perf_counter() - began
+    return f"{found:,} decisions: {took_s:.1f} s"
+
+
+async def preview(record: DecisionRecord, world: World, count: int, each: Preview) -> str:
+    """Show how long a candidate takes that would change some of `count` decisions."""
+    pool_of = partial(process_pool, processes=PROCESSES)
+    simulator = world.simulator(record, pool_of)
+    rules = rules_with(each.tools, each.more)
+    request = policy_set_service_pb2.SimulatePolicyRequest(max_decisions=count)
+    request.end_time.FromDatetime(world.clock.now() + timedelta(seconds=1))
+    began = time.perf_counter()
+    looked_at = asked = changed = 0
+    with remit_token(world.client_token(ALICE, roles=("admin",))):
+        async for step in simulator.run(rules, request):
+            looked_at += step.decisions
+            asked += step.questions
+            changed += step.newly_allowed + step.newly_denied
     took_s = time.perf_counter() - began
     return (
-        f"{count:,} decisions, {asked:,} questions, {changed:,} changed:"
+        f"{looked_at:,} decisions, {asked:,} questions, {changed:,} changed:"
         f" {took_s:.1f} s in {PROCESSES} processes"
     )
+
+
+async def previews(cluster: PostgresCluster, count: int) -> None:
+    """Show each preview, on a database of its own for either kind of decisions."""
+    for distinct in (False, True):
+        dsn = cluster.dsn(await cluster.fresh("policy"), "remit_policy")
+        async with Database.open(dsn, pool_size=8, statement_timeout_s=60.0) as database:
+            world = await World.open(database, MovedClock())
+            record = await kept(world, count, distinct=distinct)
+            print(f"{'read':<30}", await read(record, world, count))
+            for each in PREVIEWS:
+                if each.distinct == distinct:
+                    print(f"{each.name:<30}", await preview(record, world, count, each))
 
 
 def main() -> int:
@@ -178,10 +238,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--decisions", type=int, default=100_000, help="of the previews")
     count = parser.parse_args().decisions
+    telemetry.configure_logging(area="policy", replica="0", level="warning")
     decisions()
-    print("alike      ", asyncio.run(preview(count, distinct=False)))
-    print("different  ", asyncio.run(preview(count, distinct=True)))
-    print("told apart ", asyncio.run(preview(count, distinct=True, policies=APART)))
+    with running_postgres(on_disk=True) as cluster:
+        asyncio.run(previews(cluster, count))
     return 0
 
 

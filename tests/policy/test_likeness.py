@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import Any
 
-import cedarpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +19,7 @@ from remit.policy.replay import Candidate, Trial
 from remit.policy.rule_sets import PolicySource, compile_policies
 from remit.policy.rules import Question, RuleBook, default_denial
 from remit.policy.schema import SHIPPED_POLICIES
-from remit.policy.sight import Sight, matches
+from remit.policy.sight import Sight
 
 SHIPPED = read_policies(SHIPPED_POLICIES)
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -31,6 +29,9 @@ FACTS = "context.tool_call.facts"
 PATHS = ["", "/a", "/a/b", "/ab", "/secret/x", "/é*"]
 ATOMS = [
     f'{FACTS}.common_path like "/a*"',
+    f'({FACTS}.common_path like "/a*") != ({FACTS}.common_path like "/s*" && {FACTS}.path_escapes)',
+    f'{FACTS}.common_path like "*"',
+    f'{FACTS}.common_path like ""',
     f'{FACTS}.common_path like "*b"',
     f'{FACTS}.common_path like "/s*r*x"',
     f'{FACTS}.common_path like "/é\\*"',
@@ -75,6 +76,10 @@ ANYWHERE = [
     "principal == resource",
     'principal.roles.contains("member")',
     'context.now < datetime("2026-11-29T12:00:00.500Z")',
+    'context.now.toTime() >= duration("12h499ms")',
+    'principal == resource && context.now.toDate() == datetime("2026-11-29")',
+    '[context.now].contains(datetime("2026-11-29T12:00:00Z"))',
+    'context.now.offset(duration("9223372036854775807ms")) > context.now',
     "resource is Approval && resource.requester == principal",
     "resource is User && resource.org == principal.org",
     "[context].contains(context)",
@@ -344,21 +349,6 @@ def test_every_grant_tells_apart_whom_and_what_it_is_for() -> None:
     assert agree(PolicySource(files, SHIPPED.schema), given, asked) < len(asked) / 2
 
 
-texts_and_stars = st.text(st.sampled_from("ab*é\n"), max_size=8)
-
-
-@given(texts_and_stars, texts_and_stars)
-def test_a_pattern_matches_as_in_cedar(pattern: str, text: str) -> None:
-    pieces = tuple(pattern.split("*"))
-    expression = ".*".join(re.escape(piece) for piece in pieces)
-    assert matches(pieces, text) == bool(re.fullmatch(expression, text, re.DOTALL))
-    written = pattern.replace("\n", "\\n")
-    policy = f'permit (principal, action, resource) when {{ context.text like "{written}" }};'
-    uid = {"type": "T", "id": "x"}
-    request = {"principal": uid, "action": uid, "resource": uid, "context": {"text": text}}
-    assert matches(pieces, text) == cedarpy.is_authorized(request, policy, []).allowed
-
-
 def call(**changed: Any) -> Question:
     facts = {
         "common_path": "/a",
@@ -410,7 +400,10 @@ def test_what_the_shipped_policies_cannot_tell_apart_is_alike() -> None:
     [
         (f'context has tool_call && {FACTS}.common_path like "/b*"', {"common_path": "/b/c"}),
         (f'context has tool_call && {FACTS}.hosts.contains("h")', {"hosts": ["h"]}),
-        (f"context has tool_call && {FACTS}.hosts.contains({FACTS}.common_path)", {"hosts": ["x"]}),
+        (
+            f"context has tool_call && {FACTS}.hosts.contains({FACTS}.common_path)",
+            {"hosts": ["/a"]},
+        ),
         (f"context has tool_call && [{FACTS}].contains({FACTS})", {"mail_domains": ["x"]}),
     ],
 )
@@ -439,5 +432,5 @@ def test_what_has_another_form_is_like_itself_alone() -> None:
 
 def test_names_of_scopes_and_conditions_are_seen() -> None:
     text = 'permit (principal in Team::"t", action, resource) unless { resource == Org::"o" };'
-    sight = Sight(cedarpy.PolicySet.from_str(text).to_pst().static_policies.values())
+    sight = Sight([text])
     assert sight.names == {"t", "o"}

@@ -63,7 +63,7 @@ from remit.policy.principal_store import PrincipalStore
 from remit.policy.rate_limits import EdgeLimits
 from remit.policy.read_log import ReadLog
 from remit.policy.remits import RemitIssuer
-from remit.policy.replay import Candidate, prepare
+from remit.policy.replay import Candidate, PoolOf, prepare
 from remit.policy.runs import RunStore
 from remit.policy.schema import SHIPPED_POLICIES
 from remit.policy.service import PolicyService
@@ -233,7 +233,7 @@ class World:
             cache_s=CACHE_S,
             cache_size=CACHE_SIZE,
         )
-        self.record = self._decision_record()
+        self.record = self.decision_record()
         self.shadows = ShadowStore(database, self.ids)
         self.shadow = Shadow(
             self.shadows, policies, clock, max_queue=MOST_WAITING, every_s=SHADOW_LOOK_S
@@ -241,11 +241,13 @@ class World:
         self.arguments = ApprovalArguments(self._subject_keys(), self.ids)
         self._add_policy()
 
-    def _reads(self) -> ReadLog:
+    def simulator(self, record: DecisionRecord, pool_of: PoolOf) -> Simulator:
+        """What tries candidates on that record."""
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
             audit_service_pb2_grpc.AuditServiceStub
         )
-        return ReadLog(stub, self.clock, self.ids)
+        reads = ReadLog(stub, self.clock, self.ids)
+        return Simulator(self.sets, record, reads, self.clock, pool_of)
 
     def _subject_keys(self) -> SubjectKeys:
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
@@ -253,14 +255,15 @@ class World:
         )
         return SubjectKeys(stub, self.clock)
 
-    def _decision_record(self) -> DecisionRecord:
+    def decision_record(self, max_queue: int = MOST_WAITING) -> DecisionRecord:
+        """A record of decisions, which reads what others wrote too."""
         return DecisionRecord(
             self.database,
             self._subject_keys(),
             self.clock,
             self.ids,
             retention_days=7,
-            max_queue=MOST_WAITING,
+            max_queue=max_queue,
             interval_s=0.01,
         )
 
@@ -345,7 +348,7 @@ class World:
                 policies=self.policies,
                 authority=self.authority,
                 recorder=self.recorder,
-                simulator=Simulator(self.sets, self.record, self._reads(), self.clock, in_a_thread),
+                simulator=self.simulator(self.record, in_a_thread),
                 shadows=self.shadows,
             ),
         )

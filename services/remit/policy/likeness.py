@@ -9,27 +9,29 @@ a question. What has not exactly the form that Remit states is like itself alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-import cedarpy
-
 from remit import names
 from remit.policy.entities import TOOL_CLASSES, reference
-from remit.policy.grants import Grants
+from remit.policy.fact_expressions import DIGEST, NOW, SETS, STRINGS
+from remit.policy.grants import Grant
 from remit.policy.recorded import question_json
 from remit.policy.rules import Question, RuleBook
-from remit.policy.sight import DIGEST, DOUBT, NOW, SETS, STRINGS, Sight, tells_of_set, tells_of_text
+from remit.policy.sight import Sight
 from remit.policy.slices import Slice
 
 Likeness: TypeAlias = tuple[object, ...]
 
+_DOUBT: Final = "repeats_doubt"
 _FACTS: Final = frozenset({*STRINGS, *SETS, "path_escapes", "incomplete"})
 _IN_ORG: Final = frozenset({"Team", "User", "ApiKey"})
 _NAMES_REMEMBERED: Final = 65_536
 _MOST_SLICES: Final = 2_048
+_BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Likenesses:
@@ -37,7 +39,6 @@ class Likenesses:
 
     def __init__(self, book: RuleBook) -> None:
         self._book = book
-        self._granted = _names_in(book.grants)
         self._eyes: dict[int, tuple[Slice, _Eyes]] = {}
 
     def of(self, question: Question) -> Likeness:
@@ -48,20 +49,11 @@ class Likenesses:
             if len(self._eyes) >= _MOST_SLICES:
                 self._eyes.clear()
             # The slice is kept with it, so that no other gets its id.
-            known = self._eyes[id(policies)] = (policies, _Eyes(policies, self._granted))
+            known = self._eyes[id(policies)] = (policies, _Eyes(policies, self._book.grants_for))
         try:
-            return (*known[1].likeness(question), self._grants_tell(question))
+            return known[1].likeness(question)
         except _OddError:
             return ("odd", question_json(question), question.requester, question.time)
-
-    def _grants_tell(self, question: Question) -> tuple[bool, ...]:
-        """Which of the grants that may apply have ended when it is asked."""
-        grants = self._book.grants_for(question)
-        return tuple(
-            _milliseconds(question.time) < _milliseconds(grant.expire_time)
-            for grant in grants
-            if grant.expire_time is not None
-        )
 
 
 class _OddError(Exception):
@@ -69,15 +61,13 @@ class _OddError(Exception):
 
 
 class _Eyes:
-    """What the policies of one slice can tell."""
+    """What the policies of one slice can tell, and the grants that may apply to a question."""
 
-    def __init__(self, policies: Slice, granted: frozenset[str]) -> None:
-        sight = Sight(policies.parsed.to_pst().static_policies.values())
-        self._names = sight.names | granted
-        self._now = sight.tests[NOW].whole
-        self._texts = [(name, tells_of_text(sight.tests[name])) for name in STRINGS]
-        self._sets = [(name, tells_of_set(sight.tests[name])) for name in SETS]
-        self._digest = tells_of_text(sight.tests[DIGEST])
+    def __init__(self, policies: Slice, grants_for: Callable[[Question], list[Grant]]) -> None:
+        sight = Sight(policy.text for policy in policies.policies)
+        self._names = sight.names
+        self._of_time, self._of_call = sight.of_time, sight.of_call
+        self._grants_for = grants_for
 
     def likeness(self, question: Question) -> Likeness:
         """Raise _OddError for what has another form."""
@@ -93,46 +83,63 @@ class _Eyes:
         elif kind == "Approval":
             involved += [question.requester, _org_of(question.requester)]
         agent, run = _entity(context, "agent", "Agent"), _entity(context, "run", "Run")
+        grants = self._grants_for(question)
+        said = self._names.union(*map(_said, grants)) if grants else self._names
         return (
             question.action,
             who.roles,
             question.permission_class if kind == "Tool" else 0,
-            *self._pattern([*involved, agent, run]),
+            *_pattern([*involved, agent, run], said),
             self._call(context["tool_call"]) if "tool_call" in context else None,
-            _milliseconds(question.time) if self._now else None,
+            self._time(question.time) if self._of_time else None,
+            *(_told(grant, question.time) for grant in grants),
         )
 
-    def _pattern(self, involved: list[str]) -> list[object]:
-        """Names that policies say, and for each other its type and where it stands first."""
-        places: dict[str, int] = {}
-        pattern: list[object] = []
-        for name in involved:
-            if not name or name in self._names:
-                pattern.append(name)
-            else:
-                pattern.append((_type_of(name), places.setdefault(name, len(places))))
-        return pattern
-
     def _call(self, call: object) -> Likeness:
-        if type(call) is not dict or call.keys() - {DOUBT} != {DIGEST, "facts"}:
+        if type(call) is not dict or call.keys() - {_DOUBT} != {DIGEST, "facts"}:
             raise _OddError
         facts = call["facts"]
         if type(facts) is not dict or facts.keys() != _FACTS:
             raise _OddError
+        seen: dict[str, object] = {DIGEST: _text(call[DIGEST])}
+        for name in STRINGS:
+            seen[name] = _text(facts[name])
+        for name in SETS:
+            seen[name] = _listed(facts[name])
         return (
-            _flag(call[DOUBT]) if DOUBT in call else None,
+            _flag(call[_DOUBT]) if _DOUBT in call else None,
             _flag(facts["path_escapes"]),
             _flag(facts["incomplete"]),
-            self._digest(_text(call[DIGEST])),
-            *(tell(_text(facts[name])) for name, tell in self._texts),
-            *(tell(_listed(facts[name])) for name, tell in self._sets),
+            *(tell(seen) for tell in self._of_call),
         )
 
+    def _time(self, time: datetime | None) -> Likeness:
+        seen = {NOW: _milliseconds(time)}
+        return tuple(tell(seen) for tell in self._of_time)
 
-def _names_in(grants: Grants) -> frozenset[str]:
-    text = "\n".join(grant.policy for grant in grants.every)
-    said = Sight(cedarpy.PolicySet.from_str(text).to_pst().static_policies.values()).names
-    return said.union(*({grant.principal, grant.tool} for grant in grants.every))
+
+def _pattern(involved: list[str], said: frozenset[str]) -> list[object]:
+    """Names that are said, and for each other its type and where it stands first."""
+    places: dict[str, int] = {}
+    pattern: list[object] = []
+    for name in involved:
+        if not name or name in said:
+            pattern.append(name)
+        else:
+            pattern.append((_type_of(name), places.setdefault(name, len(places))))
+    return pattern
+
+
+@lru_cache(_NAMES_REMEMBERED)
+def _said(grant: Grant) -> frozenset[str]:
+    """The names that a grant says."""
+    return Sight([grant.policy]).names | {grant.principal, grant.tool}
+
+
+def _told(grant: Grant, time: datetime | None) -> tuple[str, bool]:
+    """Which grant it is, and whether it has not ended."""
+    end = grant.expire_time
+    return grant.name, end is None or _milliseconds(time) < _milliseconds(end)
 
 
 def _entity(context: Mapping[str, object], name: str, entity_type: str) -> str:
@@ -178,19 +185,19 @@ def _text(value: object) -> str:
     return value
 
 
-def _listed(value: object) -> list[str]:
+def _listed(value: object) -> frozenset[str]:
     if type(value) is not list:
         raise _OddError
-    return [_text(each) for each in value]
+    return frozenset([_text(each) for each in value])
 
 
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _milliseconds(time: datetime | None) -> datetime:
-    """A time as Cedar is told it."""
+def _milliseconds(time: datetime | None) -> int:
+    """A time as Cedar is told it: whole milliseconds since 1970."""
     if time is None:
         message = "a question that is compared with others has its time"
         raise AssertionError(message)
-    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+    return (time - _BEGINNING) // _MILLISECOND

@@ -1,151 +1,171 @@
 """What a set of policies can tell of a question: the names they say, and the tests they make. Pure.
 
 Policies say names (`User::"orgs/acme/users/alice"`) and test facts of the arguments (`common_path
-like "/reports/*"`). Cedar compares names and never looks inside one, and a condition depends on
-a fact through its tests alone. So two questions that agree in the tests, and in which names
-are which, get the same answer (likeness.py). A fact that is used in any other way counts whole.
+like "/reports/*"`) and the time (`context.now.toTime() < duration("8h")`). Cedar compares names and
+never looks inside one, and a condition depends on facts through the values of the expressions that
+are over facts alone. So two questions that agree in these, and in which names are which, get the
+same answer (likeness.py). A fact that is used in any other way counts whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
+import cedarpy
 from cedarpy import pst
 
-_CONTEXT: Final = pst.Var("context")
-_CALL: Final = pst.GetAttr(_CONTEXT, "tool_call")
-_FACTS: Final = pst.GetAttr(_CALL, "facts")
-_RECORDS: Final = frozenset({_CONTEXT, _CALL, _FACTS})
-STRINGS: Final = ("common_path",)
-SETS: Final = ("path_prefixes", "hosts", "mail_domains")
-DIGEST: Final = "arguments_digest"
-DOUBT: Final = "repeats_doubt"
-NOW: Final = "now"
-_FACT_OF: Final = {
-    pst.GetAttr(_CONTEXT, NOW): NOW,
-    pst.GetAttr(_CALL, DIGEST): DIGEST,
-    **{pst.GetAttr(_FACTS, name): name for name in (*STRINGS, *SETS)},
-}
-_SWAPPED: Final = {"eq": "eq", "not_eq": "not_eq", "contains_any": "contains_any"}
+from remit.policy.fact_expressions import (
+    CALL,
+    CONTEXT,
+    FACT_OF,
+    FACTS,
+    NOW,
+    Expression,
+    Seen,
+    expression,
+)
 
-Pattern: TypeAlias = tuple[str, ...]
-"""The texts between the wildcards of a `like`; one text is without a wildcard."""
+_RECORDS: Final = frozenset({CONTEXT, CALL, FACTS})
+_POLICIES_REMEMBERED: Final = 16_384
 
-
-@dataclass
-class Tests:
-    """How policies use one fact. `whole`: in a way that is not one of the tests below."""
-
-    whole: bool = False
-    literals: set[str] = field(default_factory=set)
-    """Texts that it, or an element of it, is compared with."""
-    patterns: set[Pattern] = field(default_factory=set)
-    bounds: set[frozenset[str]] = field(default_factory=set)
-    """Sets that are asked whether they hold all of it."""
-
-    @cached_property
-    def ordered(self) -> tuple[list[Pattern], list[frozenset[str]]]:
-        """Patterns and bounds in an order; asked for once all policies were looked at."""
-        return sorted(self.patterns), sorted(self.bounds, key=sorted)
+Tell: TypeAlias = Callable[[Seen], object]
+"""Something that policies can tell of the facts, in a form that may be compared."""
 
 
 class Sight:
-    """What these policies can tell."""
+    """What these policies, each with its text, can tell."""
 
-    def __init__(self, policies: Iterable[pst.Template]) -> None:
-        given = tuple(policies)
-        self.names = frozenset(uid.id for uid in pst.entity_uids(given))
+    def __init__(self, policies: Iterable[str]) -> None:
+        looks = [_look_of(policy) for policy in policies]
+        self.names = frozenset[str]().union(*(look.names for look in looks))
         """Every name that some policy says."""
-        self.tests = {name: Tests() for name in _FACT_OF.values()}
-        for policy in given:
-            for clause in policy.clauses:
-                self._look(clause.expr)
+        # No expression is of both: none compares a time with a text.
+        tests = tuple({node: test for look in looks for node, test in look.tests.items()}.values())
+        self.of_time: tuple[Tell, ...] = tuple(_tell(test) for test in tests if NOW in test.facts)
+        """What they can tell of the time of a question."""
+        self.of_call: tuple[Tell, ...] = (
+            *(_tell(test) for test in tests if NOW not in test.facts),
+            *(
+                _tell_texts(FACT_OF[fact], texts)
+                for fact, texts in _together(look.texts for look in looks)
+            ),
+            *(
+                _tell_starts(FACT_OF[fact], texts)
+                for fact, texts in _together(look.starts for look in looks)
+            ),
+        )
+        """What they can tell of a tool call."""
+
+
+class _Look:
+    """What one policy can tell."""
+
+    def __init__(self, policy: pst.Template) -> None:
+        self.names = frozenset(uid.id for uid in pst.entity_uids(policy))
+        self.tests: dict[object, Expression] = {}
+        # Many policies ask for one text or its beginning: these are looked for together.
+        self.texts: defaultdict[object, set[str]] = defaultdict(set)
+        self.starts: defaultdict[object, set[str]] = defaultdict(set)
+        for clause in policy.clauses:
+            self._look(clause.expr)
 
     def _look(self, root: pst.Expr) -> None:
         waiting: list[Any] = [root]
         while waiting:
             node = waiting.pop()
-            fact = _FACT_OF.get(node) if isinstance(node, pst.GetAttr) else None
-            if fact is not None:
-                self.tests[fact].whole = True
-            elif isinstance(node, pst.Var | pst.GetAttr) and node in _RECORDS:
-                for tests in self.tests.values():
-                    tests.whole = True
-            elif not self._is_test(node):
+            if isinstance(node, pst.Var | pst.GetAttr) and node in _RECORDS:
+                self.tests |= FACT_OF
+            elif not (_is_of_form(node) or self._one_text(node) or self._test(node)):
                 waiting.extend(_parts(node))
 
-    def _is_test(self, node: object) -> bool:
-        """Whether this is a test of a fact, or needs no look inside; a test is taken down."""
-        if isinstance(node, pst.GetAttr | pst.HasAttr):
-            return node.base in _RECORDS  # which attributes there are is part of the likeness
+    def _test(self, node: object) -> bool:
+        found = expression(node)
+        if found is not None and found.facts:
+            self.tests[node] = found
+        return found is not None
+
+    def _one_text(self, node: object) -> bool:
+        """Whether it asks for one text, or for what begins with one."""
         if isinstance(node, pst.Like):
-            fact = _fact(node.base)
-            return fact is not None and self._like(fact, node.pattern)
-        if isinstance(node, pst.UnaryOp) and node.op == "is_empty":
-            fact = _fact(node.arg)
-            return fact in SETS and self._bound(fact, frozenset())
-        if isinstance(node, pst.BinaryOp):
-            return self._compared(node.op, node.left, node.right)
-        return False
-
-    def _like(self, fact: str, pattern: tuple[pst.Char | pst.Wildcard, ...]) -> bool:
-        self.tests[fact].patterns.add(_texts(pattern))
-        return True
-
-    def _bound(self, fact: str | None, bound: frozenset[str]) -> bool:
-        if fact is not None:
-            self.tests[fact].bounds.add(bound)
-        return fact is not None
-
-    def _literals(self, fact: str, texts: Iterable[str]) -> bool:
-        self.tests[fact].literals.update(texts)
-        return True
-
-    def _compared(self, op: str, left: object, right: object) -> bool:
-        """A fact on one side and what is written in the policy on the other."""
-        fact, written, is_left = _fact(left), _written(right), True
-        if fact is None or written is None:
-            fact, written, is_left = _fact(right), _written(left), False
-        if fact is None or written is None or fact == NOW:
+            return self._one_start(node)
+        if not isinstance(node, pst.BinaryOp) or node.op not in {"eq", "not_eq", "contains"}:
             return False
-        is_set, texts = fact in SETS, written if isinstance(written, frozenset) else {written}
-        one = isinstance(written, str)
-        if op in {"eq", "not_eq"} and one is not is_set:
-            return self._literals(fact, texts) and (one or self._bound(fact, frozenset(texts)))
-        if op == "contains" and is_left is is_set and one is is_left:
-            return self._literals(fact, texts)
-        if op == "contains_any" and is_set and not one:
-            return self._literals(fact, texts)
-        if op == "contains_all" and is_set and not one:
-            return self._literals(fact, texts) and (is_left or self._bound(fact, frozenset(texts)))
+        for fact, text in ((node.left, node.right), (node.right, node.left)):
+            if fact in FACT_OF and isinstance(text, pst.StringLit) and expression(node):
+                self.texts[fact].add(text.value)
+                return True
         return False
 
-
-def _fact(node: object) -> str | None:
-    return _FACT_OF.get(node) if isinstance(node, pst.GetAttr) else None
-
-
-def _written(node: object) -> str | frozenset[str] | None:
-    """A text, or a set of texts, that stands in the policy."""
-    if isinstance(node, pst.StringLit):
-        return node.value
-    if isinstance(node, pst.Set):
-        texts = [each.value for each in node.elements if isinstance(each, pst.StringLit)]
-        return frozenset(texts) if len(texts) == len(node.elements) else None
-    return None
+    def _one_start(self, node: pst.Like) -> bool:
+        *written, last = node.pattern or (None,)
+        texts = [each.value for each in written if isinstance(each, pst.Char)]
+        is_start = isinstance(last, pst.Wildcard) and len(texts) == len(written)
+        if not is_start or node.base not in FACT_OF:
+            return False
+        self.starts[node.base].add("".join(texts))
+        return True
 
 
-def _texts(pattern: tuple[pst.Char | pst.Wildcard, ...]) -> Pattern:
-    texts = [""]
-    for each in pattern:
-        if isinstance(each, pst.Char):
-            texts[-1] += each.value
-        else:
-            texts.append("")
-    return tuple(texts)
+@lru_cache(_POLICIES_REMEMBERED)
+def _look_of(policy: str) -> _Look:
+    (written,) = cedarpy.PolicySet.from_str(policy).to_pst().static_policies.values()
+    return _Look(written)
+
+
+def _together(asked: Iterable[Mapping[object, set[str]]]) -> Iterable[tuple[object, set[str]]]:
+    """The texts that all policies together ask a fact for."""
+    together: defaultdict[object, set[str]] = defaultdict(set)
+    for each in asked:
+        for fact, texts in each.items():
+            together[fact] |= texts
+    return together.items()
+
+
+def _is_of_form(node: object) -> bool:
+    """An attribute that is part of the likeness, or whether there is one."""
+    if not isinstance(node, pst.GetAttr | pst.HasAttr):
+        return False
+    return node.base in _RECORDS and node not in FACT_OF
+
+
+def _tell(test: Expression) -> Tell:
+    value, is_set = test.value, test.kind == "set"
+
+    def tell(seen: Seen) -> object:
+        try:
+            found = value(seen)
+        except OverflowError:
+            return "overflow"
+        return tuple(sorted(found)) if is_set else found
+
+    return tell
+
+
+def _tell_texts(fact: Expression, texts: set[str]) -> Tell:
+    value, is_set = fact.value, fact.kind == "set"
+
+    def tell(seen: Seen) -> object:
+        found = value(seen)
+        if is_set:
+            return tuple(sorted(texts & found))
+        return found if found in texts else None
+
+    return tell
+
+
+def _tell_starts(fact: Expression, starts: set[str]) -> Tell:
+    """Which of the texts it begins with: by lengths, of which there are fewer than texts."""
+    value, lengths = fact.value, sorted({len(start) for start in starts})
+
+    def tell(seen: Seen) -> object:
+        text = value(seen)
+        return tuple(start for length in lengths if (start := text[:length]) in starts)
+
+    return tell
 
 
 def _parts(node: object) -> Iterator[object]:
@@ -155,43 +175,3 @@ def _parts(node: object) -> Iterator[object]:
         yield from node.values()
     elif is_dataclass(node):
         yield from (getattr(node, each.name) for each in fields(node))
-
-
-def matches(pattern: Pattern, text: str) -> bool:
-    """Whether Cedar's `like` holds: a wildcard stands for any characters, also for none."""
-    first, *others = pattern
-    if not others:
-        return text == first
-    *middle, last = others
-    end = len(text) - len(last)
-    if not (text.startswith(first) and text.endswith(last)) or end < len(first):
-        return False
-    place = len(first)
-    for part in middle:
-        found = text.find(part, place, end)
-        if found < 0:
-            return False
-        place = found + len(part)
-    return True
-
-
-def tells_of_text(tests: Tests) -> Callable[[str], object]:
-    """What the tests tell of a text."""
-    patterns, literals = tests.ordered[0], tests.literals
-    if tests.whole:
-        return str
-    return lambda text: (
-        text if text in literals else None,
-        *(matches(pattern, text) for pattern in patterns),
-    )
-
-
-def tells_of_set(tests: Tests) -> Callable[[list[str]], object]:
-    """What the tests tell of a set of texts."""
-    bounds, literals = tests.ordered[1], tests.literals
-    if tests.whole:
-        return lambda texts: tuple(sorted(set(texts)))
-    return lambda texts: (
-        *sorted(literals.intersection(texts)),
-        *(bound.issuperset(texts) for bound in bounds),
-    )
