@@ -304,11 +304,11 @@ def _pod(workload: Workload) -> Iterator[str]:
 
 def _volume_faults(cluster: Cluster, workload: Workload) -> Iterator[str]:
     for volume in _volumes(workload):
-        secret = volume.get("secret")
-        if secret is not None and secret["secretName"] not in _known_secrets(cluster):
-            yield f"no secret {secret['secretName']}"
-        if secret is not None and secret["defaultMode"] != 0o440:
-            yield f"secret {secret['secretName']} is open to others"
+        for secret in _secrets(volume):
+            if secret["secretName"] not in _known_secrets(cluster):
+                yield f"no secret {secret['secretName']}"
+            if secret["defaultMode"] != 0o440:
+                yield f"secret {secret['secretName']} is open to others"
         name = volume.get("configMap", {}).get("name")
         if name is not None and name not in cluster.config_maps:
             yield f"no config map {name}"
@@ -319,6 +319,20 @@ def _volume_faults(cluster: Cluster, workload: Workload) -> Iterator[str]:
     used = {m["name"] for c in workload.containers for m in c["volumeMounts"]}
     if declared != used:
         yield f"volumes: {declared ^ used}"
+
+
+def _secrets(volume: Document) -> list[Document]:
+    """The secrets in a volume: one, or several that are projected into it."""
+    together = volume.get("projected", {})
+    mode = together.get("defaultMode")
+    return (
+        [volume["secret"]]
+        if "secret" in volume
+        else [
+            {"secretName": source["secret"]["name"], "defaultMode": mode}
+            for source in together.get("sources", ())
+        ]
+    )
 
 
 def _known_secrets(cluster: Cluster) -> set[str]:
@@ -335,6 +349,9 @@ def places(cluster: Cluster, workload: Workload, container: Document) -> list[Pl
 
 
 def _content(cluster: Cluster, volume: Document) -> frozenset[str] | None:
+    if "projected" in volume:
+        names = [secret["secretName"] for secret in _secrets(volume)]
+        return frozenset[str]().union(*(cluster.secrets.get(n, frozenset()) for n in names))
     if "secret" in volume:
         name, items = volume["secret"]["secretName"], volume["secret"].get("items", ())
         keys = cluster.secrets.get(name, frozenset())

@@ -22,6 +22,7 @@ from remit.gateway.stats import PAGES
 from remit.gateway.topology import Topology
 from remit.inference.declarations import ModelsFile
 from remit.local.installation import SECRETS_MOUNT
+from remit.oidc import _File as _IssuersFile
 from remit.postgres import DATABASES
 from remit.rpc.contracts import AREAS
 from remit.rpc.errors import RemitError
@@ -33,7 +34,7 @@ TLS_FILES: Final = {"ca.pem", "cert.pem", "key.pem"}
 PROBE_PAGES: Final = {"/health", "/ready"}
 _SETTING: Final = re.compile(r"REMIT_([A-Z]+)_(\w+)")
 _FOLDERS: Final = {"tls_dir": TLS_FILES, "keys_dir": {"log.key", "log.pub", "subject_master.key"}}
-_FILES: Final = ("pepper_file", "signing_key_file", "prices_file", "models_file")
+_FILES: Final = ("pepper_file", "signing_key_file", "prices_file", "models_file", "oidc_file")
 _OFFERS: Final = "--enable-auto-tool-choice"
 _PATH_OPTIONS: Final = {"--topology", "--config-path"}
 
@@ -192,6 +193,8 @@ def configuration_faults(file: str, content: str) -> tuple[str, ...]:
             ModelsFile.model_validate(yaml.safe_load(content))
         elif file == "prices.yaml":
             _PriceFile.model_validate(yaml.safe_load(content))
+        elif file == "issuers.yaml":
+            _IssuersFile.model_validate(yaml.safe_load(content))
         elif file.endswith("assistant.yaml"):
             parse_definition(content, file)
         else:

@@ -6,6 +6,7 @@ No cluster has seen them. Overlays are rendered where kubectl is present.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -34,6 +35,14 @@ OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
 VERSION = "1.34"
 VALIDATED: set[str] = set()  # overlays share most of what they render
 FOREIGN = {"cert-manager.io/v1"}
+ISSUERS = """
+issuers:
+  - name: corporate
+    issuer: https://login.example.com
+    audiences: [remit]
+    jwks_uri: https://login.example.com/keys
+    org: acme
+"""
 NO_MANIFEST = {"prometheus-adapter.yaml", "kustomization.yaml", "configuration.yaml"}
 
 
@@ -61,12 +70,16 @@ def base() -> list[Document]:
 
 @cache
 def rendered(overlay: str) -> list[Document]:
+    return kustomized(K8S / "overlays" / overlay)
+
+
+def kustomized(folder: Path) -> list[Document]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         # Not `missing`: no package source that `.ci/run` installs from has one that is new enough.
         pytest.skip("kubectl is missing (1.27 or newer; it renders the overlays)")
     done = subprocess.run(
-        [kubectl, "kustomize", K8S / "overlays" / overlay],
+        [kubectl, "kustomize", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -316,3 +329,54 @@ def test_a_typo_in_a_component_is_found(kind: str, secrets: dict[str, frozenset[
         r"|namespaceSelector.matchLabels.kubernetes|k8s-app|policyTypes"
     )
     assert [m for m in unseen if not free.search(m)] == []
+
+
+def with_component(component: str, overlay: str, folder: Path) -> list[Document]:
+    """An overlay with a component that an operator adds."""
+    asked = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(K8S / "overlays" / overlay, folder)],
+        "components": [os.path.relpath(K8S / "components" / component, folder)],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(asked))
+    return kustomized(folder)
+
+
+def opened(documents: list[Document], name: str) -> list[list[Document]]:
+    """The ports of the flows out of `name` that production does not have by itself."""
+
+    def flows(given: list[Document]) -> list[Document]:
+        [policy] = [
+            d for d in given if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == name
+        ]
+        return list(policy["spec"]["egress"])
+
+    before = flows(rendered("production"))
+    return [flow["ports"] for flow in flows(documents) if flow not in before]
+
+
+@pytest.mark.parametrize("overlay", ["dev", "production"])
+def test_policy_is_given_the_redis_that_its_replicas_share(
+    overlay: str, tmp_path: Path, secrets: dict[str, frozenset[str]]
+) -> None:
+    documents = with_component("shared-limits", overlay, tmp_path)
+    validate(documents)
+    shared = {"remit-limits": frozenset({"REMIT_POLICY_LIMITS_URL"})}
+    assert kubernetes_faults.faults(Cluster(documents, secrets | shared)) == []
+    if overlay == "production":
+        assert opened(documents, "policy") == [[{"protocol": "TCP", "port": 6379}]]
+
+
+@pytest.mark.parametrize("overlay", ["dev", "production"])
+def test_policy_reads_the_issuers_that_the_gateway_reads(
+    overlay: str, tmp_path: Path, secrets: dict[str, frozenset[str]]
+) -> None:
+    documents = with_component("sign-in", overlay, tmp_path)
+    validate(documents)
+    for document in documents:
+        if (document["kind"], document["metadata"]["name"]) == ("ConfigMap", "remit-topology"):
+            document["data"]["issuers.yaml"] = ISSUERS
+    assert kubernetes_faults.faults(Cluster(documents, secrets)) == []
+    if overlay == "production":
+        assert opened(documents, "gateway") == [[{"protocol": "TCP", "port": 443}]]
