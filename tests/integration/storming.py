@@ -26,10 +26,12 @@ from starlette.responses import Response
 from remit.api.agent.v1 import run_pb2
 from remit.client import Client, RemitError, is_break
 from remit.client.requests import new_request_id
+from remit.policy.schema import SHIPPED_POLICIES
 from tests.inference import openai_server
 from tests.integration.clients import a_run, followed
 from tests.integration.conftest import RunningMesh, started_mesh
 from tests.integration.crash_hook import sitecustomize as crash_hook
+from tests.integration.petitions import AGENTS, POLICY, Fate, fate_of
 from tests.scratch import scratch_folder
 from tests.tools.receiver import Receiver, receiving
 from tests.tools.smtp_server import Mailbox, smtp_server
@@ -60,6 +62,7 @@ _AGENT: Final[dict[str, Any]] = {
 _AGENTS: Final = (
     {"name": "storm-clerk", "display_name": "Clerk", "tools": ["write_file", "send_email"]},
     {"name": "storm-chief", "display_name": "Chief", "agents": ["storm-clerk"]},
+    *AGENTS,
 )
 _MODEL: Final = {
     "name": "storm",
@@ -83,6 +86,9 @@ _PRICES: Final = {
 
 def a_task(number: int) -> dict[str, str]:
     """Agent and task of a run."""
+    fate = fate_of(number)
+    if fate is not None:
+        return {"agent": fate.agent, "task": f"Do storm {number}"}
     if number % COORDINATED == COORDINATED - 1:
         return {"agent": "agents/storm-chief", "task": f"Have storm {number} done"}
     return {"agent": "agents/storm-clerk", "task": f"Do storm {number}"}
@@ -102,6 +108,12 @@ def path_of(number: int) -> str:
 def recipient_of(number: int) -> str:
     """The only reader of a run's mail."""
     return f"storm-{number}@example.org"
+
+
+def mail_of(number: int) -> dict[str, Any]:
+    """The mail that a run sends."""
+    subject = f"Storm {number}"
+    return {"to": [recipient_of(number)], "subject": subject, "body": "It is written."}
 
 
 async def model(body: dict[str, Any]) -> Response:
@@ -126,8 +138,7 @@ def _turns(number: int, offered: set[str]) -> list[list[tuple[str, dict[str, Any
     if chief:
         return [[(chief[0], {"task": f"Do storm {number}"})]]
     write = ("write_file", {"path": path_of(number), "content": f"Storm {number}"})
-    mail = {"to": [recipient_of(number)], "subject": f"Storm {number}", "body": "It is written."}
-    send = ("send_email", mail)
+    send = ("send_email", mail_of(number))
     return [[write, send]] if number % 3 == 0 else [[write], [send]]
 
 
@@ -200,6 +211,11 @@ def _environment(folder: Path, base_url: str, smtp_port: int) -> dict[str, str]:
     agents.mkdir()
     for agent in _AGENTS:
         (agents / f"{agent['name']}.yaml").write_text(yaml.safe_dump(_AGENT | agent))
+    policies = folder / "policies"
+    policies.mkdir()
+    (policies / "petitions.cedar").write_text(POLICY)
+    for shipped in SHIPPED_POLICIES.glob("*.cedar"):
+        (policies / shipped.name).write_text(shipped.read_text())
     models = folder / "models.yaml"
     models.write_text(yaml.safe_dump({"models": [_MODEL | {"base_url": base_url}]}))
     prices = folder / "prices.yaml"
@@ -229,6 +245,7 @@ def _environment(folder: Path, base_url: str, smtp_port: int) -> dict[str, str]:
         # So small that every turn extends its hold.
         "REMIT_INFERENCE_LEASE_TOKENS": "8",
         "REMIT_INFERENCE_MODELS_FILE": str(models),
+        "REMIT_POLICY_POLICIES_DIR": str(policies),
         "REMIT_TOOLS_SMTP_PORT": str(smtp_port),
         "REMIT_TOOLS_WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128",
     }
@@ -245,14 +262,17 @@ class Crowd:
     size: int
     patience_s: float = 60
     """How long a client follows one stream before it opens another."""
+    fates: Sequence[Fate] = ()
+    """Further clients, one for each, whose runs ask people and meet this."""
     histories: dict[int, list[run_pb2.RunEvent]] = field(default_factory=dict)
-    _next: int = 0
+    _begun: Counter[Fate | None] = field(default_factory=Counter)
     _stopping: bool = False
     _working: list[asyncio.Task[None]] = field(default_factory=list)
 
     def begin(self) -> None:
         """Lets the clients in."""
-        self._working = [asyncio.create_task(self._work()) for _ in range(self.size)]
+        kinds: list[Fate | None] = [*[None] * self.size, *self.fates]
+        self._working = [asyncio.create_task(self._work(fate)) for fate in kinds]
 
     async def have_done(self, more: int, timeout_s: float = 90) -> None:
         """Waits until so many more runs have ended. Raises what ended a client."""
@@ -274,18 +294,19 @@ class Crowd:
             if task.done():
                 task.result()
 
-    async def _work(self) -> None:
+    async def _work(self, fate: Fate | None) -> None:
         mesh = self.world.mesh
         async with Client(mesh.address, mesh.api_key) as client:
             while not self._stopping:
                 conversation = await _another_conversation(client)
                 for _ in range(_RUNS_OF_A_CONVERSATION):
                     if not self._stopping:
-                        await self._one_run(conversation)
+                        await self._one_run(conversation, fate)
 
-    async def _one_run(self, conversation: str) -> None:
+    async def _one_run(self, conversation: str, fate: Fate | None) -> None:
         mesh = self.world.mesh
-        number, self._next = self._next, self._next + 1
+        number = (fate.first if fate else 0) + self._begun[fate]
+        self._begun[fate] += 1
         webhook = self.world.receiver.url if number % TOLD == 0 else ""
         request = a_run(**a_task(number), conversation=conversation, webhook=webhook)
         self.histories[number] = await followed(

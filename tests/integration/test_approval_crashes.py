@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 assert bobs_key  # the fixture of a member's key
 
-POINTS = crash_hook.points("policy", crash_hook.SELDOM)
+POINTS = crash_hook.points("policy", {"policy": crash_hook.APPROVING})
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,13 @@ def _gate(*changes: str) -> tuple[Step, ...]:
     )
 
 
+APPROVING = (
+    Step("remit.policy.approval_store", "ApprovalStore.ask"),
+    Step("remit.policy.approval_store", "ApprovalStore.vote"),
+    Step("remit.policy.approval_store", "ApprovalStore.settle"),
+)
+"""The steps of an approval; `tests/integration/test_approval_crashes.py` dies at each alone."""
+
 STEPS: dict[str, tuple[Step, ...]] = {
     "agent": (
         Step("remit.agent.store", "RunStore.create"),
@@ -90,6 +97,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.agent.leases", "LeaseStore.claim", is_idle_without_result=True),
         Step("remit.agent.leases", "LeaseStore.renew"),
         Step("remit.agent.leases", "LeaseStore.park"),
+        Step("remit.agent.leases", "LeaseStore.park_for_approvals"),
+        Step("remit.agent.leases", "LeaseStore.wake"),
         Step("remit.agent.run_remit", "RemitDesk.register"),
         Step("remit.agent.run_remit", "RemitDesk.delegate"),
         Step("remit.agent.run_remit", "RemitDesk.renew"),
@@ -128,6 +137,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
         Step("remit.policy.ext_authz", "EdgeAuthorization.Check"),
         Step("remit.policy.decision_record", "DecisionRecord._store"),
         Step("remit.access_recorder", "AccessRecorder._send"),
+        *APPROVING,
     ),
     "cost": (
         Step("remit.cost.store", "LedgerStore.open"),
@@ -158,14 +168,8 @@ SELDOM: dict[str, tuple[Step, ...]] = {
         Step("remit.audit.checkpoints", "CheckpointSigner.covering"),
         Step("remit.audit.archiving", "Archiver.drop"),
     ),
-    "policy": (
-        Step("remit.policy.approval_store", "ApprovalStore.ask"),
-        Step("remit.policy.approval_store", "ApprovalStore.vote"),
-        Step("remit.policy.approval_store", "ApprovalStore.settle"),
-    ),
 }
-"""Steps that no storm comes to. `tests/audit/test_archive_crashes.py` and
-`tests/integration/test_approval_crashes.py` do."""
+"""Steps that no storm comes to; `tests/audit/test_archive_crashes.py` does."""
 
 
 def points(area: str, steps: dict[str, tuple[Step, ...]] = STEPS) -> list[str]:
