@@ -180,7 +180,14 @@ class World:
     """One replica of policy on a database, reached over an in-memory mesh."""
 
     def __init__(
-        self, database: Database, policies: Policies, keys: KeyRing, clock: MovedClock
+        self,
+        database: Database,
+        policies: Policies,
+        keys: KeyRing,
+        clock: MovedClock,
+        *,
+        most_waiting: int,
+        pool_of: PoolOf,
     ) -> None:
         self.database = database
         self.policies = policies
@@ -233,7 +240,8 @@ class World:
             cache_s=CACHE_S,
             cache_size=CACHE_SIZE,
         )
-        self.record = self.decision_record()
+        self.record = self._decision_record(most_waiting)
+        self._pool_of = pool_of
         self.shadows = ShadowStore(database, self.ids)
         self.shadow = Shadow(
             self.shadows, policies, clock, max_queue=MOST_WAITING, every_s=SHADOW_LOOK_S
@@ -241,13 +249,11 @@ class World:
         self.arguments = ApprovalArguments(self._subject_keys(), self.ids)
         self._add_policy()
 
-    def simulator(self, record: DecisionRecord, pool_of: PoolOf) -> Simulator:
-        """What tries candidates on that record."""
+    def _reads(self) -> ReadLog:
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
             audit_service_pb2_grpc.AuditServiceStub
         )
-        reads = ReadLog(stub, self.clock, self.ids)
-        return Simulator(self.sets, record, reads, self.clock, pool_of)
+        return ReadLog(stub, self.clock, self.ids)
 
     def _subject_keys(self) -> SubjectKeys:
         stub = self.mesh.as_caller(options_pb2.CALLER_POLICY).stub(
@@ -255,8 +261,7 @@ class World:
         )
         return SubjectKeys(stub, self.clock)
 
-    def decision_record(self, max_queue: int = MOST_WAITING) -> DecisionRecord:
-        """A record of decisions, which reads what others wrote too."""
+    def _decision_record(self, max_queue: int) -> DecisionRecord:
         return DecisionRecord(
             self.database,
             self._subject_keys(),
@@ -268,7 +273,14 @@ class World:
         )
 
     @classmethod
-    async def open(cls, database: Database, clock: MovedClock) -> World:
+    async def open(
+        cls,
+        database: Database,
+        clock: MovedClock,
+        *,
+        most_waiting: int = MOST_WAITING,
+        pool_of: PoolOf = in_a_thread,
+    ) -> World:
         store = PolicyStore(database)
         keys = KeyRing(
             store,
@@ -280,7 +292,7 @@ class World:
         )
         await keys.refresh()
         policies = await Policies.open(SetStore(database), read_policies(SHIPPED_POLICIES), clock)
-        return cls(database, policies, keys, clock)
+        return cls(database, policies, keys, clock, most_waiting=most_waiting, pool_of=pool_of)
 
     def _guard(self, audience: Caller.ValueType) -> Guard:
         # The guard's deadlines are the event loop's, so its clock is too.
@@ -348,7 +360,9 @@ class World:
                 policies=self.policies,
                 authority=self.authority,
                 recorder=self.recorder,
-                simulator=self.simulator(self.record, in_a_thread),
+                simulator=Simulator(
+                    self.sets, self.record, self._reads(), self.clock, self._pool_of
+                ),
                 shadows=self.shadows,
             ),
         )

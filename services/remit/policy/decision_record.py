@@ -194,9 +194,17 @@ class DecisionRecord:
 
     async def _opened(self, rows: Sequence[asyncpg.Record]) -> list[Recorded | None]:
         """Open rows with the keys of their subjects, which are asked for together."""
-        wanted = {(row["subject"], key_id_of(row["sealed_question"])) for row in rows}
-        found = await asyncio.gather(*(self._key(*each) for each in wanted))
-        keys = dict(zip(wanted, found, strict=True))
+        keys: dict[tuple[str, bytes], AreaKey | None] = {}
+        missing: set[tuple[str, bytes]] = set()
+        for row in rows:
+            wanted = row["subject"], key_id_of(row["sealed_question"])
+            key = self._keys.remembered(wanted[0])
+            if key is not None and key.key_id == wanted[1]:
+                keys[wanted] = key
+            else:
+                missing.add(wanted)
+        found = await asyncio.gather(*(self._key(*each) for each in missing))
+        keys |= zip(missing, found, strict=True)
         decisions: list[Recorded | None] = []
         for number, row in enumerate(rows):
             if number % _AT_ONCE == 0:
