@@ -149,6 +149,20 @@ async def test_without_the_keys_nothing_is_stored_and_decisions_go_on(world: Wor
     assert await world.database.fetchval("SELECT count(*) FROM decisions") == 0
 
 
+async def test_days_are_read_one_after_the_other_the_newest_first(
+    world: World, clock: MovedClock
+) -> None:
+    for _ in range(3):
+        await decide(world)
+        await decide(world)
+        await world.record.flush()
+        clock.move(86_400)
+    found = [each.time for each in await recorded(world) if each is not None]
+    assert found == sorted(found, reverse=True)
+    assert (len(found), len(set(found))) == (6, 3)
+    assert [each.time for each in await recorded(world, limit=3) if each] == found[:3]
+
+
 async def test_days_that_are_too_old_are_emptied(world: World, clock: MovedClock) -> None:
     await decide(world)
     await world.record.flush()

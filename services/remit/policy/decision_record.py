@@ -172,25 +172,34 @@ class DecisionRecord:
 
         One whose subject was erased is None.
         """
-        start = max(start, self._clock.now() - timedelta(days=self._retention_days))
-        days = range(self._retention_days + 2)
-        slots = sorted({slot_of(start + timedelta(days=day)) for day in days})
-        while place.left > 0:
-            rows = await self._database.fetch(
-                "SELECT * FROM decisions WHERE slot = ANY($1::smallint[]) AND decision_time >= $2"
+        now = self._clock.now()
+        start = max(start, now - timedelta(days=self._retention_days))
+        for day in range(-1, self._retention_days + 1):
+            slot = slot_of(now - timedelta(days=day))
+            while place.left > 0 and (rows := await self._rows(slot, start, place)):
+                last = rows[-1]
+                place = Place(last["decision_time"], last["decision_id"], place.left - len(rows))
+                yield Page(await self._opened(rows), place)
+
+    async def _rows(self, slot: int, start: datetime, place: Place) -> list[asyncpg.Record]:
+        """The next rows of a day, in the order of its index.
+
+        A sort would take all that is left of the day for each page, and the statistics of a day
+        that fills up make it look cheap.
+        """
+        async with self._database.transaction() as connection:
+            await connection.execute("SET LOCAL enable_sort = off")
+            await connection.execute("SET LOCAL enable_bitmapscan = off")
+            return await connection.fetch(
+                "SELECT * FROM decisions WHERE slot = $1 AND decision_time >= $2"
                 " AND (decision_time, decision_id) < ($3, $4)"
                 " ORDER BY decision_time DESC, decision_id DESC LIMIT $5",
-                slots,
+                slot,
                 start,
                 place.before,
                 place.name,
                 min(_PAGE, place.left),
             )
-            if not rows:
-                return
-            last = rows[-1]
-            place = Place(last["decision_time"], last["decision_id"], place.left - len(rows))
-            yield Page(await self._opened(rows), place)
 
     async def _opened(self, rows: Sequence[asyncpg.Record]) -> list[Recorded | None]:
         """Open rows with the keys of their subjects, which are asked for together."""
