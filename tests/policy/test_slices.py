@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cedarpy
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remit.policy import slices as slices_module
 from remit.policy.entities import Principal
 from remit.policy.rule_sets import PolicySource, RuleSet, compile_policies
 from remit.policy.rules import Question, RuleBook
@@ -104,6 +108,32 @@ def test_only_what_may_apply_is_in_a_slice() -> None:
     assert slices.of("tools.call", "tools/none").policies == ()
     assert slices.of("runs.create", "orgs/acme").policies == ()
     assert slices.of("runs.read", "x") is slices.of("runs.list", "y")
+
+
+def test_slices_that_are_kept_hold_a_bounded_number_of_policies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside policies for one tool each, those for every tool are in a slice for each of them."""
+    monkeypatch.setattr(slices_module, "MOST_POLICIES", 100)
+    text = "\n".join(
+        f'@id("a{number}") permit (principal, action == Action::"tools.call", resource);'
+        f'@id("t{number}") forbid (principal, action == Action::"tools.call",'
+        f' resource == Tool::"tools/t{number}");'
+        for number in range(20)
+    )
+    rules = compile_policies(PolicySource({"x.cedar": text}, SCHEMA))
+    slices = Slices(rules)
+    book = RuleBook(rules, 1, slices=slices)
+    asked = Question(WHO, "tools.call", "tools/unnamed", 2, CONTEXT)
+    for _ in range(2):
+        for number in range(20):
+            forbidden = book.decide(replace(asked, resource=f"tools/t{number}"))
+            assert forbidden.policy_ids == (f"t{number}",)
+            assert slices.policy_count <= 100
+    assert slices.policy_count == 84, "four slices of 21"
+    monkeypatch.setattr(slices_module, "MOST_POLICIES", 5)
+    assert book.decide(asked).allow
+    assert slices.policy_count == 20, "what is asked now is kept, however many it holds"
 
 
 def test_every_action_stands_in_the_group_that_the_slices_look_for() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 from remit import names
 from remit.policy.entities import TOOL_CLASSES, reference
@@ -29,7 +30,6 @@ _DOUBT: Final = "repeats_doubt"
 _FACTS: Final = frozenset({*STRINGS, *SETS, "path_escapes", "incomplete"})
 _IN_ORG: Final = frozenset({"Team", "User", "ApiKey"})
 _NAMES_REMEMBERED: Final = 65_536
-_MOST_SLICES: Final = 2_048
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -39,19 +39,16 @@ class Likenesses:
 
     def __init__(self, book: RuleBook) -> None:
         self._book = book
-        self._eyes: dict[int, tuple[Slice, _Eyes]] = {}
+        self._eyes: WeakKeyDictionary[Slice, _Eyes] = WeakKeyDictionary()
 
     def of(self, question: Question) -> Likeness:
         """What the book can tell of a question whose time is stated."""
         policies = self._book.slice_of(question)
-        known = self._eyes.get(id(policies))
-        if known is None:
-            if len(self._eyes) >= _MOST_SLICES:
-                self._eyes.clear()
-            # The slice is kept with it, so that no other gets its id.
-            known = self._eyes[id(policies)] = (policies, _Eyes(policies, self._book.grants_for))
+        eyes = self._eyes.get(policies)
+        if eyes is None:
+            eyes = self._eyes[policies] = _Eyes(policies, self._book.grants_for)
         try:
-            return known[1].likeness(question)
+            return eyes.likeness(question)
         except _OddError:
             return ("odd", question_json(question), question.requester, question.time)
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from functools import cached_property
 from typing import Final
+from weakref import WeakValueDictionary
 
 import cedarpy
 
 from remit.policy.rule_sets import RuleSet, WrittenPolicy
 
 _MOST_SLICES: Final = 1024
+MOST_POLICIES: Final = 65_536
+"""In all slices that are kept; a parsed policy takes about 2 KiB. Without this bound, a thousand
+policies for every tool beside a thousand for one tool each would take gigabytes."""
 
 
 class Slice:
@@ -53,7 +57,10 @@ class Slices:
         # Resources that some policy names alone: all others share one slice for each action.
         self._named = {policy.resource for policy in rules.policies if policy.resource}
         self._by_question: OrderedDict[tuple[str, str], Slice] = OrderedDict()
-        self._by_policies: OrderedDict[tuple[WrittenPolicy, ...], Slice] = OrderedDict()
+        # Shared by questions that are kept, and gone with the last of them.
+        self._by_policies: WeakValueDictionary[tuple[WrittenPolicy, ...], Slice] = (
+            WeakValueDictionary()
+        )
 
     @cached_property
     def guarding(self) -> Slice:
@@ -66,12 +73,28 @@ class Slices:
         found = self._by_question.get(key)
         if found is None:
             found = self._shared(tuple(p for p in self._rules.policies if _may_apply(p, *key)))
-        return _keep(self._by_question, key, found)
+            self._by_question[key] = found
+            self._forget()
+        else:
+            self._by_question.move_to_end(key)
+        return found
+
+    @property
+    def policy_count(self) -> int:
+        """Policies in the slices that are kept, each as often as it was parsed."""
+        return sum(len(each.policies) for each in set(self._by_question.values()))
 
     def _shared(self, policies: tuple[WrittenPolicy, ...]) -> Slice:
-        return _keep(
-            self._by_policies, policies, self._by_policies.get(policies) or Slice(policies)
-        )
+        known = self._by_policies.get(policies)
+        if known is None:
+            known = self._by_policies[policies] = Slice(policies)
+        return known
+
+    def _forget(self) -> None:
+        """Let go what was not asked for longest, but never the newest."""
+        kept = self._by_question
+        while len(kept) > _MOST_SLICES or (len(kept) > 1 and self.policy_count > MOST_POLICIES):
+            kept.popitem(last=False)
 
 
 def _may_apply(policy: WrittenPolicy, action: str, resource: str) -> bool:
@@ -81,11 +104,3 @@ def _may_apply(policy: WrittenPolicy, action: str, resource: str) -> bool:
     return policy.actions is None or not policy.actions.isdisjoint(
         {action, action.partition(".")[0]}
     )
-
-
-def _keep(kept: OrderedDict, key: object, value: Slice) -> Slice:  # type: ignore[type-arg]
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > _MOST_SLICES:
-        kept.popitem(last=False)
-    return value
