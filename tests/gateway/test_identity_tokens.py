@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from remit.rpc.errors import RemitError
 from remit.rpc.remits import Remit
 from tests.conftest import PostgresCluster
 from tests.gateway.conftest import World, running_world
-from tests.identity_provider import IdentityProvider, SigningKey
+from tests.identity_provider import IdentityProvider, SigningKey, localhost_tls
 from tests.policy.world import ALICE, INTERVAL_S, MovedClock
 from tests.policy.world import World as PolicyWorld
 from tests.ports import free_ports
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIST_AGENTS = "/remit.api.agent.v1.AgentCatalogService/ListAgents"
 CREATE_KEY = "/remit.api.policy.v1.PolicyAdminService/CreateApiKey"
+OVER_TLS = ("private", "forged")
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 
 
@@ -58,6 +59,10 @@ class Edge:
     cloud: IdentityProvider
     late: IdentityProvider
     """Whose page nothing serves until a test does."""
+    private: IdentityProvider
+    """Whose page is served over TLS, for which an authority of its own vouches."""
+    forged: IdentityProvider
+    """The same, but the edge was told of another authority."""
 
     async def call(self, token: str, *more: tuple[str, str], path: str = LIST_AGENTS) -> None:
         """Raises what the client reads."""
@@ -98,7 +103,12 @@ class Edge:
 
 
 def issuers_file(
-    folder: Path, corporate: IdentityProvider, cloud: IdentityProvider, late: IdentityProvider
+    folder: Path,
+    corporate: IdentityProvider,
+    cloud: IdentityProvider,
+    late: IdentityProvider,
+    over_tls: Sequence[IdentityProvider],
+    authority: Path,
 ) -> Path:
     file = {
         "issuers": [
@@ -133,6 +143,18 @@ def issuers_file(
                 "jwks_cache_s": 1,
                 "org": "delta",
             },
+            *(
+                {
+                    "name": name,
+                    "issuer": each.issuer,
+                    "audiences": ["remit"],
+                    "jwks_uri": f"https://localhost:{each.port}/keys",
+                    "jwks_cache_s": 1,
+                    "jwks_ca_file": str(authority),
+                    "org": name,
+                }
+                for name, each in zip(OVER_TLS, over_tls, strict=True)
+            ),
         ]
     }
     path = folder / "issuers.yaml"
@@ -152,9 +174,18 @@ async def edge(
     cloud.add("RS256", "first")
     late = IdentityProvider("https://late.example.com", port=free_ports(1)[0])
     late.add("ES256", "only")
+    private, forged = (IdentityProvider(f"https://{name}.example.com") for name in OVER_TLS)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(cloud.serving())
-        path = issuers_file(folder, corporate, cloud, late)
+        authorities = []
+        for each in (private, forged):
+            each.add("ES256", "only")
+            own = folder / each.issuer.rpartition("/")[2]
+            own.mkdir()
+            tls, authority = localhost_tls(own)
+            authorities.append(authority)
+            await stack.enter_async_context(each.serving(tls))
+        path = issuers_file(folder, corporate, cloud, late, (private, forged), authorities[0])
         dsn = postgres.dsn(await postgres.fresh("policy"), "remit_policy")
         database = await stack.enter_async_context(Database.open(dsn, pool_size=4))
         policy = await PolicyWorld.open(database, MovedClock())
@@ -166,7 +197,7 @@ async def edge(
             SystemClock(),
             read_issuers(path),
         ).Check
-        yield Edge(world, policy, corporate, cloud, late)
+        yield Edge(world, policy, corporate, cloud, late, private, forged)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -418,6 +449,16 @@ async def test_without_the_providers_keys_nobody_of_it_enters(edge: Edge) -> Non
         await eventually(lambda: edge.enters(token), timeout_s=30)
         error = await edge.refused(edge.late.token(exp=1))
         assert error.reason == reasons.ERROR_REASON_CREDENTIAL_INVALID
+
+
+async def test_keys_come_over_tls_from_whom_the_named_authority_vouches_for(edge: Edge) -> None:
+    await eventually(lambda: edge.enters(edge.private.token()), timeout_s=30)
+    remit = await edge.admitted(edge.private.token())
+    assert remit.subject == "orgs/private/users/alice"
+    # The other has had as long, and was asked nothing: its certificate is of nobody we know.
+    error = await edge.refused(edge.forged.token())
+    assert error.reason == reasons.ERROR_REASON_IDENTITY_PROVIDER_UNAVAILABLE
+    assert (edge.private.asked > 0, edge.forged.asked) == (True, 0)
 
 
 async def test_keys_that_were_fetched_count_through_an_outage(edge: Edge) -> None:
