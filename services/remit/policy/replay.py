@@ -2,7 +2,7 @@
 
 Questions that no policy can tell apart are asked once (likeness.py). They are read and asked in
 processes of their own, so that a preview takes nothing from those who wait for a decision but a
-share of the machine; the next page is read meanwhile.
+share of the machine; further pages are read meanwhile, also while the processes start.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import multiprocessing
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from remit.rpc.errors import RemitError
 
 _CHUNK: Final = 500
 """Decisions that one process is given at once."""
+_PAGES_AHEAD: Final = 24
+"""Pages that wait for the processes at most: about 50 MB."""
 _MOST_DISTINCT: Final = 200_000
 _DIGEST_BYTES: Final = 16
 
@@ -106,16 +109,15 @@ async def replay(
 ) -> AsyncIterator[Step]:
     """Ask the candidate about each page of decisions and tell what would change."""
     pool = pool_of(candidate)
-    asked: _Asking | None = None
+    asked: deque[_Asking] = deque()
     known: set[bytes] = set()
     try:
         async for page in pages:
-            # Read and given away while the page before is being looked at.
-            before, asked = asked, _Asking(pool, page)
-            if before is not None:
-                yield await before.step(known)
-        if asked is not None:
-            yield await asked.step(known)
+            asked.append(_Asking(pool, page))
+            while asked and (len(asked) > _PAGES_AHEAD or asked[0].is_done):
+                yield await asked.popleft().step(known)
+        while asked:
+            yield await asked.popleft().step(known)
     finally:
         # Whoever went away waits for nothing: what is being asked is not wanted any more.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -136,6 +138,14 @@ class _Asking:
             )
             for start in range(0, len(self._known), _CHUNK)
         ]
+        for chunk in self._chunks:
+            # Of a pool that broke the first failure is told, and the others are not wanted.
+            chunk.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the step is there without waiting."""
+        return all(chunk.done() for chunk in self._chunks)
 
     async def step(self, known: set[bytes]) -> Step:
         """What was found; `known` are the likenesses that were asked about before."""
