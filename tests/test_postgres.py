@@ -126,6 +126,23 @@ async def test_a_dsn_that_can_never_work_is_said_at_once(
         await migrate(dsn, "cost")
 
 
+async def test_a_migration_that_does_not_fit_is_named_and_changes_nothing(
+    postgres: PostgresCluster,
+) -> None:
+    """A database of another version of Remit may have a part of it under another name."""
+    dsn = postgres.dsn(await postgres.fresh("policy"), "remit_policy_owner")
+    connection = await asyncpg.connect(dsn)
+    last = "policy/migrations/0012_shadows.sql"
+    await connection.execute("DELETE FROM schema_migrations WHERE name = $1", last)
+    try:
+        with pytest.raises(RemitError, match=f"{last} does not fit.*already exists") as caught:
+            await migrate(dsn, "policy")
+        assert await connection.fetchval("SELECT count(*) FROM policy_shadows") == 0
+    finally:
+        await connection.close()
+    assert caught.value.reason == error_reason_pb2.ERROR_REASON_CONFIGURATION_INVALID
+
+
 async def test_a_writer_that_answers_too_few_commits_nothing_and_hangs_nobody(
     numbers: Database,
 ) -> None:

@@ -319,7 +319,8 @@ async def migrate(owner_dsn: str, database: str) -> list[str]:
     """Applies what is missing, each file in its own transaction, and returns the new names.
 
     Runs under the owner's role. Safe to run from several processes at once. Raises
-    CONFIGURATION_INVALID if a file that was applied has changed since, or for an unusable DSN.
+    CONFIGURATION_INVALID if a file that was applied has changed since, if one does not fit what is
+    there, or for an unusable DSN.
     """
     with translated(), usable(owner_dsn):
         connection = await asyncpg.connect(owner_dsn, timeout=_LOCK_TIMEOUT_S)
@@ -356,11 +357,19 @@ async def _apply(connection: asyncpg.Connection[Any], file: Path, known: dict[st
                 f"the migration {name} was applied in another form; migrations never change"
             )
         return False
-    async with connection.transaction():
-        await connection.execute(script)
-        await connection.execute(
-            "INSERT INTO schema_migrations (name, digest) VALUES ($1, $2)", name, digest
-        )
+    try:
+        async with connection.transaction():
+            await connection.execute(script)
+            await connection.execute(
+                "INSERT INTO schema_migrations (name, digest) VALUES ($1, $2)", name, digest
+            )
+    except asyncpg.PostgresError as error:
+        if isinstance(error, _GONE):
+            raise
+        raise _invalid(
+            f"the migration {name} does not fit the database, which is as it was before ({error});"
+            " the database may be of another version of Remit: go on with that one"
+        ) from error
     return True
 
 
